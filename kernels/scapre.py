@@ -1,0 +1,90 @@
+"""ScaPre, Forget Many, Forget Right (arXiv 2601.06162): closed-form edit of cross-attention keys and values.
+
+Variant `anchored`. Per output row i of a weight W0 [d_out, d], over concept states c_t and their targets n_t, minimise
+
+    eta m_i sum_t omega_t (w_i c_t - w0_i n_t)^2 + (w_i - w0_i)^T P (w_i - w0_i),   P = lambda I + R + beta K
+
+(eqs 3-5 with an anchor at W0, which the printed objective (8) lacks). With S = sum omega c c^T and T = sum omega (n - c) c^T,
+
+    w_i - w0_i = eta m_i w0_i T (P + eta m_i S)^-1.
+
+One generalised eigendecomposition S v = mu P v (V^T P V = I) serves every row of every layer:
+
+    (P + eta m S)^-1 = V diag(1 / (1 + eta m mu)) V^T,
+
+and since the rows of T lie in the span of the c_t, only the eigenvectors with mu > 0 take part: the edit is low-rank with V^T shared.
+"""
+
+import torch
+
+
+def gram(states, weights=None):
+    """Second moment sum_t omega_t c_t c_t^T, [d, d] float64, of states [n, d]; weights [n] default to 1."""
+    states = states.double()
+    return states.T @ (states if weights is None else states * weights.double()[:, None])
+
+
+def cross_gram(targets, states, weights=None):
+    """T = sum_t omega_t (n_t - c_t) c_t^T, [d, d] float64, of targets n and states c [n, d]."""
+    states, targets = states.double(), targets.double()
+    return (targets - states).T @ (states if weights is None else states * weights.double()[:, None])
+
+
+def spectral_trace(concepts):
+    """R = U diag((1 - sigmoid(sigma)) sigma) U^T of the concept matrix C_E = U diag(sigma) V^T [d, m] (eq 4), [d, d] float64.
+
+    Strong shared directions (large sigma) are left free, weak ones are penalised, so concepts do not fight over them.
+    """
+    u, sigma, _ = torch.linalg.svd(concepts.double(), full_matrices=False)
+    return (u * ((1 - torch.sigmoid(sigma)) * sigma)) @ u.T
+
+
+def informax(positive, negative):
+    """Informax weight alpha_i = MI_i / max_j MI_j per output row (eqs 6-7), [d_out] in [0, 1], dtype of the input.
+
+    positive [n_pos, d_out], negative [n_neg, d_out]: activations W0 s of concept and of neutral states. z = 1[a > tau_i] with
+    tau_i the (lower) median of both together; MI_i is that of z with the class, from the 2x2 table. Where the table tells
+    the classes apart in no row, all weights are 1.
+    """
+    both = torch.cat([positive, negative])
+    tau = both.median(0).values
+    p_class = torch.tensor([len(negative), len(positive)], dtype=torch.float64, device=both.device) / len(both)
+    p_fire = torch.stack([(negative > tau).double().mean(0), (positive > tau).double().mean(0)])  # [2, d_out] given the class
+    joint = torch.stack([1 - p_fire, p_fire]) * p_class[None, :, None]  # [z, y, d_out]
+    independent = joint.sum(1, keepdim=True) * joint.sum(0, keepdim=True)
+    mi = torch.where(joint > 0, joint * (joint / independent.clamp_min(1e-30)).log(), 0).sum((0, 1))
+    top = mi.max()
+    return (mi / top if top > 1e-12 else torch.ones_like(mi)).to(positive.dtype)
+
+
+def anchored_basis(s, p, tolerance=1e-12):
+    """Generalised eigenpairs S v = mu P v with mu > tolerance * mu_max: (mu [r], V [d, r]), float64, largest first.
+
+    Raises torch.linalg.LinAlgError when P is not positive definite.
+    """
+    lower = torch.linalg.cholesky(p.double())
+    half = torch.linalg.solve_triangular(lower, s.double(), upper=False)
+    whitened = torch.linalg.solve_triangular(lower, half.T, upper=False)
+    mu, q = torch.linalg.eigh((whitened + whitened.T) / 2)
+    v = torch.linalg.solve_triangular(lower.T, q, upper=True)
+    keep = mu > tolerance * mu[-1].clamp_min(1e-300)
+    return mu[keep].flip(0), v[:, keep].flip(1)
+
+
+def rank_by_energy(mu, eta, energy):
+    """How many leading components carry `energy` (0..1] of the erased signal sum_j mu_j (eta mu_j / (1 + eta mu_j))^2."""
+    erased = mu * (eta * mu / (1 + eta * mu)) ** 2
+    total = erased.cumsum(0)
+    if not len(mu) or total[-1] <= 0:
+        return 0
+    return int((total < energy * total[-1]).sum()) + 1
+
+
+def anchored_up(w0, tv, mu, eta, m=None):
+    """The layer's factor `up` [d_out, r] of the edit `up @ V^T`, float32: eta m_i (w0_i T V) / (1 + eta m_i mu).
+
+    w0 [d_out, d]; tv = T V [d, r]; mu [r]; m [d_out] Informax weights or None for 1.
+    """
+    rows = w0.float() @ tv.float()
+    gain = eta * (torch.ones(len(w0), 1, device=rows.device) if m is None else m.float()[:, None])
+    return gain * rows / (1 + gain * mu.float())

@@ -1,0 +1,61 @@
+"""Puts patches, stacked in order, on a model."""
+
+from comfy_api.latest import io
+
+from .errors import UnlearnError, finite
+from .host import patching, progress
+from .types import Patch
+
+
+class ApplyUnlearnPatch(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="ApplyUnlearnPatch",
+            display_name="Apply Unlearn Patch",
+            category="unlearn",
+            description="Applies one or more unlearn patches to a model, in order. Place it after LoRA loaders. The model that comes in "
+            "is not changed; Save Checkpoint bakes the patches in.",
+            search_aliases=["erase", "remove", "unlearn", "forget", "censor", "concept"],
+            inputs=[
+                io.Model.Input("model", tooltip="The model to patch; the same one the patches were made from, LoRAs included."),
+                io.Autogrow.Input(
+                    "patches",
+                    template=io.Autogrow.TemplatePrefix(
+                        Patch.Input("patch", tooltip="A patch from ScaPre Solve; a new socket appears as you connect."), prefix="patch", min=1, max=16
+                    ),
+                    tooltip="Patches to apply, first to last.",
+                ),
+                io.Float.Input(
+                    "strength",
+                    default=1.0,
+                    min=-2.0,
+                    max=2.0,
+                    step=0.05,
+                    tooltip="1 forgets fully, 0 changes nothing, between the two forgets partly; negative exaggerates the concept. Try 1 first.",
+                ),
+                io.Combo.Input(
+                    "mismatch",
+                    options=["warn", "error"],
+                    default="warn",
+                    tooltip="What to do when a patch was made for another base model: warn and apply all the same, or stop.",
+                ),
+            ],
+            outputs=[
+                io.Model.Output(display_name="model", tooltip="The patched model; connect to a sampler or to Save Checkpoint."),
+                io.String.Output("report", tooltip="What was applied, and a warning where the base model is not the patch's own."),
+            ],
+            hidden=[io.Hidden.unique_id],
+        )
+
+    @classmethod
+    def execute(cls, model, patches, strength, mismatch):
+        finite(strength=strength)
+        stack = [p for p in patches.values() if p is not None]
+        if not stack:
+            raise UnlearnError("The input 'patches' has nothing connected; connect the patch output of an eraser such as ScaPre Solve.")
+        patch = sum(stack[1:], stack[0])
+        patched, warning = patching.apply(model, patch, strength, strict=mismatch == "error")
+        report = patching.describe(patch, strength) + (f"\nWARNING: {warning}" if warning else "")
+        progress.say(report, cls.hidden.unique_id)
+        return io.NodeOutput(patched, report)

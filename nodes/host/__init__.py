@@ -1,0 +1,1 @@
+"""The only code that knows ComfyUI: layers, weights, prompts, adapters, progress, pictures."""

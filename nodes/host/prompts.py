@@ -1,0 +1,73 @@
+"""Token states of prompts, with the place of the concept in them."""
+
+from typing import NamedTuple
+
+import torch
+
+from ..errors import UnlearnError
+
+BATCH = 16
+
+
+class Prompt(NamedTuple):
+    """A text and where its concept's tokens stand: positions `first` to `last` (inclusive) and `end`, that of the end token."""
+
+    text: str
+    first: int
+    last: int
+    end: int
+
+
+def _escape(text):
+    """Parentheses taken literally: they are part of the name, not ComfyUI's emphasis."""
+    return text.replace("(", "\\(").replace(")", "\\)")
+
+
+def _chunks(clip, text):
+    """Per text encoder the 77-token chunks of a text, each a list of (token, weight, word id)."""
+    return clip.tokenize(_escape(text), return_word_ids=True)
+
+
+def _count(clip, text):
+    """How many word tokens a text has in the first encoder, and in how many chunks."""
+    chunks = next(iter(_chunks(clip, text).values()))
+    return sum(entry[2] > 0 for chunk in chunks for entry in chunk), len(chunks)
+
+
+def locate(clip, template, concept):
+    """The Prompt of a template with `{concept}` filled in; raises UnlearnError when the concept has no tokens or the text is too long."""
+    before, found, after = template.partition("{concept}")
+    if not found:
+        raise UnlearnError(f"The template '{template}' has no {{concept}} in it; write {{concept}} where the concept goes.")
+    text = template.replace("{concept}", concept)
+    start, (until, _), (total, chunks) = _count(clip, before)[0], _count(clip, before + concept), _count(clip, text)
+    if chunks > 1:
+        raise UnlearnError(f"The prompt '{text[:60]}...' has {total} tokens and the text encoder reads 75; shorten the concept or the template.")
+    if concept and until <= start:
+        raise UnlearnError(f"The concept '{concept}' has no letters the text encoder reads; write it in other characters.")
+    return Prompt(text, start + 1, until, total + 1)
+
+
+def encode(clip, texts, progress=None):
+    """Text -> token states float32 [77, d] on the CPU, each text encoded once, `BATCH` at a time through ComfyUI's CLIP.
+
+    ComfyUI encodes the chunks of one long prompt as a batch; here each chunk is a prompt of its own.
+    """
+    texts = list(dict.fromkeys(texts))
+    states = {}
+    for i in range(0, len(texts), BATCH):
+        batch = texts[i : i + BATCH]
+        tokens = {}
+        for text in batch:
+            for encoder, chunks in _chunks(clip, text).items():
+                if len(chunks) > 1:
+                    raise UnlearnError(f"The prompt '{text[:60]}...' is longer than the 75 tokens the text encoder reads; shorten it.")
+                tokens.setdefault(encoder, []).append([entry[:2] for entry in chunks[0]])
+        out = clip.encode_from_tokens(tokens)
+        for text, state in zip(batch, out.float().cpu().view(len(batch), -1, out.shape[-1])):
+            if not torch.isfinite(state).all():
+                raise UnlearnError(f"The input 'clip' gives NaN for '{text[:60]}'; load an undamaged text encoder.")
+            states[text] = state.clone()
+        if progress is not None:
+            progress.step(len(batch))
+    return states

@@ -1,0 +1,48 @@
+"""Reading a model's weights without touching them, whatever sibling clone is loaded, patched or quantised."""
+
+import comfy.lora
+import comfy.model_management
+import comfy.model_patcher
+import torch
+
+from ..errors import UnlearnError
+from ..types import Fingerprint
+
+SAMPLES = 64
+
+
+def read(model, key, patched=True, device=None):
+    """Weight `key` of a MODEL as a new float32 tensor [d_out, d_in] on `device` (default CPU).
+
+    Starts from the patcher's backup where one exists, for the module may hold a sibling clone's patched weight; `patched` adds
+    this model's own patches (LoRAs and the like). Raises UnlearnError on NaN or infinite entries.
+    """
+    weight, _, convert = comfy.model_patcher.get_key_weight(model.model, key)
+    backup = model.backup.get(key) or model.hook_backup.get(key)  # in this order: hook_backup may be patched already
+    if backup is not None:
+        weight = backup[0]
+    weight = comfy.model_management.cast_to_device(weight, torch.device(device or "cpu"), torch.float32, copy=True)
+    if convert is not None:
+        weight = convert(weight, inplace=True)  # dequantises
+    if patched and key in model.patches:
+        weight = comfy.lora.calculate_weight(model.patches[key], weight, key)
+    if not torch.isfinite(weight).all():
+        raise UnlearnError(
+            f"The input 'model' has NaN or infinite numbers in its weight '{key}'; load an undamaged checkpoint, or check LoRAs before this node."
+        )
+    return weight
+
+
+def fingerprint(model, keys):
+    """Fingerprint of the pristine, LoRA-free weights `keys` of a MODEL."""
+    samples = {}
+    for key in keys:
+        flat = read(model, key, patched=False).flatten()
+        where = torch.linspace(0, flat.numel() - 1, min(SAMPLES, flat.numel()), dtype=torch.float64).long()
+        samples[key] = flat[where].clone()
+    return Fingerprint(samples)
+
+
+def shape(model, key):
+    """Shape of weight `key` of a MODEL as the maths sees it (a quantised weight's logical shape)."""
+    return tuple(comfy.model_patcher.get_key_weight(model.model, key)[0].shape)

@@ -1,0 +1,75 @@
+"""The artist's list: read, refused with one sentence, and written back."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import pack
+
+text = pack.module("nodes.concept_text")
+types = pack.module("nodes.types")
+UnlearnError = pack.module("nodes.errors").UnlearnError
+
+
+def test_a_line_in_full():
+    line = "style:  van   gogh -> painting | vincent, v. gogh * 2.5"
+    assert text.parse_concept(line) == types.Concept("van gogh", "style", "painting", ("vincent", "v. gogh"), 2.5)
+
+
+def test_arrow_and_bar_in_either_order():
+    assert text.parse_concept("cat | kitten -> animal") == text.parse_concept("cat -> animal | kitten")
+
+
+def test_comments_and_blank_lines_are_skipped():
+    found = text.parse("# mine\n\n cat \n", "\n# none\n dog ")
+    assert [c.name for c in found.concepts] == ["cat"] and found.keep == ("dog",)
+
+
+@pytest.mark.parametrize(
+    "forget, keep, says",
+    [
+        ("", "", "empty"),
+        ("  \n# cat\n", "", "empty"),
+        ("cat", "Cat", "keep list"),
+        ("cat | kitten", "kitten", "keep list"),
+        ("cat\nCAT", "", "twice"),
+        ("cat | cat", "", "twice"),
+        ("-> animal", "", "no concept"),
+        ("cat ->", "", "nothing behind"),
+        ("cat * 0", "", "weight"),
+        ("cat * 1000", "", "weight"),
+    ],
+)
+def test_bad_lists_get_one_sentence(forget, keep, says):
+    with pytest.raises(UnlearnError) as error:
+        text.parse(forget, keep)
+    assert says in str(error.value) and "\n" not in str(error.value)
+
+
+word = st.text(st.characters(codec="utf-8", exclude_categories=("Cs", "Cc", "Zl", "Zp", "Zs"), exclude_characters="|,*#>:"), min_size=1, max_size=12)
+name = st.lists(word, min_size=1, max_size=3).map(" ".join).filter(lambda s: s == " ".join(s.split()) and "->" not in s)
+concept = st.builds(
+    types.Concept,
+    name,
+    st.sampled_from(types.KINDS),
+    st.one_of(st.just(""), name),
+    st.lists(name, max_size=3).map(tuple),
+    st.floats(0.01, 100, allow_nan=False),
+)
+
+
+@given(concept)
+def test_a_concept_survives_the_round_trip(c):
+    assert text.parse_concept(text.format_concept(c)) == c
+
+
+def test_a_set_survives_the_round_trip():
+    first = text.parse("cat -> animal | kitten\nstyle: monet * 0.5\nexplicit: naked", "dog\nhouse")
+    assert text.parse(*text.format_set(first)) == first
+
+
+def test_merging_checks_both():
+    with pytest.raises(UnlearnError, match="keep list"):
+        text.merge(text.parse("cat"), text.parse("dog", "cat"))
+    both = text.merge(text.parse("cat", "a\nb"), text.parse("dog", "b\nc"))
+    assert [c.name for c in both.concepts] == ["cat", "dog"] and both.keep == ("a", "b", "c")
