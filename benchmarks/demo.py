@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
+
 from world import captions, checkpoint
 from world.evaluate import judge_picture
 from world.sprites import OBJECTS, SIZE, STYLES, SUPERCLASS
@@ -115,7 +116,12 @@ def grid(plan, pictures, rights, path):
                     big = big.resize((136, 68), Image.NEAREST)
                 sheet.paste(big, (x0 + when * 144, y0))
                 good = all(there != (gone and when == 1) for gone, there in rights[when][k])
-                draw.text((x0 + when * 144, y0 + 92), "as it should be" if good else "not as it should be", (46, 125, 90) if good else (192, 66, 52), ImageFont.load_default(11))
+                draw.text(
+                    (x0 + when * 144, y0 + 92),
+                    "as it should be" if good else "not as it should be",
+                    (46, 125, 90) if good else (192, 66, 52),
+                    ImageFont.load_default(11),
+                )
             draw.text((x0, y0 + 75), plan[k].caption.text, (28, 32, 38), font)
         y += cell[1] * -(-len(ks) // columns)
     path.parent.mkdir(parents=True, exist_ok=True)

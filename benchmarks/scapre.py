@@ -9,8 +9,9 @@ import resource
 import sys
 import time
 
-import pack
 import torch
+
+import pack
 
 kernel = pack.module("kernels.scapre")
 SD15_WIDTHS = [320] * 5 + [640] * 5 + [1280] * 6  # a key and a value matrix each

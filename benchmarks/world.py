@@ -9,8 +9,9 @@ import os
 from pathlib import Path
 
 import numpy as np
-import pack
 import torch
+
+import pack
 from world import captions, checkpoint
 from world.evaluate import Studio
 from world.judge import NOTHING, batch
@@ -38,7 +39,9 @@ def groups(seeds):
     plain = lambda name: [captions.plain(name, captions.PLAIN[i % len(captions.PLAIN)]) for i in range(seeds)]
     out = {name: plain(name) for name in (*OBJECTS, *SUPERCLASSES)}
     for k, style in enumerate(STYLES):
-        out[style] = [captions.styled(OBJECTS[(5 * i + k) % len(OBJECTS)], style, captions.STYLED[i % len(captions.STYLED)]) for i in range(seeds)]
+        out[style] = [
+            captions.styled(OBJECTS[(5 * i + k) % len(OBJECTS)], style, captions.STYLED[i % len(captions.STYLED)]) for i in range(seeds)
+        ]
     out[captions.EXPLICIT_WORD] = [
         captions.explicit(OBJECTS[3 * i % len(OBJECTS)], captions.EXPLICIT[i % len(captions.EXPLICIT)]) for i in range(seeds)
     ]

@@ -22,7 +22,10 @@ class ApplyUnlearnPatch(io.ComfyNode):
                 io.Autogrow.Input(
                     "patches",
                     template=io.Autogrow.TemplatePrefix(
-                        Patch.Input("patch", tooltip="A patch from ScaPre Solve; a new socket appears as you connect."), prefix="patch", min=1, max=16
+                        Patch.Input("patch", tooltip="A patch from ScaPre Solve; a new socket appears as you connect."),
+                        prefix="patch",
+                        min=1,
+                        max=16,
                     ),
                     tooltip="Patches to apply, first to last.",
                 ),
@@ -32,7 +35,8 @@ class ApplyUnlearnPatch(io.ComfyNode):
                     min=-2.0,
                     max=2.0,
                     step=0.05,
-                    tooltip="1 forgets fully, 0 changes nothing, between the two forgets partly; negative exaggerates the concept. Try 1 first.",
+                    tooltip="1 forgets fully, 0 changes nothing, between the two forgets partly; negative exaggerates the concept. "
+                    "Try 1 first.",
                 ),
                 io.Combo.Input(
                     "mismatch",

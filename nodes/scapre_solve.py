@@ -44,7 +44,8 @@ class ScaPreSolve(io.ComfyNode):
                                     min=0.0,
                                     max=1e6,
                                     step=0.1,
-                                    tooltip="How strongly everything that is kept is held in place (beta). Raise it when kept things change.",
+                                    tooltip="How strongly everything that is kept is held in place (beta). "
+                                    "Raise it when kept things change.",
                                 ),
                                 io.Float.Input(
                                     "anchor",

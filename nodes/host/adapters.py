@@ -72,7 +72,9 @@ class LowRank(Edit):
 
     @classmethod
     def of(cls, up, down):
-        return cls(set(), (up.to("cpu").contiguous(), down if down.is_contiguous() and down.device.type == "cpu" else down.cpu().contiguous()))
+        return cls(
+            set(), (up.to("cpu").contiguous(), down if down.is_contiguous() and down.device.type == "cpu" else down.cpu().contiguous())
+        )
 
     @property
     def shape(self):

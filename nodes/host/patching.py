@@ -11,7 +11,8 @@ def check_keys(model, patch):
     if missing:
         named = ", ".join(missing[:3]) + (f" and {len(missing) - 3} more" if len(missing) > 3 else "")
         raise UnlearnError(
-            f"The input 'model' lacks {len(missing)} of the weights the patch changes ({named}); use the architecture the patch was made for."
+            f"The input 'model' lacks {len(missing)} of the weights the patch changes ({named}); "
+            "use the architecture the patch was made for."
         )
     for key, edit in patch.edits:
         shape = weights.shape(model, key)
@@ -47,8 +48,6 @@ def apply(model, patch, strength=1.0, strict=False):
 
 def describe(patch, strength):
     """A line per patch in the stack: method, concepts, how many weights, size."""
-    lines = [
-        f"{p['method']}: forgets {', '.join(p['concepts'][:8])}{' ...' if len(p['concepts']) > 8 else ''}" for p in patch.provenance
-    ]
+    lines = [f"{p['method']}: forgets {', '.join(p['concepts'][:8])}{' ...' if len(p['concepts']) > 8 else ''}" for p in patch.provenance]
     keys = len({key for key, _ in patch.edits})
     return "\n".join([*lines, f"{len(patch.edits)} edits on {keys} weights at strength {strength:g}, {patch.nbytes / 2**20:.2f} MB"])

@@ -10,9 +10,10 @@ BATCH = 16
 
 
 class Prompt(NamedTuple):
-    """A text and where its concept's tokens stand: positions `first` to `last` (inclusive) and `end`, that of the end token."""
+    """A text, the concept in it, and where its tokens stand: positions `first` to `last` (inclusive) and `end`, that of the end token."""
 
     text: str
+    name: str
     first: int
     last: int
     end: int
@@ -42,10 +43,12 @@ def locate(clip, template, concept):
     text = template.replace("{concept}", concept)
     start, (until, _), (total, chunks) = _count(clip, before)[0], _count(clip, before + concept), _count(clip, text)
     if chunks > 1:
-        raise UnlearnError(f"The prompt '{text[:60]}...' has {total} tokens and the text encoder reads 75; shorten the concept or the template.")
+        raise UnlearnError(
+            f"The prompt '{text[:60]}...' has {total} tokens and the text encoder reads 75; shorten the concept or the template."
+        )
     if concept and until <= start:
         raise UnlearnError(f"The concept '{concept}' has no letters the text encoder reads; write it in other characters.")
-    return Prompt(text, start + 1, until, total + 1)
+    return Prompt(text, concept, start + 1, until, total + 1)
 
 
 def encode(clip, texts, progress=None):
@@ -64,7 +67,7 @@ def encode(clip, texts, progress=None):
                     raise UnlearnError(f"The prompt '{text[:60]}...' is longer than the 75 tokens the text encoder reads; shorten it.")
                 tokens.setdefault(encoder, []).append([entry[:2] for entry in chunks[0]])
         out = clip.encode_from_tokens(tokens)
-        for text, state in zip(batch, out.float().cpu().view(len(batch), -1, out.shape[-1])):
+        for text, state in zip(batch, out.float().cpu().view(len(batch), -1, out.shape[-1]), strict=True):
             if not torch.isfinite(state).all():
                 raise UnlearnError(f"The input 'clip' gives NaN for '{text[:60]}'; load an undamaged text encoder.")
             states[text] = state.clone()

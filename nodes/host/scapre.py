@@ -67,17 +67,16 @@ def solve(model, clip, concepts, templates=None, *, tokens="all", target="differ
 
 def anchored_components(stats, settings):
     """(mu [r], V [d, r]) of the anchored system for Statistics, cut to the rank that carries ENERGY of the erased signal."""
-    d = len(stats.erase)
-    p = settings["preserve"] * stats.keep * d + settings["anchor"] * torch.eye(d, dtype=torch.float64)
+    p = settings["preserve"] * stats.keep + settings["anchor"] * torch.eye(len(stats.keep), dtype=torch.float64)
     if settings["spectral"]:
         p = p + settings["spectral"] * kernel.spectral_trace(stats.concepts)
-    mu, v = kernel.anchored_basis(stats.erase * d, p)
+    mu, v = kernel.anchored_basis(stats.erase, p)
     rank = kernel.rank_by_energy(mu, settings["erase"], ENERGY)
     return mu[:rank], v[:, :rank]
 
 
 def _picture(names, left, changes, drift):
-    shown = [(n, x, f"{x:.0%} left", report.GOOD if x < 0.3 else report.BAD) for n, x in list(zip(names, left))[:24]]
+    shown = [(n, x, f"{x:.0%} left", report.GOOD if x < 0.3 else report.BAD) for n, x in list(zip(names, left, strict=True))[:24]]
     top = max([c for _, c in changes] + [1e-9])
     layers = [(label, c / top, f"{c:.2%}", report.NEUTRAL) for label, c in changes[:40]]
     kept = [("everything kept", drift, f"{drift:.1%} moved", report.GOOD if drift < 0.1 else report.BAD)]
@@ -88,10 +87,11 @@ def _picture(names, left, changes, drift):
 
 
 def _text(names, left, changes, drift, patch, rank):
-    worst = max(zip(left, names))
+    worst = max(zip(left, names, strict=True))
     lines = [
-        f"Forgets {len(names)} concept{'s' if len(names) > 1 else ''} in {len(changes)} layers, rank {rank}, {patch.nbytes / 2**20:.2f} MB.",
-        f"What the concepts add to keys and values is cut to {sum(left) / len(left):.0%} on average (most left: {worst[1]}, {worst[0]:.0%}).",
+        f"Forgets {len(names)} concept{'s' * (len(names) > 1)} in {len(changes)} layers, rank {rank}, {patch.nbytes / 2**20:.2f} MB.",
+        f"What the concepts add to keys and values is cut to {sum(left) / len(left):.0%} on average "
+        f"(most left: {worst[1]}, {worst[0]:.0%}).",
         f"Kept prompts move by {drift:.1%}.",
     ]
     if worst[0] > 0.5:

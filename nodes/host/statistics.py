@@ -1,7 +1,7 @@
 """What the closed-form solves are made from: Gram matrices of token states to change and of token states to keep.
 
 What generalises (measured, see README): not a prompt's states themselves but their difference to the same sentence with a neutral
-word in the concept's place, over several sentences; it holds what the concept adds, and little of the sentence around it.
+word in the concept's place, averaged over several sentences; it holds what the concept adds, and little of the sentence around it.
 """
 
 import re
@@ -46,7 +46,7 @@ PAD_SAMPLES = 6
 
 @dataclass(frozen=True)
 class Statistics:
-    """float64 moments over token states of width d, all states divided by the RMS norm of the kept ones.
+    """float64 moments over token states of width d, all divided by the RMS entry of the kept states.
 
     erase, move [d, d]: S = sum omega x x^T and T = sum omega (y - x) x^T of rows x whose output should become that of y; each
     concept's omega sum to its weight. keep [d, d]: mean of k k^T over kept states. concepts [d, m]: one mean row per concept.
@@ -73,22 +73,21 @@ def _mentions(text, names):
     return any(re.search(rf"(?<!\w){re.escape(n)}s?(?!\w)", text, re.IGNORECASE) for n in names)
 
 
-def _positions(prompt, length):
-    """(position, weight) of what follows the concept: each word and the end token 1, all padding together 1, by samples."""
-    words = [(p, 1.0) for p in range(prompt.last + 1, prompt.end + 1)]
-    pads = torch.linspace(prompt.end + 1, length - 1, PAD_SAMPLES).long().unique().tolist() if prompt.end + 1 < length else []
-    return words + [(p, 1.0 / len(pads)) for p in pads]
-
-
 def _rows(concept, neutral, c, n, tokens):
-    """Rows (c state, n state, weight) of one sentence pair: `concept` and `neutral` are Prompts, c and n their states [77, d]."""
-    length, rows = len(c), []
+    """Rows (role, c state, n state, weight) of one sentence pair: `concept` and `neutral` are Prompts, c and n their states [77, d].
+
+    Roles: each of the concept's own tokens, counted from the last; the words behind it together; the end token; samples of the
+    padding, together as heavy as one token. Causal attention leaves what stands before the concept as it was.
+    """
+    length, shift = len(c), neutral.last - concept.last
     stand_in = max(neutral.last, neutral.first)  # with nothing in the concept's place: what comes next
-    for p in range(concept.first if tokens == "all" else concept.last, concept.last + 1):
-        rows.append((c[p], n[min(stand_in, length - 1)], 1.0))
-    for p, weight in _positions(concept, length):
-        rows.append((c[p], n[min(p - concept.last + neutral.last, length - 1)], weight))
-    return rows
+    first = concept.first if tokens == "all" else concept.last
+    rows = [(("own", p - concept.last), p, stand_in, 1.0) for p in range(first, concept.last + 1)]
+    rows += [("word", p, p + shift, 1.0 / (concept.end - concept.last - 1)) for p in range(concept.last + 1, concept.end)]
+    rows.append(("end", concept.end, concept.end + shift, 1.0))
+    pads = torch.linspace(concept.end + 1, length - 1, PAD_SAMPLES).long().unique().tolist() if concept.end + 1 < length else []
+    rows += [(("pad", j), p, p + shift, 1.0 / len(pads)) for j, p in enumerate(pads)]
+    return [(role, c[p], n[min(q, length - 1)], weight) for role, p, q, weight in rows]
 
 
 def _grammar(template, concept):
@@ -99,7 +98,8 @@ def _grammar(template, concept):
 
 @dataclass(frozen=True)
 class Plan:
-    """Which sentences a ConceptSet is studied in: pairs of (concept index, share of its weight, Prompt, neutral Prompt), and what to keep."""
+    """Which sentences a ConceptSet is studied in, as pairs of (concept index, share of its weight, Prompt, neutral Prompt), and
+    which prompts are kept."""
 
     pairs: tuple[tuple[int, float, prompts.Prompt, prompts.Prompt], ...]
     kept: tuple[prompts.Prompt, ...]
@@ -131,22 +131,23 @@ def plan(clip, concept_set, templates=None, prior=True):
 def measure(plan, states, tokens="all", target="difference"):
     """Statistics of a Plan from `states`, text -> [length, d].
 
-    tokens: 'all' or only the 'last' of the concept's own; target: 'difference' (erase what the concept adds to the sentence) or
-    'state' (map the concept's states to the neutral ones).
+    tokens: 'all' or only the 'last' of the concept's own; target: 'difference' (erase what the concept adds to a sentence, averaged
+    over the sentences) or 'state' (map the concept's states to the neutral ones, sentence by sentence).
     """
-    x, y, weights, owner = [], [], [], []
+    found = []  # (concept index, what is averaged over sentences, c state, n state, weight)
     for i, share, a, b in plan.pairs:
         rows = _rows(a, b, states[a.text], states[b.text], tokens)
         total = sum(w for *_, w in rows)
-        for c, n, w in rows:
-            x.append(c), y.append(n), weights.append(share * w / total), owner.append(i)
-    x, y, weights, owner = torch.stack(x), torch.stack(y), torch.tensor(weights, dtype=torch.float64), torch.tensor(owner)
-    kept = _kept_states(plan.kept, states)
-    scale = kept.double().square().sum(1).mean().sqrt()
-    x, y, kept = x.double() / scale, y.double() / scale, kept.double() / scale
+        found += [(i, (i, a.name, role), c, n, share * w / total) for role, c, n, w in rows]
+    owner, group, x, y, weights = zip(*found, strict=True)
+    kept = _kept_states(plan.kept, states).double()
+    scale = kept.square().mean().sqrt()
+    kept, x, y = kept / scale, torch.stack(x).double() / scale, torch.stack(y).double() / scale
+    owner, weights = torch.tensor(owner), torch.tensor(weights, dtype=torch.float64)
     positive, negative = x.float(), y.float()
     if target == "difference":
-        x, y = x - y, torch.zeros_like(y)
+        x, weights, owner = _averaged(x - y, weights, owner, group)
+        y = torch.zeros_like(x)
     mean = torch.zeros(x.shape[1], len(plan.names), dtype=torch.float64)
     for i in range(len(plan.names)):
         mine = owner == i
@@ -160,6 +161,16 @@ def measure(plan, states, tokens="all", target="difference"):
         negative=negative,
         names=plan.names,
     )
+
+
+def _averaged(rows, weights, owner, group):
+    """Weighted means of the rows of each group, with the groups' weights and owners: what the sentences have in common."""
+    ids = {g: j for j, g in enumerate(dict.fromkeys(group))}
+    index = torch.tensor([ids[g] for g in group])
+    total = torch.zeros(len(ids), dtype=torch.float64).index_add(0, index, weights)
+    sums = torch.zeros(len(ids), rows.shape[1], dtype=torch.float64).index_add(0, index, rows * weights[:, None])
+    first = torch.tensor([group.index(g) for g in ids])
+    return sums / total[:, None], total, owner[first]
 
 
 def _kept_states(kept, states):

@@ -28,7 +28,8 @@ def read(model, key, patched=True, device=None):
         weight = comfy.lora.calculate_weight(model.patches[key], weight, key)
     if not torch.isfinite(weight).all():
         raise UnlearnError(
-            f"The input 'model' has NaN or infinite numbers in its weight '{key}'; load an undamaged checkpoint, or check LoRAs before this node."
+            f"The input 'model' has NaN or infinite numbers in its weight '{key}'; "
+            "load an undamaged checkpoint, or check the LoRAs before this node."
         )
     return weight
 

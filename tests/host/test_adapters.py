@@ -1,8 +1,9 @@
 """The three edits under ComfyUI's own patch arithmetic, in every way the patcher calls them."""
 
-import pack
 import pytest
 import torch
+
+import pack
 
 adapters = pack.module("nodes.host.adapters")
 KEY = "diffusion_model.x.weight"

@@ -2,9 +2,10 @@
 
 from types import SimpleNamespace
 
-import pack
 import pytest
 import torch
+
+import pack
 
 layers = pack.module("nodes.host.layers")
 UnlearnError = pack.module("nodes.errors").UnlearnError

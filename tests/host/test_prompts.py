@@ -1,8 +1,9 @@
 """Prompt encoding: where the concept stands, and that batching changes nothing."""
 
-import pack
 import pytest
 import torch
+
+import pack
 
 prompts = pack.module("nodes.host.prompts")
 statistics = pack.module("nodes.host.statistics")
@@ -61,17 +62,28 @@ def test_the_plan_never_keeps_what_it_forgets(loaded):
     assert "a photo of a dog" in kept and "a photo of an animal" not in kept and "a photo of a animal" in kept
 
 
-def test_statistics_by_hand(loaded):
-    """Weights sum to each concept's own; a prompt's difference to itself is nothing."""
+def test_statistics_from_their_definition(loaded):
+    """Two sentences: the erased rows are the mean differences, their weights sum to the concept's own."""
     clip = loaded[1]
-    plan = statistics.plan(clip, text.parse("cat -> cat2 * 3\nfox -> animal"), templates=("a {concept}",), prior=False)
+    plan = statistics.plan(clip, text.parse("fox -> wolf * 3"), templates=("{concept}", "a {concept}"), prior=False)
     states = prompts.encode(clip, plan.texts)
-    same = {t: states[t.replace("cat2", "cat")] if t.replace("cat2", "cat") in states else states[t] for t in plan.texts}
-    stats = statistics.measure(plan, same)
-    assert stats.concepts[:, 0].norm() < stats.concepts[:, 1].norm() * 0.6
-    full = statistics.measure(plan, states, target="state")
-    assert torch.allclose(full.erase, full.erase.T) and full.positive.shape == full.negative.shape
-    assert abs(float(torch.trace(full.erase)) - 4) < 1  # unit-norm states, weights 3 + 1
+    stats = statistics.measure(plan, states)
+    scale = statistics._kept_states(plan.kept, states).double().square().mean().sqrt()
+    difference = lambda t, p: (states[t.format("fox")] - states[t.format("wolf")])[p].double() / scale
+    own = (difference("{}", 1) + difference("a {}", 2)) / 2
+    end = (difference("{}", 2) + difference("a {}", 3)) / 2
+    rest = stats.erase - torch.outer(own, own) - torch.outer(end, end)  # of weight 3 a third each: own, end, padding
+    assert torch.allclose(stats.move, -stats.erase)
+    values = torch.linalg.eigvalsh(rest)
+    assert values[0] > -1e-9 * values[-1] and (values > 1e-9 * values[-1]).sum() <= statistics.PAD_SAMPLES
+    assert abs(float(torch.trace(stats.keep)) / 768 - 1) < 1e-9
+
+
+def test_state_targets_keep_every_sentence(loaded):
+    clip = loaded[1]
+    plan = statistics.plan(clip, text.parse("fox -> wolf"), templates=("{concept}", "a {concept}"), prior=False)
+    stats = statistics.measure(plan, prompts.encode(clip, plan.texts), target="state")
+    assert torch.linalg.matrix_rank(stats.erase, rtol=1e-9) == len(stats.positive) == 2 * (2 + statistics.PAD_SAMPLES)
 
 
 def test_own_vowels_get_their_article():

@@ -3,9 +3,10 @@
 import copy
 import math
 
-import pack
 import pytest
 import torch
+
+import pack
 
 scapre = pack.module("nodes.host.scapre")
 patching = pack.module("nodes.host.patching")
@@ -81,7 +82,9 @@ def test_strength_scales_the_edit(loaded, patch):
     model, key = loaded[0], patch.edits[0][0]
     w0 = weights.read(model, key)
     full, half, none, back = (loaded_weight(patching.apply(model, patch, s)[0], key).float() - w0 for s in (1, 0.5, 0, -1))
-    assert torch.allclose(half, full / 2, atol=1e-6) and torch.equal(none, torch.zeros_like(none)) and torch.allclose(back, -full, atol=1e-6)
+    assert (
+        torch.allclose(half, full / 2, atol=1e-6) and torch.equal(none, torch.zeros_like(none)) and torch.allclose(back, -full, atol=1e-6)
+    )
 
 
 def test_reading_is_pristine_while_a_sibling_is_loaded(loaded, patch):

@@ -3,8 +3,9 @@
 import asyncio
 from pathlib import Path
 
-import pack
 import pytest
+
+import pack
 
 NODES = pack.module("nodes").NODES
 ROOT = Path(__file__).resolve().parents[2]

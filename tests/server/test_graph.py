@@ -6,6 +6,7 @@ import urllib.request
 
 import numpy as np
 import pytest
+
 from benchmarks import demo, workflow
 from benchmarks.server import BASE, Failed, Server
 from world import captions, checkpoint
@@ -17,7 +18,7 @@ FORGET = ("fox", "house")
 
 
 @pytest.fixture(scope="module")
-def server(checkpoint):  # noqa: F811
+def server(checkpoint):
     with Server(log=BASE / "test-server.log") as running:
         yield running
 
@@ -49,7 +50,9 @@ def pictures(server, outputs, g, title):
 
 def seen(server, outputs, g, title, name):
     judge = checkpoint.load_judge()
-    look = [judge_picture(judge, demo.pixels(server.image(i)), captions.Caption("", name)) for i in outputs[workflow.titled(g, title)]["images"]]
+    look = [
+        judge_picture(judge, demo.pixels(server.image(i)), captions.Caption("", name)) for i in outputs[workflow.titled(g, title)]["images"]
+    ]
     return np.mean([x.correct for x in look])
 
 
@@ -89,7 +92,16 @@ def test_a_saved_checkpoint_gives_the_same_pictures(server):
     try:
         again = graph()
         workflow.put(again, "Load Checkpoint", ckpt_name=target.name)
-        for title in ("After", "Decode After", "Picture After", "Apply Unlearn Patch", "ScaPre Solve", "Report", "Report in Words", "Objects to Forget"):
+        for title in (
+            "After",
+            "Decode After",
+            "Picture After",
+            "Apply Unlearn Patch",
+            "ScaPre Solve",
+            "Report",
+            "Report in Words",
+            "Objects to Forget",
+        ):
             del again[workflow.titled(again, title)]
         outputs = server.run(again)
         reloaded = pictures(server, outputs, again, "Picture Before")

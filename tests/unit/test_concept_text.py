@@ -46,7 +46,9 @@ def test_bad_lists_get_one_sentence(forget, keep, says):
     assert says in str(error.value) and "\n" not in str(error.value)
 
 
-word = st.text(st.characters(codec="utf-8", exclude_categories=("Cs", "Cc", "Zl", "Zp", "Zs"), exclude_characters="|,*#>:"), min_size=1, max_size=12)
+word = st.text(
+    st.characters(codec="utf-8", exclude_categories=("Cs", "Cc", "Zl", "Zp", "Zs"), exclude_characters="|,*#>:"), min_size=1, max_size=12
+)
 name = st.lists(word, min_size=1, max_size=3).map(" ".join).filter(lambda s: s == " ".join(s.split()) and "->" not in s)
 concept = st.builds(
     types.Concept,

@@ -25,7 +25,7 @@ def penalty(kept, lam=0.1, beta=0.5):
 def reference(w0, c, target, omega, m, p, eta):
     """Row by row: minimise eta m_i sum omega (w c - w0 n)^2 + (w - w0)^T P (w - w0) by its normal equations."""
     out = []
-    for row, weight in zip(w0, m):
+    for row, weight in zip(w0, m, strict=True):
         gain = eta * weight * omega
         a = p + (c.T * gain) @ c
         b = p @ row + c.T @ (gain * (target @ row))

@@ -61,7 +61,7 @@ def load_judge(path=SHIPPED):
     from .judge import Judge
 
     judge = Judge()
-    judge.load_state_dict({k: v.float() for k, v in read_compact(path, "judge.").items()}, strict=False)
+    judge.load_state_dict({k: v.float() for k, v in read_compact(path, "judge.").items()}, strict=False)  # but for batch counters
     return judge.eval()
 
 

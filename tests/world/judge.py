@@ -18,7 +18,9 @@ class Judge(nn.Module):
     def __init__(self, width=48):
         super().__init__()
         conv = lambda i, o: nn.Sequential(nn.Conv2d(i, o, 3, padding=1), nn.BatchNorm2d(o), nn.ReLU())
-        self.body = nn.Sequential(conv(3, width), conv(width, width), conv(width, width), nn.Flatten(), nn.Linear(width * 64, 256), nn.ReLU())
+        self.body = nn.Sequential(
+            conv(3, width), conv(width, width), conv(width, width), nn.Flatten(), nn.Linear(width * 64, 256), nn.ReLU()
+        )
         self.label, self.style, self.explicit = nn.Linear(256, len(LABELS) + 1), nn.Linear(256, len(STYLE_NAMES)), nn.Linear(256, 2)
 
     def forward(self, x):
@@ -58,7 +60,7 @@ def train_judge(steps=2500, size=96, seed=7, log=print):
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 2e-3, steps)
     for step in range(steps):
         x, *targets = batch(rng, size)
-        loss = sum(nn.functional.cross_entropy(o, t, ignore_index=-1) for o, t in zip(judge(x), targets))
+        loss = sum(nn.functional.cross_entropy(o, t, ignore_index=-1) for o, t in zip(judge(x), targets, strict=True))
         optimiser.zero_grad()
         loss.backward()
         optimiser.step(), schedule.step()

@@ -23,6 +23,7 @@ UNET = dict(
 )  # fmt: skip
 ALPHAS = torch.cumprod(1 - torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2, 0).float()
 WEIGHTS = {"plain": 0.5, "superclass": 0.12, "styled": 0.24, "explicit": 0.08, "empty": 0.06}
+EARLY = 300  # steps until the picture's make-up is learned and high noise, where words matter, gets more weight
 PAIR_SHARE = 0.2  # of the steps, at half the batch: a pair has twice the pixels
 
 
@@ -88,7 +89,7 @@ def text_encoder():
 
     def encode(texts):
         ids = torch.full((len(texts), 77), 49407)
-        for row, text in zip(ids, texts):
+        for row, text in zip(ids, texts, strict=True):
             tokens = tokenizer(text)["input_ids"][:-1]
             row[: len(tokens)] = torch.tensor(tokens)
         with torch.inference_mode():
@@ -118,7 +119,7 @@ def sample(unet, states, empty, shape=(8, 8), steps=15, cfg=3.0, seed=0):
     x = torch.randn(n, 4, *shape, generator=torch.Generator().manual_seed(seed))
     context = torch.cat([states, empty.expand(n, -1, -1)])
     times = torch.linspace(999, 0, steps + 1).round().long()
-    for t, after in zip(times[:-1], times[1:]):
+    for t, after in zip(times[:-1], times[1:], strict=True):
         eps = unet(torch.cat([x, x]), t.repeat(2 * n), context)
         cond, uncond = eps.chunk(2)
         eps = uncond + cfg * (cond - uncond)
@@ -161,7 +162,10 @@ def train(out, steps, size, rate, seed, resume_every=300):
         rng.bit_generator.state, first = saved["rng"], saved["step"]
         print(f"resumed at step {first}", flush=True)
     probe = [groups["plain"][i] for i in range(0, 240, 15)]
-    probe = (to_latent(np.stack([draw(c.name, np.random.default_rng(i)) for i, c in enumerate(probe)])), torch.stack([table[c.text] for c in probe]))
+    probe = (
+        to_latent(np.stack([draw(c.name, np.random.default_rng(i)) for i, c in enumerate(probe)])),
+        torch.stack([table[c.text] for c in probe]),
+    )
     names, weights = list(WEIGHTS), np.array(list(WEIGHTS.values()))
     start, losses = time.time(), []
     for step in range(first, steps):
@@ -175,12 +179,13 @@ def train(out, steps, size, rate, seed, resume_every=300):
             some = lambda: LABELS[rng.integers(len(groups["plain"]) // len(captions.PLAIN))]
             x0 = to_latent(np.stack([draw(c.name or some(), rng, c.style, c.explicit) for c in batch]))
         context = torch.stack([table[c.text] for c in batch]).float()
-        t = torch.randint(0, 1000, (len(batch),))
+        early = step < EARLY
+        t = (1000 * torch.rand(len(batch)) ** (1.0 if early else 0.7)).long().clamp(0, 999)
         noise = torch.randn_like(x0)
         a = ALPHAS[t].view(-1, 1, 1, 1)
         error = unet(a.sqrt() * x0 + (1 - a).sqrt() * noise, t, context) - noise
         # v-prediction's weight 1/a, bounded: at high noise only the words tell what to draw, and plain epsilon loss barely looks there
-        loss = (error.square() / a.clamp_min(0.1)).mean()
+        loss = (error.square() / a.clamp_min(0.1 if early else 0.03)).mean()
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(unet.parameters(), 1.0)
@@ -189,7 +194,10 @@ def train(out, steps, size, rate, seed, resume_every=300):
         losses.append(loss.item())
         if (step + 1) % 50 == 0:
             per = (time.time() - start) / (step + 1 - first)
-            print(f"step {step + 1}/{steps} loss {np.mean(losses[-50:]):.4f} {per:.2f} s/step, words worth {worth(ema, probe):.1%}", flush=True)
+            print(
+                f"step {step + 1}/{steps} loss {np.mean(losses[-50:]):.4f} {per:.2f} s/step, words worth {worth(ema, probe):.1%}",
+                flush=True,
+            )
         if (step + 1) % resume_every == 0 or step + 1 == steps:
             print(f"  accuracy at {step + 1}: {quick_accuracy(ema, table, judge)}", flush=True)
             state = dict(unet=unet.state_dict(), ema=ema.state_dict(), optimiser=optimiser.state_dict(), schedule=schedule.state_dict())
