@@ -20,8 +20,8 @@ class UnlearnConcepts(io.ComfyNode):
                     "forget",
                     multiline=True,
                     placeholder="cat -> animal | kitten, kitty\nvan gogh",
-                    tooltip="What to forget, one concept per line. Optional: '-> word' says what to draw instead, '| word, word' adds "
-                    "other names of the same thing, '* 2' pushes it harder. Try first: 'name -> superclass', as in 'garbage truck -> vehicle'.",
+                    tooltip="What to forget, one concept per line. Optional: '-> word' says what to draw instead, '| word, word' "
+                    "adds other names of the same thing, '* 2' pushes it harder. Try first: 'name -> superclass', as in 'garbage truck -> vehicle'.",
                 ),
                 io.String.Input(
                     "keep",
