@@ -16,7 +16,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from world import captions, checkpoint
 from world.evaluate import judge_picture
-from world.sprites import OBJECTS, SIZE, STYLES, SUPERCLASS
+from world.sprites import OBJECTS, SIZE, STYLES, SUPERCLASS, TWIN
 
 from . import workflow
 from .server import BASE, Server
@@ -55,15 +55,14 @@ def shots():
     others = [s for s in STYLES if s != STYLE]
     out = []
     for i, name in enumerate(FORGET):
-        out += [Shot(captions.plain(name, PLAIN[(i + j) % 4]), True) for j in range(3)]
+        out += [Shot(captions.plain(name, PLAIN[(i + j) % 4]), True) for j in range(2)]
         out.append(Shot(captions.styled(name, others[i], STYLED[i % 2]), True))
         out.append(Shot(captions.pair(name, kept[5 * i + 2], PAIR[i % 2]), True))
-    out += [Shot(captions.styled(kept[4 * i + 1], STYLE, STYLED[i % 2]), True) for i in range(4)]
-    twins = [n for n in kept if SUPERCLASS[n] in {SUPERCLASS[f] for f in FORGET}]
-    out += [Shot(captions.plain(n, PLAIN[i % 4]), False) for i, n in enumerate(dict.fromkeys([*twins, *kept[1::3]]))]
-    out += [Shot(captions.styled(kept[3 * i], s, STYLED[i % 2]), False) for i, s in enumerate(others)]
-    out += [Shot(captions.pair(kept[4 * i], kept[4 * i + 3], PAIR[i % 2]), False) for i in range(2)]
-    return out
+    out += [Shot(captions.styled(kept[6 * i + 1], STYLE, STYLED[i % 2]), True) for i in range(3)]
+    near = [n for f in FORGET for n in (TWIN[f], next(k for k in kept if SUPERCLASS[k] == SUPERCLASS[f] and k != TWIN[f]))]
+    out += [Shot(captions.plain(n, PLAIN[i % 4]), False) for i, n in enumerate(dict.fromkeys([*near, *kept[1::4]]))]
+    out += [Shot(captions.styled(kept[4 * i + 2], s, STYLED[i % 2]), False) for i, s in enumerate(others)]
+    return [*out, Shot(captions.pair(kept[4], kept[15], PAIR[0]), False)]
 
 
 def graph(plan, steps):
@@ -135,7 +134,7 @@ def score(rights, gone):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--steps", type=int, default=12, help="sampling steps per picture")
+    parser.add_argument("--steps", type=int, default=10, help="sampling steps per picture")
     given = parser.parse_args()
     start = time.time()
     say = lambda line: print(f"[{time.time() - start:5.1f} s] {line}", file=sys.stderr, flush=True)

@@ -102,7 +102,7 @@ class ScaPreSolve(io.ComfyNode):
             outputs=[
                 Patch.Output("patch", tooltip="Connect to Apply Unlearn Patch."),
                 io.Image.Output("report_image", tooltip="How much of each concept is left, and how much each layer changed."),
-                io.String.Output("report", tooltip="The same in words."),
+                io.String.Output("report", tooltip="The same in words, with warnings and what to do next."),
             ],
             hidden=[io.Hidden.unique_id],
         )

@@ -21,7 +21,8 @@ class UnlearnConcepts(io.ComfyNode):
                     multiline=True,
                     placeholder="cat -> animal | kitten, kitty\nvan gogh",
                     tooltip="What to forget, one concept per line. Optional: '-> word' says what to draw instead, '| word, word' "
-                    "adds other names of the same thing, '* 2' pushes it harder. Try first: 'name -> superclass', as in 'garbage truck -> vehicle'.",
+                    "adds other names of the same thing, '* 2' pushes it harder. Try first: 'name -> superclass', "
+                    "as in 'garbage truck -> vehicle'.",
                 ),
                 io.String.Input(
                     "keep",
@@ -41,7 +42,7 @@ class UnlearnConcepts(io.ComfyNode):
                 Concepts.Input("more", optional=True, tooltip="Another Concepts to Forget node: both lists are used together."),
             ],
             outputs=[
-                Concepts.Output("concepts", tooltip="Connect to ScaPre Solve."),
+                Concepts.Output("concepts", tooltip="Connect to an eraser such as ScaPre Solve."),
                 io.String.Output("text", tooltip="The forget list as it was understood, one concept per line with its kind."),
             ],
         )

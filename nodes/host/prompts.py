@@ -1,5 +1,6 @@
 """Token states of prompts, with the place of the concept in them."""
 
+import unicodedata
 from typing import NamedTuple
 
 import torch
@@ -46,7 +47,7 @@ def locate(clip, template, concept):
         raise UnlearnError(
             f"The prompt '{text[:60]}...' has {total} tokens and the text encoder reads 75; shorten the concept or the template."
         )
-    if concept and until <= start:
+    if concept and (until <= start or not any(unicodedata.category(c)[0] in "LNPS" for c in concept)):
         raise UnlearnError(f"The concept '{concept}' has no letters the text encoder reads; write it in other characters.")
     return Prompt(text, concept, start + 1, until, total + 1)
 

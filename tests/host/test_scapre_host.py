@@ -21,7 +21,10 @@ SENTENCES = ("{concept}", "a {concept}")
 
 
 def bits(model):
-    """Content of every weight of a MODEL as it lies in memory."""
+    """Content of every weight of a MODEL as it lies in memory once it is the loaded one."""
+    import comfy.model_management
+
+    comfy.model_management.load_models_gpu([model])
     return {k: v.clone() for k, v in model.model.state_dict().items()}
 
 

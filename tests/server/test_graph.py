@@ -130,6 +130,7 @@ def test_a_settings_change_runs_again_and_the_plain_model_stays(server):
         ({"forget": "cat", "keep": "cat"}, "keep list"),
         ({"forget": "very " * 80 + "old cat"}, "reads 75"),
         ({"forget": "\u200b"}, "no letters"),
+        ({"forget": "embedding:not_there"}, "no letters"),
     ],
 )
 def test_bad_lists_are_refused_in_one_sentence(server, change, says):

@@ -1,7 +1,7 @@
 """The artist's list: read, refused with one sentence, and written back."""
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import pack
@@ -61,6 +61,7 @@ concept = st.builds(
 
 
 @given(concept)
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 def test_a_concept_survives_the_round_trip(c):
     assert text.parse_concept(text.format_concept(c)) == c
 
