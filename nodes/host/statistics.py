@@ -40,6 +40,7 @@ TEMPLATES = {
         "portrait, {concept}, sharp focus, detailed",
     ),
 }
+KEPT = ("{concept}", "a photo of a {concept}", "the {concept} in the garden")  # more sentences were measured to add nothing
 _PRIOR = Path(__file__).parents[1] / "data" / "prior.txt"
 PAD_SAMPLES = 6
 
@@ -122,7 +123,7 @@ def plan(clip, concept_set, templates=None, prior=True):
             for template in (_grammar(t, name) for t in sentences):
                 pairs.append((i, share, prompts.locate(clip, template, name), prompts.locate(clip, template, concept.superclass)))
     names = [n for concept in concept_set.concepts for n in concept.names]
-    kept = [_grammar(t, k).replace("{concept}", k) for k in concept_set.keep for t in (templates or TEMPLATES["object"])]
+    kept = [_grammar(t, k).replace("{concept}", k) for k in concept_set.keep for t in templates or KEPT]
     kept += [s for s in prior_sentences() if not _mentions(s, names)] if prior else []
     kept = [prompts.locate(clip, "{concept}", text) for text in dict.fromkeys(["", *kept])]
     return Plan(tuple(pairs), (*kept, *(neutral for *_, neutral in pairs)), tuple(c.name for c in concept_set.concepts))

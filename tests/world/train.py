@@ -129,7 +129,7 @@ def sample(unet, states, empty, shape=(8, 8), steps=15, cfg=3.0, seed=0):
     return x
 
 
-def train(out, steps, size, rate, seed, resume_every=300):
+def train(out, steps, size, rate, seed, resume_every=200):
     rng = np.random.default_rng(seed)
     judge = load_or_train_judge(out)
     encode = text_encoder()
@@ -263,7 +263,7 @@ def load_or_train_judge(out):
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("out", type=Path)
-    parser.add_argument("--steps", type=int, default=1600)
+    parser.add_argument("--steps", type=int, default=1800)
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--rate", type=float, default=5e-4)
     parser.add_argument("--seed", type=int, default=1)
