@@ -14,7 +14,7 @@ import torch
 import pack
 from world import captions, checkpoint
 from world.evaluate import Studio
-from world.judge import NOTHING, batch
+from world.judge import NOTHING, drawn_batch
 from world.sprites import OBJECTS, STYLES, SUPERCLASSES
 
 BASE = Path(os.environ.get("UNLEARN_BASE", ".host/base"))
@@ -28,7 +28,7 @@ def studio():
 
 def drawn(judge, n=4000):
     """Accuracy of the judge on drawn sprites: label, style, explicit."""
-    x, *truth = batch(np.random.default_rng(4711), n, noise=0.05)
+    x, *truth = drawn_batch(np.random.default_rng(4711), n, noise=0.05)
     real = truth[0] != NOTHING
     with torch.inference_mode():
         return [float((o.argmax(1) == t)[real].float().mean()) for o, t in zip(judge(x), truth, strict=True)]

@@ -4,7 +4,7 @@ import numpy as np
 import torch
 
 from world import captions, checkpoint, sprites
-from world.judge import NOTHING, batch
+from world.judge import NOTHING, drawn_batch
 
 
 def test_sprites_can_be_told_apart():
@@ -35,7 +35,7 @@ def test_captions_say_what_is_drawn():
 
 def test_judge_reads_drawn_sprites():
     judge = checkpoint.load_judge()
-    x, label, style, explicit = batch(np.random.default_rng(99), 3000, noise=0.05)
+    x, label, style, explicit = drawn_batch(np.random.default_rng(99), 3000, noise=0.05)
     real = label != NOTHING
     with torch.inference_mode():
         seen = [o.argmax(1) for o in judge(x)]

@@ -29,7 +29,7 @@ class Judge(nn.Module):
         return self.label(h), self.style(h), self.explicit(h)
 
 
-def batch(rng, n, noise=0.15):
+def drawn_batch(rng, n, noise=0.15):
     """`n` drawn pictures `[n, 3, 8, 8]` with their label, style and explicit indices; a fifth of them are nothing."""
     pictures, labels, styles, explicits = [], [], [], []
     for _ in range(n):
@@ -59,7 +59,7 @@ def train_judge(steps=2500, size=96, seed=7, log=print):
     optimiser = torch.optim.AdamW(judge.parameters(), 2e-3, weight_decay=1e-2)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 2e-3, steps)
     for step in range(steps):
-        x, *targets = batch(rng, size)
+        x, *targets = drawn_batch(rng, size)
         loss = sum(nn.functional.cross_entropy(o, t, ignore_index=-1) for o, t in zip(judge(x), targets, strict=True))
         optimiser.zero_grad()
         loss.backward()

@@ -1,4 +1,5 @@
-"""Trains the sprite world once and writes its compact file: `python -m world.train OUT.safetensors` (about an hour on two cores).
+"""Trains the sprite world once and writes its compact file: `python -m world.train OUT.safetensors`, with the host's folder, the repository
+and tests/ on the path (more than an hour on two cores; an interrupted run resumes).
 
 Everything is seeded. Nothing here runs in a demo, a test or an artist's ComfyUI: those use the shipped file.
 """
@@ -11,9 +12,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors.torch import load_file, save_file
 
 from . import captions, encoder
-from .judge import NOTHING, train_judge
+from .checkpoint import read_compact, write_compact
+from .judge import NOTHING, Judge, drawn_batch, train_judge
 from .sprites import LABELS, draw, draw_pair
 
 UNET = dict(
@@ -129,7 +132,7 @@ def sample(unet, states, empty, shape=(8, 8), steps=15, cfg=3.0, seed=0):
     return x
 
 
-def train(out, steps, size, rate, seed, resume_every=200):
+def train(out, steps, size, rate, seed, start_from=None, resume_every=200):
     rng = np.random.default_rng(seed)
     judge = load_or_train_judge(out)
     encode = text_encoder()
@@ -149,6 +152,8 @@ def train(out, steps, size, rate, seed, resume_every=200):
     shown = [c for c in groups["plain"] + groups["styled"]]
     kinds = torch.tensor([LABELS.index(c.name) if c.style is None else 100 + list(captions.STYLES).index(c.style) for c in shown])
     unet = new_unet(seed, label_codes(torch.stack([table[c.text] for c in shown]).float(), kinds)).train()
+    if start_from is not None:
+        unet.load_state_dict({k: v.float() for k, v in read_compact(start_from).items()})
     ema = copy.deepcopy(unet).eval().requires_grad_(False)
     optimiser = torch.optim.AdamW(unet.parameters(), rate, betas=(0.9, 0.99), weight_decay=1e-3, fused=True)
     warm = 100
@@ -179,7 +184,7 @@ def train(out, steps, size, rate, seed, resume_every=200):
             some = lambda: LABELS[rng.integers(len(groups["plain"]) // len(captions.PLAIN))]
             x0 = to_latent(np.stack([draw(c.name or some(), rng, c.style, c.explicit) for c in batch]))
         context = torch.stack([table[c.text] for c in batch]).float()
-        early = step < EARLY
+        early = start_from is None and step < EARLY
         t = (1000 * torch.rand(len(batch)) ** (1.0 if early else 0.7)).long().clamp(0, 999)
         noise = torch.randn_like(x0)
         a = ALPHAS[t].view(-1, 1, 1, 1)
@@ -242,16 +247,12 @@ def quick_accuracy(unet, table, judge, seeds=1):
 
 
 def load_or_train_judge(out):
-    from safetensors.torch import load_file, save_file
-
-    from .judge import Judge
-
     path = out.with_name("judge.safetensors")
     if not path.exists():
         save_file({k: v.contiguous() for k, v in train_judge(log=lambda s: print(s, flush=True)).state_dict().items()}, path)
     judge = Judge().eval()
     judge.load_state_dict(load_file(path))
-    x, y, s, e = __import__("world.judge", fromlist=["batch"]).batch(np.random.default_rng(12345), 4000, noise=0.05)
+    x, y, s, e = drawn_batch(np.random.default_rng(12345), 4000, noise=0.05)
     with torch.inference_mode():
         label, style, naked = (o.argmax(1) for o in judge(x))
     real = y != NOTHING
@@ -267,9 +268,9 @@ if __name__ == "__main__":
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--rate", type=float, default=5e-4)
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--from", dest="start_from", type=Path, help="a compact file to go on from, with a schedule of its own")
     given = parser.parse_args()
     given.out.parent.mkdir(parents=True, exist_ok=True)
-    ema, judge = train(given.out, given.steps, given.batch, given.rate, given.seed)
-    from .checkpoint import write_compact
-
-    write_compact(given.out, ema.state_dict(), judge.state_dict())
+    ema, judge = train(given.out, given.steps, given.batch, given.rate, given.seed, given.start_from)
+    recipe = {k: str(v) for k, v in vars(given).items() if k != "out"}
+    write_compact(given.out, ema.state_dict(), judge.state_dict(), recipe)
