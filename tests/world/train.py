@@ -26,7 +26,7 @@ UNET = dict(
 )  # fmt: skip
 ALPHAS = torch.cumprod(1 - torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2, 0).float()
 WEIGHTS = {"plain": 0.5, "superclass": 0.12, "styled": 0.24, "explicit": 0.08, "empty": 0.06}
-EARLY = 300  # steps until the picture's make-up is learned and high noise, where words matter, gets more weight
+EARLY, LATE = 300, 1400  # plain epsilon loss barely looks at high noise, where only words tell what to draw: between, it is made to
 PAIR_SHARE = 0.2  # of the steps, at half the batch: a pair has twice the pixels
 
 
@@ -132,7 +132,7 @@ def sample(unet, states, empty, shape=(8, 8), steps=15, cfg=3.0, seed=0):
     return x
 
 
-def train(out, steps, size, rate, seed, start_from=None, resume_every=200):
+def train(out, steps, size, rate, seed, start_from=None, resume_every=1000):
     rng = np.random.default_rng(seed)
     judge = load_or_train_judge(out)
     encode = text_encoder()
@@ -184,13 +184,14 @@ def train(out, steps, size, rate, seed, start_from=None, resume_every=200):
             some = lambda: LABELS[rng.integers(len(groups["plain"]) // len(captions.PLAIN))]
             x0 = to_latent(np.stack([draw(c.name or some(), rng, c.style, c.explicit) for c in batch]))
         context = torch.stack([table[c.text] for c in batch]).float()
-        early = start_from is None and step < EARLY
-        t = (1000 * torch.rand(len(batch)) ** (1.0 if early else 0.7)).long().clamp(0, 999)
+        # the bent towards high noise, and the bound on v-prediction's weight 1/a: first the make-up of a picture, then the words,
+        # then the fine detail that tells twins apart
+        bent, bound = (1.0, 0.1) if step < EARLY and start_from is None else (0.7, 0.03) if step < LATE else (1.0, 0.3)
+        t = (1000 * torch.rand(len(batch)) ** bent).long().clamp(0, 999)
         noise = torch.randn_like(x0)
         a = ALPHAS[t].view(-1, 1, 1, 1)
         error = unet(a.sqrt() * x0 + (1 - a).sqrt() * noise, t, context) - noise
-        # v-prediction's weight 1/a, bounded: at high noise only the words tell what to draw, and plain epsilon loss barely looks there
-        loss = (error.square() / a.clamp_min(0.1 if early else 0.03)).mean()
+        loss = (error.square() / a.clamp_min(bound)).mean()
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(unet.parameters(), 1.0)
@@ -264,7 +265,7 @@ def load_or_train_judge(out):
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("out", type=Path)
-    parser.add_argument("--steps", type=int, default=1800)
+    parser.add_argument("--steps", type=int, default=1680)
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--rate", type=float, default=5e-4)
     parser.add_argument("--seed", type=int, default=1)
