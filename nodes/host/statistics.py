@@ -129,11 +129,12 @@ def plan(clip, concept_set, templates=None, prior=True):
     return Plan(tuple(pairs), (*kept, *(neutral for *_, neutral in pairs)), tuple(c.name for c in concept_set.concepts))
 
 
-def measure(plan, states, tokens="all", target="difference"):
+def measure(plan, states, tokens="all", target="difference", overshoot=0.0):
     """Statistics of a Plan from `states`, text -> [length, d].
 
     tokens: 'all' or only the 'last' of the concept's own; target: 'difference' (erase what the concept adds to a sentence, averaged
-    over the sentences) or 'state' (map the concept's states to the neutral ones, sentence by sentence).
+    over the sentences) or 'state' (map the concept's states to the neutral ones, sentence by sentence). overshoot: erase to minus
+    this share, y = -overshoot x, since in a sentence not studied the average reaches only part of what the concept adds.
     """
     found = []  # (concept index, what is averaged over sentences, c state, n state, weight)
     for i, share, a, b in plan.pairs:
@@ -148,7 +149,7 @@ def measure(plan, states, tokens="all", target="difference"):
     positive, negative = x.float(), y.float()
     if target == "difference":
         x, weights, owner = _averaged(x - y, weights, owner, group)
-        y = torch.zeros_like(x)
+        y = -overshoot * x
     mean = torch.zeros(x.shape[1], len(plan.names), dtype=torch.float64)
     for i in range(len(plan.names)):
         mine = owner == i
