@@ -58,7 +58,7 @@ def shots(rounds):
         if i % 3 == 0 or name in FORGET:
             out.append(Shot(captions.pair(name, OBJECTS[(7 * i + 5) % len(OBJECTS)], PAIR[i % 2]), name in FORGET))
     kept = [n for n in OBJECTS if n not in FORGET]
-    return out + [Shot(captions.styled(kept[3 * i], STYLE, STYLED[i % 2]), True) for i in range(3 * rounds)]
+    return out + [Shot(captions.styled(kept[3 * i % len(kept)], STYLE, STYLED[i % 2]), True) for i in range(3 * rounds)]
 
 
 def found(s, plan, model=None):
