@@ -56,7 +56,7 @@ def solve(model, clip, concepts, templates=None, *, tokens="all", target="differ
     drift = (moved / max(held, 1e-30)) ** 0.5
     provenance = {
         "method": "ScaPre anchored",
-        "settings": {**settings, "tokens": tokens, "target": target, "prior": prior, "templates": templates},
+        "settings": {**settings, "tokens": tokens, "target": target, "prior": prior, "templates": templates, "overshoot": OVERSHOOT},
         "concepts": [c.name for c in concepts.concepts],
         "lines": [format_concept(c) for c in concepts.concepts],
         "keep": list(concepts.keep),

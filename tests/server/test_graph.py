@@ -117,10 +117,9 @@ def test_a_settings_change_runs_again_and_the_plain_model_stays(server):
     before = pictures(server, server.run(g), g, "Picture Before")
     workflow.put(g, "Apply Unlearn Patch", strength=0.0)
     outputs = server.run(g)
-    plain, after = pictures(server, outputs, g, "Picture Before") if workflow.titled(g, "Picture Before") in outputs else before, None
     after = pictures(server, outputs, g, "Picture After")
-    assert all(np.array_equal(a, b) for a, b in zip(plain, before, strict=True))
-    assert max(np.abs(a - b).max() for a, b in zip(plain, after, strict=True)) == 0
+    assert len(before) == len(after) == 4
+    assert all(np.array_equal(a, b) for a, b in zip(before, after, strict=True))
 
 
 @pytest.mark.parametrize(
