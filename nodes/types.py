@@ -96,5 +96,51 @@ class UnlearnPatch:
         return sum(w.numel() * w.element_size() for w in tensors.values())
 
 
+@dataclass(frozen=True, eq=False)
+class Ranking:
+    """The strongest connections of one layer [c_out, c_in] for one concept, largest saliency A first.
+
+    indices int32 [k] into the flattened weight; values float16 [k] = A / peak; rows [c_out], columns [c_in] float32: sums of all of A.
+    """
+
+    indices: torch.Tensor
+    values: torch.Tensor
+    rows: torch.Tensor
+    columns: torch.Tensor
+    peak: float
+
+
+@dataclass(frozen=True, eq=False)
+class Gathered:
+    """What a group of prompts (a concept, or the base of a kind) left of itself, so that it can be merged with other prompts.
+
+    prompts: the `seed:text` of each. mean, m2: float32 [steps, sum of c_in] of the score `wanda` over prompts, all layers side by side
+    (m2 for a base only), or None for the score `paper`, whose statistics lie in files when they were asked for (folder).
+    """
+
+    prompts: tuple[str, ...]
+    mean: torch.Tensor | None = None
+    m2: torch.Tensor | None = None
+    folders: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, eq=False)
+class SaliencyMap:
+    """How much each weight connection matters to each concept: per concept, per layer the top fraction `ceiling` of A (FIA, eq 3).
+
+    layers: (weight key, c_out, c_in); rankings[concept][layer]; gathered: 'base KIND' or concept name -> Gathered; settings: how it
+    was measured.
+    """
+
+    concepts: tuple[Concept, ...]
+    layers: tuple[tuple[str, int, int], ...]
+    rankings: tuple[tuple[Ranking, ...], ...]
+    ceiling: float
+    fingerprint: Fingerprint
+    settings: dict
+    gathered: dict[str, Gathered]
+
+
 Concepts = io.Custom("UNLEARN_CONCEPTS")
+Saliency = io.Custom("UNLEARN_SALIENCY")
 Patch = io.Custom("UNLEARN_PATCH")

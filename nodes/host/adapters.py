@@ -4,6 +4,7 @@ The patcher rebuilds an adapter as `type(a)(a.loaded_keys, a.weights)`, so all s
 view and drops the return value, so the weight is changed in place (it is the patcher's own copy, never the loaded model's).
 """
 
+import numpy as np
 import torch
 from comfy.weight_adapter import WeightAdapterBase
 
@@ -46,9 +47,8 @@ class Prune(Edit):
         want = {"connection": (d_out, d_in), "row": (d_out,), "column": (d_in,)}[granularity]
         if tuple(mask.shape) != want:
             raise ValueError(f"a {granularity} mask for a [{d_out}, {d_in}] weight must be {list(want)}, not {list(mask.shape)}")
-        flat = mask.reshape(-1).to("cpu", torch.uint8)
-        flat = torch.nn.functional.pad(flat, (0, -len(flat) % 8)).view(-1, 8)
-        return cls(set(), ((flat << torch.arange(8, dtype=torch.uint8)).sum(1, dtype=torch.uint8), d_out, d_in, granularity))
+        packed = torch.from_numpy(np.packbits(mask.reshape(-1).cpu().numpy(), bitorder="little"))
+        return cls(set(), (packed, d_out, d_in, granularity))
 
     @property
     def shape(self):

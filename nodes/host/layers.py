@@ -7,6 +7,7 @@ from ..errors import UnlearnError
 
 _BLOCK = r"diffusion_model\.(input|middle|output)_blocks?\.(\d+)(?:\.\d+)?\.transformer_blocks\.(\d+)"
 _CROSS = re.compile(rf"^{_BLOCK}\.attn2\.(to_k|to_v)\.weight$")
+_FEED_FORWARD = re.compile(rf"^{_BLOCK}\.(ff\.net\.2)\.weight$")
 _ORDER = {"input": 0, "middle": 1, "output": 2}
 
 
@@ -22,18 +23,25 @@ class Layer(NamedTuple):
     @property
     def label(self):
         """Short name for reports, as in `input 4.0 k`."""
-        return f"{self.part} {self.block}.{self.depth} {self.projection.removeprefix('to_')}"
+        return f"{self.part} {self.block}.{self.depth} {self.projection.removeprefix('to_').removesuffix('.net.2')}"
 
 
 def cross_attention(model):
     """The cross-attention key and value layers of a MODEL, from input to output; raises UnlearnError when there are none."""
+    return _found(model, _CROSS, "text cross-attention layers to edit")
+
+
+def feed_forward(model):
+    """The second feed-forward linear of every transformer block of a MODEL, from input to output; raises UnlearnError when there are none."""
+    return _found(model, _FEED_FORWARD, "transformer feed-forward layers to prune")
+
+
+def _found(model, pattern, what):
     layers = []
     for key in model.model.state_dict().keys():
-        if found := _CROSS.match(key):
+        if found := pattern.match(key):
             layers.append(Layer(key, found[1], int(found[2]), int(found[3]), found[4]))
     if not layers:
         kind = type(getattr(model.model, "model_config", model.model)).__name__
-        raise UnlearnError(
-            f"The input 'model' ({kind}) has no text cross-attention layers to edit; use an SD1.x, SD2.x or SDXL checkpoint."
-        )
+        raise UnlearnError(f"The input 'model' ({kind}) has no {what}; use an SD1.x, SD2.x or SDXL checkpoint.")
     return sorted(layers, key=lambda x: (_ORDER[x.part], x.block, x.depth, x.projection))

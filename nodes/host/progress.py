@@ -1,5 +1,7 @@
 """Progress, cancel and a line of text under the node."""
 
+import sys
+
 import comfy.model_management
 import comfy.utils
 
@@ -19,8 +21,7 @@ class Progress:
 
 def say(text, node_id):
     """Shows a text under the node, where a server and a page are there to show it."""
-    from server import PromptServer
-
-    server = getattr(PromptServer, "instance", None)
+    running = sys.modules.get("server")  # never imported from here: it would pull in all of ComfyUI's nodes
+    server = getattr(getattr(running, "PromptServer", None), "instance", None)
     if server is not None and node_id is not None:
         server.send_progress_text(text, node_id)

@@ -1,5 +1,6 @@
 """Token states of prompts, with the place of the concept in them."""
 
+import re
 import unicodedata
 from typing import NamedTuple
 
@@ -34,6 +35,12 @@ def _count(clip, text):
     """How many word tokens a text has in the first encoder, and in how many chunks."""
     chunks = next(iter(_chunks(clip, text).values()))
     return sum(entry[2] > 0 for chunk in chunks for entry in chunk), len(chunks)
+
+
+def grammar(template, concept):
+    """`a {concept}` becomes `an {concept}` before a vowel; the neutral word is put into the very same sentence."""
+    vowel = concept[:1].lower() in tuple("aeiou")
+    return re.sub(r"\b([Aa]) \{concept\}", r"\1n {concept}", template) if vowel else template
 
 
 def locate(clip, template, concept):

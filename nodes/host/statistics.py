@@ -91,12 +91,6 @@ def _rows(concept, neutral, c, n, tokens):
     return [(role, c[p], n[min(q, length - 1)], weight) for role, p, q, weight in rows]
 
 
-def _grammar(template, concept):
-    """`a {concept}` becomes `an {concept}` before a vowel; the neutral word is put into the very same sentence."""
-    vowel = concept[:1].lower() in tuple("aeiou")
-    return re.sub(r"\b([Aa]) \{concept\}", r"\1n {concept}", template) if vowel else template
-
-
 @dataclass(frozen=True)
 class Plan:
     """Which sentences a ConceptSet is studied in, as pairs of (concept index, share of its weight, Prompt, neutral Prompt), and
@@ -120,10 +114,10 @@ def plan(clip, concept_set, templates=None, prior=True):
         sentences = templates or TEMPLATES[concept.kind]
         share = concept.weight / (len(concept.names) * len(sentences))
         for name in concept.names:
-            for template in (_grammar(t, name) for t in sentences):
+            for template in (prompts.grammar(t, name) for t in sentences):
                 pairs.append((i, share, prompts.locate(clip, template, name), prompts.locate(clip, template, concept.superclass)))
     names = [n for concept in concept_set.concepts for n in concept.names]
-    kept = [_grammar(t, k).replace("{concept}", k) for k in concept_set.keep for t in templates or KEPT]
+    kept = [prompts.grammar(t, k).replace("{concept}", k) for k in concept_set.keep for t in templates or KEPT]
     kept += [s for s in prior_sentences() if not _mentions(s, names)] if prior else []
     kept = [prompts.locate(clip, "{concept}", text) for text in dict.fromkeys(["", *kept])]
     return Plan(tuple(pairs), (*kept, *(neutral for *_, neutral in pairs)), tuple(c.name for c in concept_set.concepts))

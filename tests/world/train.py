@@ -25,7 +25,7 @@ UNET = dict(
     context_dim=768, legacy=False, use_linear_in_transformer=False,
 )  # fmt: skip
 ALPHAS = torch.cumprod(1 - torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2, 0).float()
-WEIGHTS = {"plain": 0.5, "superclass": 0.12, "styled": 0.24, "explicit": 0.08, "empty": 0.06}
+WEIGHTS = {"plain": 0.46, "superclass": 0.08, "styled": 0.34, "explicit": 0.07, "empty": 0.05}
 EARLY, LATE = 300, 1400  # plain epsilon loss barely looks at high noise, where only words tell what to draw: between, it is made to
 PAIR_SHARE = 0.2  # of the steps, at half the batch: a pair has twice the pixels
 
@@ -132,7 +132,7 @@ def sample(unet, states, empty, shape=(8, 8), steps=15, cfg=3.0, seed=0):
     return x
 
 
-def train(out, steps, size, rate, seed, start_from=None, resume_every=1000):
+def train(out, steps, size, rate, seed, start_from=None, resume_every=500):
     rng = np.random.default_rng(seed)
     judge = load_or_train_judge(out)
     encode = text_encoder()
@@ -154,6 +154,7 @@ def train(out, steps, size, rate, seed, start_from=None, resume_every=1000):
     unet = new_unet(seed, label_codes(torch.stack([table[c.text] for c in shown]).float(), kinds)).train()
     if start_from is not None:
         unet.load_state_dict({k: v.float() for k, v in read_compact(start_from).items()})
+    unet = unet.to(memory_format=torch.channels_last)  # a tenth faster
     ema = copy.deepcopy(unet).eval().requires_grad_(False)
     optimiser = torch.optim.AdamW(unet.parameters(), rate, betas=(0.9, 0.99), weight_decay=1e-3, fused=True)
     warm = 100
@@ -186,10 +187,14 @@ def train(out, steps, size, rate, seed, start_from=None, resume_every=1000):
         context = torch.stack([table[c.text] for c in batch]).float()
         # the bent towards high noise, and the bound on v-prediction's weight 1/a: first the make-up of a picture, then the words,
         # then the fine detail that tells twins apart
-        bent, bound = (1.0, 0.1) if step < EARLY and start_from is None else (0.7, 0.03) if step < LATE else (1.0, 0.3)
+        if start_from is None:
+            bent, bound = (1.0, 0.1) if step < EARLY else (0.7, 0.03) if step < LATE else (1.0, 0.3)
+        else:
+            bent, bound = (0.8, 0.1) if step < 0.4 * steps else (1.0, 0.3)
         t = (1000 * torch.rand(len(batch)) ** bent).long().clamp(0, 999)
         noise = torch.randn_like(x0)
         a = ALPHAS[t].view(-1, 1, 1, 1)
+        x0, noise = (v.contiguous(memory_format=torch.channels_last) for v in (x0, noise))
         error = unet(a.sqrt() * x0 + (1 - a).sqrt() * noise, t, context) - noise
         loss = (error.square() / a.clamp_min(bound)).mean()
         optimiser.zero_grad(set_to_none=True)

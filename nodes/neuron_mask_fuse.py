@@ -1,0 +1,110 @@
+"""Turns saliency into a patch that prunes what concepts need and spares what all of them share (Forget-It-All, arXiv 2601.06163)."""
+
+from comfy_api.latest import io
+
+from .errors import UnlearnError, finite
+from .host import neuron_masks, progress
+from .types import Patch, Saliency
+
+D = neuron_masks.DEFAULTS
+
+
+class NeuronMaskFuse(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="NeuronMaskFuse",
+            display_name="Fuse Neuron Masks (FIA)",
+            category="unlearn",
+            description="Makes a patch that prunes the connections the concepts need, except those that most of them share. Takes under a "
+            "second, so try several r2. Connect the patch to Apply Unlearn Patch.",
+            search_aliases=["erase", "remove", "unlearn", "forget", "prune", "concept", "neuron", "mask", "FIA"],
+            inputs=[
+                io.Autogrow.Input(
+                    "saliency",
+                    template=io.Autogrow.TemplatePrefix(
+                        Saliency.Input("saliency", tooltip="From Concept Saliency or Load Concept Saliency; a new socket appears."),
+                        prefix="saliency",
+                        min=1,
+                        max=16,
+                    ),
+                    tooltip="Saliency of one model; concepts of all inputs are fused.",
+                ),
+                io.Float.Input(
+                    "r2",
+                    default=D["r2"],
+                    min=0.0001,
+                    max=1.0,
+                    step=0.001,
+                    round=False,
+                    tooltip="Share of each layer's connections a concept may choose. Try 0.01 first, 0.02 for styles, 0.03 for what will not "
+                    "go. A concept's weight multiplies it.",
+                ),
+                io.Float.Input(
+                    "alpha",
+                    default=D["alpha"],
+                    min=0.0,
+                    max=2.0,
+                    step=0.05,
+                    tooltip="A connection chosen by at least this share of the concepts belongs to none of them and is kept. 0.6 for objects, "
+                    "0.8 for styles; above 1 keeps nothing back. With one concept it does not matter.",
+                ),
+                io.Combo.Input(
+                    "granularity",
+                    options=list(neuron_masks.GRANULARITY),
+                    default=D["granularity"],
+                    tooltip="Prune single connections, whole hidden neurons (columns), or whole output rows. Try 'connection' first; "
+                    "'neuron' makes the smallest patch.",
+                ),
+                io.Combo.Input(
+                    "parts",
+                    options=list(neuron_masks.PARTS),
+                    default=D["parts"],
+                    tooltip="Which parts of the UNet are pruned. Try 'all' first.",
+                    advanced=True,
+                ),
+                io.Float.Input(
+                    "from_depth",
+                    default=D["from_depth"],
+                    min=0.0,
+                    max=1.0,
+                    step=0.05,
+                    tooltip="Leave out layers before this depth: 0 is the first layer, 1 the last.",
+                    advanced=True,
+                ),
+                io.Float.Input(
+                    "to_depth",
+                    default=D["to_depth"],
+                    min=0.0,
+                    max=1.0,
+                    step=0.05,
+                    tooltip="Leave out layers behind this depth.",
+                    advanced=True,
+                ),
+                io.String.Input(
+                    "per_concept",
+                    multiline=True,
+                    default="",
+                    optional=True,
+                    placeholder="van gogh = 3%",
+                    tooltip="An r2 of its own for some concepts, one per line.",
+                    advanced=True,
+                ),
+            ],
+            outputs=[
+                Patch.Output("patch", tooltip="Connect to Apply Unlearn Patch."),
+                io.Image.Output("report_image", tooltip="Pruned share of each layer, what concepts share, and what is kept for all."),
+                io.String.Output("report", tooltip="The same in words, with warnings and what to do next."),
+            ],
+            hidden=[io.Hidden.unique_id],
+        )
+
+    @classmethod
+    def execute(cls, saliency, per_concept="", **settings):
+        finite(**{k: settings[k] for k in ("r2", "alpha", "from_depth", "to_depth")})
+        maps = [s for s in saliency.values() if s is not None]
+        if not maps:
+            raise UnlearnError("The input 'saliency' has nothing connected; connect Concept Saliency or Load Concept Saliency.")
+        patch, picture, report = neuron_masks.fuse(maps, per_concept, **settings)
+        progress.say(report, cls.hidden.unique_id)
+        return io.NodeOutput(patch, picture, report)

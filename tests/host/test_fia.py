@@ -1,0 +1,327 @@
+"""FIA in a real ComfyUI, on the sprite world: saliency against prompts sampled one by one by the stock sampler, and what happens when it stops."""
+
+import hashlib
+import time
+
+import pytest
+import torch
+
+import pack
+
+saliency = pack.module("nodes.host.saliency")
+files = pack.module("nodes.host.saliency_files")
+lockstep = pack.module("nodes.host.lockstep")
+masks = pack.module("nodes.host.neuron_masks")
+patching = pack.module("nodes.host.patching")
+layers_of = pack.module("nodes.host.layers")
+weights = pack.module("nodes.host.weights")
+types = pack.module("nodes.types")
+text = pack.module("nodes.concept_text")
+UnlearnError = pack.module("nodes.errors").UnlearnError
+fia = pack.module("kernels.fia")
+
+SMALL = dict(prompts=3, steps=4, window=2, size=64, cfg=3.0, ceiling=0.2)
+
+
+def collect(loaded, forget="cat\nhouse", **more):
+    model, clip, _ = loaded
+    return saliency.collect(model, clip, text.parse(forget), **{**SMALL, **more})[0]
+
+
+def state_digest(model):
+    h = hashlib.sha256()
+    for key, value in model.model.state_dict().items():
+        h.update(key.encode() + value.contiguous().view(torch.uint8).numpy().tobytes())
+    return h.hexdigest()
+
+
+def hooks(model):
+    return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.model.modules())
+
+
+def one_by_one(loaded, prompts, both):
+    """(X, W) in float64 per step, layer and prompt, from stock euler sampling of one prompt at a time; X of both halves of guidance, or of
+    the conditional one."""
+    import comfy.sample
+
+    model, clip, _ = loaded
+    keys = [layer.key for layer in layers_of.feed_forward(model)]
+    ws = [weights.read(model, k).double() for k in keys]
+    found = [[[] for _ in keys] for _ in range(2)]
+    negative = clip.encode_from_tokens_scheduled(clip.tokenize(""))
+    for number, prompt in enumerate(prompts):
+        passes, order = [[] for _ in keys], []
+        handles = [
+            model.model.get_submodule(k.removesuffix(".weight")).register_forward_pre_hook(lambda m, a, i=i: passes[i].append(a[0].clone()))
+            for i, k in enumerate(keys)
+        ]
+        noise = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(saliency.DEFAULTS["seed"] + number % SMALL["prompts"]))
+        positive = clip.encode_from_tokens_scheduled(clip.tokenize(prompt))
+        watched = model.clone()
+        note = lambda apply, given, order=order: (
+            order.append(given["cond_or_uncond"]) or apply(given["input"], given["timestep"], **given["c"])
+        )
+        watched.set_model_unet_function_wrapper(note)
+        comfy.sample.sample(
+            watched, noise, 4, 3.0, "euler", "normal", positive, negative, torch.zeros_like(noise), last_step=2, disable_pbar=True
+        )
+        [h.remove() for h in handles]
+        for step in range(2):
+            for i, w in enumerate(ws):
+                x = passes[i][step].double()
+                x = x if both else x[[order[step].index(0)]]
+                found[step][i].append((x, w))
+    return found
+
+
+def u(x, w, score):
+    x = x.flatten(0, -2)
+    if score == "paper":
+        y = x @ w.T
+        return w.abs() * (y.T @ x).abs() / y.norm(dim=0)[:, None]
+    return w.abs() * (x / x.norm(dim=1, keepdim=True)).norm(dim=0)
+
+
+@pytest.mark.parametrize("score,halves", [("paper", "conditional"), ("wanda", "conditional"), ("paper", "both")])
+def test_saliency_is_that_of_stock_sampling_prompt_by_prompt(loaded, score, halves):
+    found = collect(loaded, "cat", score=score, halves=halves, r1=0.1, scale="none")
+    groups = {name: [p.split(":", 1)[1] for p in part.prompts] for name, part in found.gathered.items()}
+    passes = {name: one_by_one(loaded, prompts, halves == "both") for name, prompts in groups.items()}
+    errors = []
+    for i, (_, c_out, c_in) in enumerate(found.layers):
+        total = count = 0
+        for step in range(2):
+            of = lambda name, step=step, i=i: torch.stack([u(x, w, score) for x, w in passes[name][step][i]])
+            c, b = of("cat"), of("base object")
+            s = (c.mean(0) - b.mean(0) - b.std(0, correction=0)).clamp_min(0)
+            tau = s.flatten().sort(descending=True).values[int(0.1 * s.numel()) - 1]
+            total, count = total + s / 2, count + (s > tau) / 2
+        a = 0.5 * (total + count)
+        got = found.rankings[0][i].columns
+        errors.append(float((a.sum(0) - got).norm() / a.sum(0).norm().clamp_min(1e-12)))
+    assert max(errors) < 2e-3, errors
+
+
+def test_calls_are_concepts_and_one_base_per_kind(loaded, monkeypatch):
+    model, clip, _ = loaded
+    ran = []
+    real = lockstep.comfy.samplers.calc_cond_batch
+    monkeypatch.setattr(lockstep.comfy.samplers, "calc_cond_batch", lambda m, c, x, *a: ran.append(len(x)) or real(m, c, x, *a))
+    concepts = text.parse("cat\nhouse\nstyle: monet")
+    _, report = saliency.collect(model, clip, concepts, **SMALL)
+    groups = (2 + 1) + (1 + 1)  # two objects and their base, one style and its base
+    assert sum(ran) == 2 * groups * SMALL["prompts"] * SMALL["window"]  # two halves of guidance
+    assert f"= {groups * SMALL['prompts'] * SMALL['window']} UNet calls" in report
+
+
+def test_nothing_is_changed_and_no_hook_stays(loaded):
+    model = loaded[0]
+    before = state_digest(model)
+    collect(loaded)
+    assert state_digest(model) == before and hooks(model) == 0
+
+
+@pytest.mark.parametrize("at", [1, 3, 9])
+def test_cancel_leaves_no_hooks_and_the_next_run_works(loaded, monkeypatch, at):
+    import comfy.model_management as mm
+
+    model = loaded[0]
+    before, n, real = state_digest(model), [0], fia.correlation
+
+    def stop(*a, **k):
+        n[0] += 1
+        if n[0] == at:
+            mm.interrupt_current_processing()
+            mm.throw_exception_if_processing_interrupted()
+        return real(*a, **k)
+
+    monkeypatch.setattr(saliency.fia, "correlation", stop)
+    with pytest.raises(mm.InterruptProcessingException):
+        collect(loaded)
+    assert hooks(model) == 0 and state_digest(model) == before
+    monkeypatch.setattr(saliency.fia, "correlation", real)
+    assert collect(loaded).rankings
+
+
+def test_out_of_memory_shrinks_the_batch_and_counts_nothing_twice(loaded, monkeypatch):
+    whole, real, n = collect(loaded), fia.correlation, [0]
+
+    def full(*a, **k):
+        n[0] += 1
+        if n[0] == 2:  # within the first batch, behind the first layer's first prompt
+            raise lockstep.comfy.model_management.OOM_EXCEPTION("out of memory")
+        return real(*a, **k)
+
+    monkeypatch.setattr(saliency.fia, "correlation", full)
+    small = collect(loaded)
+    for a, b in zip(whole.rankings[0], small.rankings[0], strict=True):
+        torch.testing.assert_close(a.columns, b.columns, rtol=1e-3, atol=1e-3)
+    monkeypatch.setattr(lockstep.comfy.model_management, "soft_empty_cache", lambda *a: None)
+
+
+def test_batches_do_not_matter(loaded, monkeypatch):
+    whole = collect(loaded)
+    monkeypatch.setattr(lockstep, "LARGEST_BATCH", 1)
+    for a, b in zip(whole.rankings[1], collect(loaded).rankings[1], strict=True):
+        torch.testing.assert_close(a.columns, b.columns, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("score", ["wanda", "paper"])
+def test_parts_of_one_concept_merge_as_if_measured_together(loaded, score, tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "models_folder", lambda: tmp_path)
+    whole = collect(loaded, "cat", prompts=4, score=score)
+    folder = lambda name: tmp_path / name if score == "paper" else None
+    parts = [collect(loaded, "cat", prompts=2, first=first, score=score, folder=folder(f"{first}.raw")) for first in (0, 2)]
+    both = saliency.merge(parts, loaded[0])
+    assert set(both.gathered["cat"].prompts) == set(whole.gathered["cat"].prompts)
+    for a, b in zip(whole.rankings[0], both.rankings[0], strict=True):
+        torch.testing.assert_close(a.columns, b.columns, rtol=1e-3, atol=1e-4)
+        top = min(50, len(a.indices))
+        assert len(set(a.indices[:top].tolist()) & set(b.indices[:top].tolist())) >= 0.95 * top
+    with pytest.raises(UnlearnError, match="count twice"):
+        saliency.merge([both, parts[0]], loaded[0])
+
+
+def test_paper_statistics_that_were_not_kept_cannot_be_merged(loaded):
+    a, b = (collect(loaded, "cat", prompts=2, first=first) for first in (0, 2))
+    with pytest.raises(UnlearnError, match="were not kept"):
+        saliency.merge([a, b], loaded[0])
+
+
+def test_concepts_of_two_machines_merge_exactly_and_files_hold_all(loaded, tmp_path):
+    together, apart = collect(loaded), [collect(loaded, name) for name in ("cat", "house")]
+    for name, found in zip("ab", apart, strict=True):
+        files.save(tmp_path / f"{name}.safetensors", found)
+    merged = saliency.merge([files.load(tmp_path / f"{name}.safetensors") for name in "ab"])
+    assert merged.concepts == together.concepts and merged.layers == together.layers
+    for mine, theirs in zip(merged.rankings, together.rankings, strict=True):
+        for a, b in zip(mine, theirs, strict=True):
+            assert torch.equal(a.indices, b.indices) and torch.equal(a.values, b.values) and torch.equal(a.columns, b.columns)
+    assert merged.settings == together.settings and merged.gathered.keys() == together.gathered.keys()
+
+
+def test_files_that_are_not_ours(loaded, tmp_path):
+    path = tmp_path / "x.safetensors"
+    files.save(path, collect(loaded, "cat"))
+    whole = path.read_bytes()
+    for broken in (whole[: len(whole) // 2], b"", b"PK\x03\x04" + whole, whole[:8] + b"[" * 500 + whole[508:]):
+        path.write_bytes(broken)
+        with pytest.raises(UnlearnError, match="damaged"):
+            files.load(path)
+    from safetensors.torch import save_file
+
+    save_file({"x": torch.zeros(1)}, path)
+    with pytest.raises(UnlearnError, match="not a saliency map"):
+        files.load(path)
+    for name in ("../x", "/etc/x", "", "a/../../x"):
+        with pytest.raises(UnlearnError, match="leads out"):
+            files.inside(tmp_path, name)
+
+
+@pytest.mark.parametrize("granularity", ["connection", "neuron", "row"])
+def test_the_patch_prunes_exactly_and_restores(loaded, granularity):
+    import comfy.model_management as mm
+
+    model, before = loaded[0], state_digest(loaded[0])
+    patch, picture, report = masks.fuse([collect(loaded)], r2=0.05, granularity=granularity)
+    assert picture.shape[0] == 1 and "Prunes" in report and "Next:" in report
+    patched, warning = patching.apply(model, patch)
+    assert warning == ""
+    mm.load_models_gpu([patched])
+    for key, edit in patch.edits:
+        w = model.model.get_parameter(key)
+        mask = edit.mask().expand(w.shape)
+        assert mask.any() and (w[mask] == 0).all() and (w[~mask] != 0).float().mean() > 0.99
+    mm.load_models_gpu([model])
+    assert state_digest(model) == before
+
+
+def fake(shapes, concepts=2, ceiling=0.06, seed=0):
+    """A SaliencyMap of random rankings for layers of any shape."""
+    g = torch.Generator().manual_seed(seed)
+    named = tuple(types.Concept(f"c{i}") for i in range(concepts))
+    layers, rankings = [], [[] for _ in named]
+    for i, (c_out, c_in) in enumerate(shapes):
+        part = ["input_blocks.1.1", "middle_block.1", "output_blocks.3.1"][min(2, 3 * i // len(shapes))]
+        layers.append((f"diffusion_model.{part}.transformer_blocks.{i}.ff.net.2.weight", c_out, c_in))
+        for into in rankings:
+            k = int(ceiling * c_out * c_in)
+            indices = torch.randint(0, c_out * c_in, (k,), generator=g).unique()[:k]
+            order = indices[torch.randperm(len(indices), generator=g)].int()
+            into.append(
+                types.Ranking(order, torch.ones(len(order)).half(), torch.rand(c_out, generator=g), torch.rand(c_in, generator=g), 1.0)
+            )
+    print_ = types.Fingerprint({key: torch.zeros(1) for key, *_ in layers})
+    return types.SaliencyMap(named, tuple(layers), tuple(map(tuple, rankings)), ceiling, print_, {"score": "paper"}, {})
+
+
+SD15 = [(320, 1280)] * 2 + [(640, 2560)] * 2 + [(1280, 5120)] * 3 + [(1280, 5120)] * 3 + [(640, 2560)] * 3 + [(320, 1280)] * 3
+
+
+def test_another_r2_takes_under_a_second_on_the_sd15_shape():
+    found = fake(SD15)
+    best = 1e9
+    for _ in range(3):
+        start = time.perf_counter()
+        masks.fuse([found], r2=0.01)
+        best = min(best, time.perf_counter() - start)
+    assert best < 1.0, best
+
+
+def test_filters_weights_and_shares():
+    found = fake([(8, 40)] * 6)
+    keys = lambda **more: [key for key, _ in masks.fuse([found], r2=0.05, alpha=1.1, **more)[0].edits]
+    assert len(keys()) == 6
+    assert all("middle" in k for k in keys(parts="middle")) and len(keys(parts="input + middle")) == 4
+    assert len(keys(from_depth=0.3, to_depth=0.7)) == 2
+    with pytest.raises(UnlearnError, match="leaves no layer"):
+        masks.fuse([found], from_depth=0.65, to_depth=0.7)
+    pruned = lambda **more: sum(int(e.mask().sum()) for _, e in masks.fuse([found], alpha=1.1, **more)[0].edits)
+    assert pruned(r2=0.01) < pruned(r2=0.01, per_concept="c0 = 5%") < pruned(r2=0.05)
+    assert pruned(r2=0.01, per_concept="c0 = 0.05") == pruned(r2=0.01, per_concept="c0 = 5 %")
+    for line in ("c7 = 3%", "c0", "c0 = many", "c0 = 0", "c0 = 101%"):
+        with pytest.raises(UnlearnError, match="per_concept"):
+            masks.fuse([found], per_concept=line)
+    assert "ceiling" in masks.fuse([found], r2=0.5)[2]
+    with pytest.raises(UnlearnError, match="two inputs"):
+        masks.fuse([found, found])
+    with pytest.raises(UnlearnError, match="different models"):
+        masks.fuse([found, fake([(8, 41)] * 6)])
+
+
+def test_own_lines(loaded):
+    model, clip, _ = loaded
+    concepts = text.parse("cat")
+    found, _ = saliency.collect(model, clip, concepts, ("a photo of a {concept}",), ("a photo of a {context}",), ("fox", "axe"), **SMALL)
+    assert [p.split(":", 1)[1] for p in found.gathered["base object"].prompts] == [
+        "a photo of a fox",
+        "a photo of a axe",
+        "a photo of a fox",
+    ]
+    with pytest.raises(UnlearnError, match="'base' is empty"):
+        saliency.collect(model, clip, concepts, ("a {concept}",), **SMALL)
+    with pytest.raises(UnlearnError, match="no {concept}"):
+        saliency.collect(model, clip, concepts, ("a cat",), ("a {context}",), **SMALL)
+
+
+def test_nan_and_compiled_models_say_so(loaded, monkeypatch):
+    model, clip, _ = loaded
+    monkeypatch.setattr(saliency.fia, "correlation", lambda x, y: torch.full((y.shape[1], x.shape[1]), float("nan")))
+    with pytest.raises(UnlearnError, match="gives NaN"):
+        collect(loaded)
+    assert hooks(model) == 0
+    compiled = model.clone()
+    compiled.add_wrapper_with_key("apply_model", "torch.compile", lambda executor, *a, **k: executor(*a, **k))
+    with pytest.raises(UnlearnError, match="compiled"):
+        saliency.collect(compiled, clip, text.parse("cat"), **SMALL)
+
+
+def test_the_raw_statistics_say_their_size_and_need_room(loaded, tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "models_folder", lambda: tmp_path)
+    found = collect(loaded, "cat", folder=tmp_path / "x.raw")
+    size = sum(p.stat().st_size for p in (tmp_path / "x.raw").iterdir())
+    expected = 4 * SMALL["window"] * 3 * sum(a * b for _, a, b in found.layers)
+    assert abs(size - expected) < 0.01 * expected
+    monkeypatch.setattr(files.shutil, "disk_usage", lambda p: type("U", (), {"free": expected // 2})())
+    with pytest.raises(UnlearnError, match="the disk has"):
+        collect(loaded, "cat", folder=tmp_path / "y.raw")
