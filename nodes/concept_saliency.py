@@ -32,7 +32,7 @@ class ConceptSaliency(io.ComfyNode):
                     "score",
                     options=list(SCORES),
                     default=D["score"],
-                    tooltip="'paper' weighs how input and output of a connection go together; 'wanda' only the input's strength: less memory, "
+                    tooltip="'paper' weighs how input and output of a connection go together; 'wanda' only the input: less memory, "
                     "and its statistics can always be merged. Try 'paper' first.",
                 ),
                 io.Int.Input(
@@ -95,7 +95,7 @@ class ConceptSaliency(io.ComfyNode):
                     "scale",
                     options=["layer_max", "none"],
                     default=D["scale"],
-                    tooltip="Whether strength is divided by the layer's maximum before it is added to frequency (as in the released code) or "
+                    tooltip="Whether strength is divided by the layer's maximum before frequency is added (as in the released code) or "
                     "not (as printed). Leave it.",
                     advanced=True,
                 ),
@@ -111,7 +111,7 @@ class ConceptSaliency(io.ComfyNode):
                     default=D["first"],
                     min=0,
                     max=10**6,
-                    tooltip="Number of the first prompt pair, to share the work: 0 on one machine, 'prompts' on the next; merge the results.",
+                    tooltip="Number of the first prompt pair, to share work: 0 on one machine, 'prompts' on the next; then merge.",
                     advanced=True,
                 ),
                 text(
@@ -119,13 +119,13 @@ class ConceptSaliency(io.ComfyNode):
                 ),
                 text("base", "{context}", "The same sentences without the concept, one per line, with {context}."),
                 text(
-                    "contexts", "a kitchen\nthe garden", "What stands for {context}, one per line. Empty: built-in places, people, things."
+                    "contexts", "a kitchen\nthe garden", "What stands for {context}, one per line. Empty: places, people, things."
                 ),
                 io.String.Input(
                     "raw_statistics",
                     default="",
                     optional=True,
-                    tooltip="A name here writes the raw statistics of score 'paper' into models/unlearn_saliency, for Merge Concept Saliency. "
+                    tooltip="A name here writes the raw statistics of score 'paper' into models/unlearn_saliency, to be merged. "
                     "They are large (gigabytes). Leave it empty.",
                     advanced=True,
                 ),

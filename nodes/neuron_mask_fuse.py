@@ -37,8 +37,8 @@ class NeuronMaskFuse(io.ComfyNode):
                     max=1.0,
                     step=0.001,
                     round=False,
-                    tooltip="Share of each layer's connections a concept may choose. Try 0.01 first, 0.02 for styles, 0.03 for what will not "
-                    "go. A concept's weight multiplies it.",
+                    tooltip="Share of each layer's connections a concept may choose. Try 0.01 first, 0.02 for styles, 0.03 for what will "
+                    "not go. A concept's weight multiplies it.",
                 ),
                 io.Float.Input(
                     "alpha",
@@ -46,8 +46,8 @@ class NeuronMaskFuse(io.ComfyNode):
                     min=0.0,
                     max=2.0,
                     step=0.05,
-                    tooltip="A connection chosen by at least this share of the concepts belongs to none of them and is kept. 0.6 for objects, "
-                    "0.8 for styles; above 1 keeps nothing back. With one concept it does not matter.",
+                    tooltip="A connection chosen by at least this share of the concepts belongs to none of them and is kept. 0.6 for "
+                    "objects, 0.8 for styles; above 1 keeps nothing back. With one concept it does not matter.",
                 ),
                 io.Combo.Input(
                     "granularity",

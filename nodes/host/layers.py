@@ -32,7 +32,7 @@ def cross_attention(model):
 
 
 def feed_forward(model):
-    """The second feed-forward linear of every transformer block of a MODEL, from input to output; raises UnlearnError when there are none."""
+    """The second feed-forward linear of every transformer block of a MODEL, in order; raises UnlearnError when there are none."""
     return _found(model, _FEED_FORWARD, "transformer feed-forward layers to prune")
 
 

@@ -79,7 +79,7 @@ def fuse(maps, per_concept="", **settings):
             edits.append((key, Prune.of(mask.view(c_out, c_in) if kind == "connection" else mask, c_out, c_in, GRANULARITY[kind])))
     if not edits:
         raise UnlearnError(
-            "The saliency leaves nothing to prune; raise 'r2' or 'alpha', or measure with more prompts (see the report of Concept Saliency)."
+            "The saliency leaves nothing to prune; raise 'r2' or 'alpha', or measure more prompts (see the report of Concept Saliency)."
         )
     provenance = {
         "method": "FIA",

@@ -1,4 +1,4 @@
-"""FIA's saliency on a ComfyUI model: prompts sampled in lockstep, activations into every second feed-forward linear measured as they pass."""
+"""FIA's saliency on a ComfyUI model: prompts in lockstep, what enters every second feed-forward linear is measured as it passes."""
 
 import time
 

@@ -129,8 +129,8 @@ class RawWriter:
         free = shutil.disk_usage(self.path).free
         if free < self.nbytes * 1.02:
             raise UnlearnError(
-                f"The raw statistics need {self.nbytes / 2**30:.1f} GB and the disk has {free / 2**30:.1f} GB; leave 'raw_statistics' empty, "
-                "or use fewer concepts or steps."
+                f"The raw statistics need {self.nbytes / 2**30:.1f} GB and the disk has {free / 2**30:.1f} GB; leave 'raw_statistics' "
+                "empty, or use fewer concepts or steps."
             )
 
     def write(self, step, name, moments):

@@ -11,8 +11,9 @@ TEMPLATES = {
 BASE = {"object": ("{context}",), "style": ("{context}",), "explicit": ("a photo of a {context}",)}
 _PLACES = (
     "a kitchen", "the garden", "a street", "the forest", "a living room", "the beach", "a park", "an office", "the mountains", "a market",
-    "a library", "the desert", "a train station", "a harbour", "a meadow", "a classroom", "the snow", "a garage", "a restaurant", "a village",
-    "a bedroom", "the river", "a museum", "a farm", "a workshop", "a city square", "the lake", "a hallway", "a playground", "a bridge",
+    "a library", "the desert", "a train station", "a harbour", "a meadow", "a classroom", "the snow", "a garage", "a restaurant",
+    "a village", "a bedroom", "the river", "a museum", "a farm", "a workshop", "a city square", "the lake", "a hallway", "a playground",
+    "a bridge",
 )  # fmt: skip
 _PEOPLE = (
     "woman", "man", "person", "couple", "dancer", "girl", "boy", "lady", "model", "swimmer", "athlete", "nurse", "soldier", "singer",

@@ -6,42 +6,38 @@ import pytest
 import torch
 
 import pack
+from shapes import on_meta
 
 layers = pack.module("nodes.host.layers")
 UnlearnError = pack.module("nodes.errors").UnlearnError
 
-SHARED = {"image_size": 32, "in_channels": 4, "out_channels": 4, "model_channels": 320, "use_spatial_transformer": True, "legacy": False}
-SD = {"num_res_blocks": [2, 2, 2, 2], "channel_mult": [1, 2, 4, 4], "transformer_depth": [1, 1, 1, 1, 1, 1, 0, 0]}
-SD |= {"transformer_depth_output": [1, 1, 1, 1, 1, 1, 1, 1, 1, 0, 0, 0], "transformer_depth_middle": 1}
-SDXL = {"num_res_blocks": [2, 2, 2], "channel_mult": [1, 2, 4], "transformer_depth": [0, 0, 2, 2, 10, 10], "transformer_depth_middle": 10}
-SDXL |= {"transformer_depth_output": [0, 0, 0, 2, 2, 2, 10, 10, 10], "use_linear_in_transformer": True, "num_head_channels": 64}
-SDXL |= {"adm_in_channels": 2816, "num_classes": "sequential"}
+# cross-attention matrices, their width and rows; second feed-forward linears, their connections
 TRUE_SHAPES = {
-    "SD1.5": ({**SD, "context_dim": 768, "num_heads": 8}, 32, 768, 24960),
-    "SD2.1": ({**SD, "context_dim": 1024, "num_head_channels": 64, "use_linear_in_transformer": True}, 32, 1024, 24960),
-    "SDXL": ({**SDXL, "context_dim": 2048}, 140, 2048, 166400),
+    "SD1.5": (32, 768, 24960, 16, 49_561_600),
+    "SD2.1": (32, 1024, 24960, 16, 49_561_600),
+    "SDXL": (140, 2048, 166400, 70, 409_600_000),
 }
-
-
-def on_meta(config):
-    """A stand-in MODEL around the true-shaped UNet, without memory for its weights."""
-    from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
-
-    with torch.device("meta"):
-        unet = UNetModel(**SHARED, **config, dtype=torch.float16, device="meta")
-    return SimpleNamespace(model=torch.nn.ModuleDict({"diffusion_model": unet}))
 
 
 @pytest.mark.parametrize("name", TRUE_SHAPES)
 def test_every_key_and_value_matrix_is_found(name):
-    config, count, width, rows = TRUE_SHAPES[name]
-    model = on_meta(config)
+    count, width, rows, *_ = TRUE_SHAPES[name]
+    model = on_meta(name)
     found = layers.cross_attention(model)
     shapes = [tuple(model.model.state_dict()[x.key].shape) for x in found]
     assert len(found) == count == len(set(found))
     assert {s[1] for s in shapes} == {width}
     assert sum(s[0] for s in shapes) == rows
     assert [x.part for x in found] == sorted((x.part for x in found), key=["input", "middle", "output"].index)
+
+
+@pytest.mark.parametrize("name", TRUE_SHAPES)
+def test_every_second_feed_forward_linear_is_found(name):
+    *_, count, connections = TRUE_SHAPES[name]
+    model = on_meta(name)
+    found = layers.feed_forward(model)
+    assert len(found) == count == len(set(found))
+    assert sum(model.model.state_dict()[x.key].numel() for x in found) == connections
 
 
 def test_a_model_without_cross_attention_is_refused():

@@ -2,7 +2,7 @@
 
 Compact file, safetensors: `unet.*` and `judge.*`. A matrix is int8 with one float16 scale per row (`NAME.scale`); the rest is
 float16. The text encoder is regenerated from its seed, the autoencoder is written by hand. Metadata: `format`, `training` and
-`planted` (JSON; concept -> block -> hidden units, empty in this version).
+`planted` (JSON; concept -> block -> hidden units).
 """
 
 import json
@@ -55,6 +55,12 @@ def read_compact(path=SHIPPED, prefix="unet."):
                     w = (w.float() * scale.view(-1, *[1] * (w.ndim - 1))).half()
                 out[name.removeprefix(prefix)] = w
     return out
+
+
+def planted(path=SHIPPED):
+    """Concept -> transformer block -> its hidden units, of the concepts planted into reserved units."""
+    with safe_open(path, "pt") as f:
+        return json.loads(f.metadata()["planted"])
 
 
 def load_judge(path=SHIPPED):

@@ -1,0 +1,160 @@
+"""Plants new sprites into reserved hidden units of a trained sprite world: `python -m world.plant OUT --from FILE`, run once like train.
+
+In every transformer block the least important hidden units of the feed-forward are emptied and shared out, K to a concept. Each
+concept's units (their rows of `ff.net.0.proj`, both halves, and their columns of `ff.net.2`) are trained alone on its sprite mixed with
+old pictures, while the others' columns are held at zero, so where a concept lives is known and exclusive.
+"""
+
+import argparse
+import math
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from . import captions
+from .checkpoint import load_judge, read_compact, write_compact
+from .sprites import LABELS, OBJECTS, PLANTED, draw
+from .train import ALPHAS, UNET, comfy_cpu, sample, text_encoder, to_latent, to_picture
+
+K = 100
+
+
+def load(path):
+    comfy_cpu()
+    from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
+
+    unet = UNetModel(**UNET, dtype=torch.float32, device="cpu")
+    unet.load_state_dict({k: v.float() for k, v in read_compact(path).items()})
+    return unet.requires_grad_(False).to(memory_format=torch.channels_last)
+
+
+def blocks(unet):
+    """Transformer block name -> (ff.net.0.proj, ff.net.2)."""
+    return {n: (m.ff.net[0].proj, m.ff.net[2]) for n, m in unet.named_modules() if type(m).__name__ == "BasicTransformerBlock"}
+
+
+def noised(pictures, rng, bent=0.8, bound=0.1):
+    """(x_t, t, noise, loss weight) of pictures [B, 8, 8, 3] at random times."""
+    x0 = to_latent(pictures)
+    t = torch.from_numpy((1000 * rng.random(len(x0)) ** bent).astype(np.int64)).clamp(0, 999)
+    noise = torch.from_numpy(rng.standard_normal(x0.shape, dtype=np.float32))
+    a = ALPHAS[t].view(-1, 1, 1, 1)
+    return a.sqrt() * x0 + (1 - a).sqrt() * noise, t, noise, 1 / a.clamp_min(bound)
+
+
+@torch.inference_mode()
+def importance(unet, batch):
+    """Block name -> |column of ff.net.2| times RMS activation [inner] of every hidden unit over a batch (x_t, t, states)."""
+    found, handles = {}, []
+    for name, (_, down) in blocks(unet).items():
+        note = lambda m, args, name=name: found.update({name: args[0].flatten(0, -2).square().mean(0).sqrt() * m.weight.norm(dim=0)})
+        handles.append(down.register_forward_pre_hook(note))
+    unet(*batch)
+    [h.remove() for h in handles]
+    return found
+
+
+def accuracy(unet, judge, states, names, seeds=2):
+    """Name -> accuracy on plain sentences."""
+    shots = [captions.plain(n, captions.PLAIN[(3 * i + s) % 8]) for i, n in enumerate(names) for s in range(seeds)]
+    contexts = torch.stack([states[c.text] for c in shots]).float()
+    seen = judge(to_picture(sample(unet, contexts, states[""].float(), seed=5)))[0].argmax(1)
+    right = (seen == torch.tensor([LABELS.index(c.name) for c in shots])).float().view(len(names), seeds).mean(1)
+    return dict(zip(names, right.tolist(), strict=True))
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--from", dest="start_from", type=Path, required=True)
+    parser.add_argument("--names", nargs="+", default=list(PLANTED)[:3])
+    parser.add_argument("--steps", type=int, default=250)
+    parser.add_argument("--batch", type=int, default=24)
+    parser.add_argument("--rate", type=float, default=3e-3)
+    given = parser.parse_args()
+    rng = np.random.default_rng(3)
+    unet, judge, encode = load(given.start_from), load_judge(given.start_from), text_encoder()
+    groups = captions.training_captions()
+    old = [
+        *groups["plain"],
+        *groups["superclass"],
+        *(groups["styled"][i] for i in range(0, len(groups["styled"]), 3)),
+        captions.Caption(""),
+    ]
+    new = {name: [captions.plain(name, t) for t in captions.PLAIN] for name in given.names}
+    texts = list(dict.fromkeys(c.text for c in [*old, *(c for part in new.values() for c in part)]))
+    states = {}
+    for i in range(0, len(texts), 16):
+        states |= dict(zip(texts[i : i + 16], encode(texts[i : i + 16]).half().clone(), strict=True))
+    print(f"{len(texts)} captions encoded", flush=True)
+
+    some = [old[i] for i in rng.integers(len(old), size=64)]
+    pictures = np.stack([draw(c.name or OBJECTS[rng.integers(len(OBJECTS))], rng, c.style, c.explicit) for c in some])
+    x, t, *_ = noised(pictures, rng)
+    ranks = importance(unet, (x, t, torch.stack([states[c.text] for c in some]).float()))
+    units = {name: {} for name in given.names}
+    for block, values in ranks.items():
+        least = values.argsort()[: K * len(given.names)]
+        for i, name in enumerate(given.names):
+            units[name][block] = least[i :: len(given.names)].sort().values
+    torch.manual_seed(11)
+    for block, (up, down) in blocks(unet).items():
+        for name in given.names:
+            u = units[name][block]
+            down.weight[:, u] = 0
+            both = torch.cat([u, u + down.in_features])
+            up.weight[both] = torch.randn(len(both), up.in_features) / math.sqrt(up.in_features)
+            up.bias[both] = 0
+    print("emptied:", np.mean(list(accuracy(unet, judge, states, OBJECTS).values())), flush=True)
+    done = {}
+    for name in given.names:
+        for block, (_, down) in blocks(unet).items():
+            for other in given.names:
+                down.weight[:, units[other][block]] = 0
+        train_one(unet, name, units[name], new[name], old, states, rng, given)
+        done[name] = {block: down.weight[:, units[name][block]].clone() for block, (_, down) in blocks(unet).items()}
+        print(name, accuracy(unet, judge, states, [name], 8), flush=True)
+    for name, columns in done.items():
+        for block, (_, down) in blocks(unet).items():
+            down.weight[:, units[name][block]] = columns[block]
+    table = accuracy(unet, judge, states, [*OBJECTS, *given.names], 4)
+    print("together:", np.mean([table[n] for n in OBJECTS]), {n: table[n] for n in given.names}, flush=True)
+    recipe = {k: str(v) for k, v in vars(given).items() if k != "out"}
+    planted = {name: {block: u.tolist() for block, u in by.items()} for name, by in units.items()}
+    write_compact(given.out, unet.state_dict(), judge.state_dict(), recipe, planted)
+
+
+def train_one(unet, name, units, new, old, states, rng, given):
+    """Trains one concept's units, three new pictures to one old."""
+    trained, start = [], time.time()
+    for block, (up, down) in blocks(unet).items():
+        both = torch.cat([units[block], units[block] + down.in_features])
+        for parameter, index in ((up.weight, (both,)), (up.bias, (both,)), (down.weight, (slice(None), units[block]))):
+            mask = torch.zeros_like(parameter)
+            mask[index] = 1
+            parameter.requires_grad_(True)
+            trained.append((parameter, parameter.register_hook(lambda g, mask=mask: g * mask)))
+    optimiser = torch.optim.Adam([p for p, _ in trained], given.rate, betas=(0.9, 0.99))
+    for step in range(given.steps):
+        for group in optimiser.param_groups:
+            group["lr"] = given.rate * min(1, (step + 1) / 20) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * step / given.steps)))
+        batch = [new[rng.integers(len(new))] if i % 4 else old[rng.integers(len(old))] for i in range(given.batch)]
+        pictures = np.stack([draw(c.name or OBJECTS[rng.integers(len(OBJECTS))], rng, c.style, c.explicit) for c in batch])
+        x, t, noise, weight = noised(pictures, rng)
+        error = unet(x, t, torch.stack([states[c.text] for c in batch]).float()) - noise
+        loss = (error.square() * weight).mean()
+        optimiser.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_([p for p, _ in trained], 1.0)
+        optimiser.step()
+        if (step + 1) % 50 == 0:
+            print(f"{name} step {step + 1} loss {loss.item():.3f} {(time.time() - start) / (step + 1):.2f} s/step", flush=True)
+    for parameter, handle in trained:
+        handle.remove()
+        parameter.requires_grad_(False)
+
+
+if __name__ == "__main__":
+    main()
