@@ -98,6 +98,34 @@ class Server:
             time.sleep(0.1)
         raise Failed(f"the graph did not finish within {seconds} s")
 
+    @contextlib.contextmanager
+    def messages(self):
+        """A list that fills with the JSON messages the server sends this client over its websocket while the block runs."""
+        import asyncio
+        import threading
+
+        import aiohttp
+
+        seen, ready, done = [], threading.Event(), threading.Event()
+
+        async def listen():
+            async with aiohttp.ClientSession() as session, session.ws_connect(f"{self.url}/ws?clientId={self.client}") as socket:
+                ready.set()
+                while not done.is_set():
+                    with contextlib.suppress(asyncio.TimeoutError):
+                        message = await socket.receive(timeout=0.2)
+                        if message.type == aiohttp.WSMsgType.TEXT:
+                            seen.append(json.loads(message.data))
+
+        thread = threading.Thread(target=asyncio.run, args=(listen(),))
+        thread.start()
+        try:
+            ready.wait(20)
+            yield seen
+        finally:
+            done.set()
+            thread.join()
+
     def run(self, graph, seconds=600, tick=None):
         return self.finish(self.queue(graph), seconds, tick)
 

@@ -47,52 +47,122 @@ def put(graph, title, **values):
     return graph
 
 
+CHECKPOINT = "v1-5-pruned-emaonly-fp16.safetensors"
+SAMPLER = {"seed": 7, "steps": 20, "cfg": 7.0, "sampler_name": "ddim", "scheduler": "ddim_uniform", "denoise": 1.0}
+
+
 def quick_erase():
-    """The quick-erase graph, as it was drawn: forget objects and a style, see before and after with the same seed."""
-    sampler = {"seed": 7, "steps": 20, "cfg": 7.0, "sampler_name": "ddim", "scheduler": "ddim_uniform", "denoise": 1.0}
-    size = {"width": 512, "height": 512, "batch_size": 1}
+    """Forget objects and a style by ScaPre, see before and after with the same seed: (id -> (class, title, place, inputs), note)."""
+    solve = {
+        "model": ["1", 0],
+        "clip": ["1", 1],
+        "concepts": ["3", 0],
+        "variant": "anchored",
+        "variant.erase": 100.0,
+        "variant.preserve": 1.0,
+        "variant.anchor": 0.05,
+        "variant.spectral": 0.0,
+        "variant.informax": False,
+        "variant.overshoot": 0.3,
+        "tokens": "all",
+        "prior": True,
+        "templates": "",
+    }
+    note = (
+        "## Quick erase\n\n1. **Load Checkpoint**: pick any SD1.5, SD2.1 or SDXL checkpoint.\n2. **Objects to Forget**, **Styles to "
+        "Forget**: one per line, `name -> what to draw instead`; list look-alikes under keep.\n3. **Prompt**: something with a forgotten "
+        "concept in it.\n4. Press **Run**. Before and After share one seed.\n\nSomething kept has changed? Add it to *keep*, or raise "
+        "*preserve*. It came back? Raise *erase* tenfold."
+    )
+    erasers = {
+        "2": ("UnlearnConcepts", "Objects to Forget", (40, 220, 400, 260), OBJECTS),
+        "3": ("UnlearnConcepts", "Styles to Forget", (40, 530, 400, 260), {**STYLE, "more": ["2", 0]}),
+        "4": ("ScaPreSolve", "ScaPre Solve", (490, 60, 400, 400), solve),
+    }
+    return _before_and_after(erasers, {"4": 0}, "a painting of a church by van gogh", ["4", 1], ["4", 2], 940), note
+
+
+OBJECTS = {"forget": "garbage truck -> vehicle\nchurch -> building", "keep": "fire truck\ntown hall", "kind": "object"}
+STYLE = {"forget": "van gogh", "keep": "monet", "kind": "style"}
+
+
+def neuron_pruning():
+    """Forget objects by FIA: measure, fuse, apply."""
+    measure = {
+        "model": ["1", 0],
+        "clip": ["1", 1],
+        "concepts": ["2", 0],
+        "score": "paper",
+        "prompts": 5,
+        "steps": 50,
+        "window": 10,
+        "cfg": 7.5,
+        "seed": 1244,
+        "size": 0,
+        "ceiling": 0.06,
+        "r1": 0.05,
+        "scale": "layer_max",
+        "halves": "conditional",
+        "first": 0,
+        "templates": "",
+        "base": "",
+        "contexts": "",
+        "raw_statistics": "",
+    }
+    fuse = {
+        "saliency.saliency0": ["3", 0],
+        "r2": 0.03,
+        "alpha": 0.6,
+        "granularity": "connection",
+        "parts": "all",
+        "from_depth": 0.0,
+        "to_depth": 1.0,
+        "per_concept": "",
+    }
+    note = (
+        "## Neuron pruning\n\n1. **Load Checkpoint**: pick any SD1.5, SD2.1 or SDXL checkpoint.\n2. **Objects to Forget**: one per line.\n"
+        "3. Press **Run**. Concept Saliency starts a few pictures with and without each concept; that takes a while, once.\n4. Change *r2* "
+        "in **Fuse Neuron Masks** and press Run again: only the masks are made anew.\n\nIt came back? Raise *r2*, up to the ceiling of "
+        "Concept Saliency. Something else suffers? Lower it."
+    )
+    erasers = {
+        "2": ("UnlearnConcepts", "Objects to Forget", (40, 220, 400, 260), OBJECTS),
+        "3": ("ConceptSaliency", "Concept Saliency", (490, 60, 400, 560), measure),
+        "4": ("NeuronMaskFuse", "Fuse Neuron Masks", (940, 60, 400, 330), fuse),
+    }
+    return _before_and_after(erasers, {"4": 0}, "a photo of a church", ["4", 1], ["4", 2], 1390), note
+
+
+def _before_and_after(erasers, patches, prompt, picture, words, x):
+    """The nodes around erasers: loader, patches (id -> output) applied, one prompt sampled before and after, from column `x` on."""
     wires = {"positive": ["6", 0], "negative": ["7", 0], "latent_image": ["8", 0]}
-    nodes = {
-        "1": ("CheckpointLoaderSimple", "Load Checkpoint", {"ckpt_name": "v1-5-pruned-emaonly-fp16.safetensors"}),
-        "2": (
-            "UnlearnConcepts",
-            "Objects to Forget",
-            {"forget": "garbage truck -> vehicle\nchurch -> building", "keep": "fire truck\ntown hall", "kind": "object"},
-        ),
-        "3": ("UnlearnConcepts", "Styles to Forget", {"forget": "van gogh", "keep": "monet", "kind": "style", "more": ["2", 0]}),
-        "4": (
-            "ScaPreSolve",
-            "ScaPre Solve",
-            {
-                "model": ["1", 0],
-                "clip": ["1", 1],
-                "concepts": ["3", 0],
-                "variant": "anchored",
-                "variant.erase": 100.0,
-                "variant.preserve": 1.0,
-                "variant.anchor": 0.05,
-                "variant.spectral": 0.0,
-                "variant.informax": False,
-                "tokens": "all",
-                "prior": True,
-                "templates": "",
-            },
-        ),
+    applied = {f"patches.patch{k}": [i, out] for k, (i, out) in enumerate(patches.items())}
+    return {
+        "1": ("CheckpointLoaderSimple", "Load Checkpoint", (40, 60, 330, 110), {"ckpt_name": CHECKPOINT}),
+        **erasers,
         "5": (
             "ApplyUnlearnPatch",
             "Apply Unlearn Patch",
-            {"model": ["1", 0], "patches.patch0": ["4", 0], "strength": 1.0, "mismatch": "warn"},
+            (x, 60, 330, 150),
+            {"model": ["1", 0], **applied, "strength": 1.0, "mismatch": "warn"},
         ),
-        "6": ("CLIPTextEncode", "Prompt", {"clip": ["1", 1], "text": "a painting of a church by van gogh"}),
-        "7": ("CLIPTextEncode", "Negative Prompt", {"clip": ["1", 1], "text": ""}),
-        "8": ("EmptyLatentImage", "Picture Size", size),
-        "9": ("KSampler", "Before", {"model": ["1", 0], **sampler, **wires}),
-        "10": ("KSampler", "After", {"model": ["5", 0], **sampler, **wires}),
-        "11": ("VAEDecode", "Decode Before", {"samples": ["9", 0], "vae": ["1", 2]}),
-        "12": ("VAEDecode", "Decode After", {"samples": ["10", 0], "vae": ["1", 2]}),
-        "13": ("SaveImage", "Picture Before", {"images": ["11", 0], "filename_prefix": "unlearn/before"}),
-        "14": ("SaveImage", "Picture After", {"images": ["12", 0], "filename_prefix": "unlearn/after"}),
-        "15": ("PreviewImage", "Report", {"images": ["4", 1]}),
-        "16": ("PreviewAny", "Report in Words", {"source": ["4", 2]}),
+        "6": ("CLIPTextEncode", "Prompt", (x, 260, 400, 140), {"clip": ["1", 1], "text": prompt}),
+        "7": ("CLIPTextEncode", "Negative Prompt", (x, 450, 400, 120), {"clip": ["1", 1], "text": ""}),
+        "8": ("EmptyLatentImage", "Picture Size", (40, 840, 330, 120), {"width": 512, "height": 512, "batch_size": 1}),
+        "9": ("KSampler", "Before", (x + 450, 60, 300, 290), {"model": ["1", 0], **SAMPLER, **wires}),
+        "10": ("KSampler", "After", (x + 450, 400, 300, 290), {"model": ["5", 0], **SAMPLER, **wires}),
+        "11": ("VAEDecode", "Decode Before", (x + 800, 60, 180, 60), {"samples": ["9", 0], "vae": ["1", 2]}),
+        "12": ("VAEDecode", "Decode After", (x + 800, 400, 180, 60), {"samples": ["10", 0], "vae": ["1", 2]}),
+        "13": ("SaveImage", "Picture Before", (x + 1030, 60, 330, 330), {"images": ["11", 0], "filename_prefix": "unlearn/before"}),
+        "14": ("SaveImage", "Picture After", (x + 1030, 440, 330, 330), {"images": ["12", 0], "filename_prefix": "unlearn/after"}),
+        "15": ("PreviewImage", "Report", (x - 450, 740, 400, 300), {"images": picture}),
+        "16": ("PreviewAny", "Report in Words", (x - 450, 510 if x < 1000 else 440, 400, 180), {"source": words}),
     }
-    return {i: {"class_type": c, "inputs": v, "_meta": {"title": t}} for i, (c, t, v) in nodes.items()}
+
+
+SOURCES = {"quick_erase": quick_erase, "neuron_pruning": neuron_pruning}
+
+
+def source(name):
+    """The graph a workflow file was drawn from, in API format."""
+    return {i: {"class_type": c, "inputs": v, "_meta": {"title": t}} for i, (c, t, _, v) in SOURCES[name]()[0].items()}

@@ -118,9 +118,7 @@ class ConceptSaliency(io.ComfyNode):
                     "templates", "a {concept} in {context}", "Own sentences with the concept, one per line, with {concept} and {context}."
                 ),
                 text("base", "{context}", "The same sentences without the concept, one per line, with {context}."),
-                text(
-                    "contexts", "a kitchen\nthe garden", "What stands for {context}, one per line. Empty: places, people, things."
-                ),
+                text("contexts", "a kitchen\nthe garden", "What stands for {context}, one per line. Empty: places, people, things."),
                 io.String.Input(
                     "raw_statistics",
                     default="",

@@ -73,6 +73,16 @@ class ScaPreSolve(io.ComfyNode):
                                     tooltip="Weigh each output channel by how much it tells the concepts apart (Informax decoupler).",
                                     advanced=True,
                                 ),
+                                io.Float.Input(
+                                    "overshoot",
+                                    default=scapre.DEFAULTS["overshoot"],
+                                    min=0.0,
+                                    max=1.0,
+                                    step=0.05,
+                                    tooltip="How far past zero the concepts are pushed, for new sentences hold more of a concept "
+                                    "than the studied ones have in common. Lower it when kept things change.",
+                                    advanced=True,
+                                ),
                             ],
                         )
                     ],

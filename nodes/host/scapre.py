@@ -12,8 +12,8 @@ from .adapters import LowRank
 from .layers import cross_attention
 from .progress import Progress
 
-DEFAULTS = {"erase": 100.0, "preserve": 1.0, "anchor": 0.05, "spectral": 0.0, "informax": False}
-OVERSHOOT = 0.3  # measured: at 0 some unseen sentences still draw the concept, above 0.6 kept things suffer
+# overshoot, measured: at 0 some unseen sentences still draw the concept, above 0.6 kept things suffer
+DEFAULTS = {"erase": 100.0, "preserve": 1.0, "anchor": 0.05, "spectral": 0.0, "informax": False, "overshoot": 0.3}
 ENERGY = 1 - 1e-6  # of the erased signal that the patch's rank carries
 
 
@@ -33,7 +33,7 @@ def solve(model, clip, concepts, templates=None, *, tokens="all", target="differ
         raise UnlearnError(
             f"The input 'clip' gives states of width {found} and the model reads width {width}; connect the CLIP of the same checkpoint."
         )
-    stats = statistics.measure(plan, states, tokens, target, OVERSHOOT)
+    stats = statistics.measure(plan, states, tokens, target, settings["overshoot"])
     mu, v = anchored_components(stats, settings)
     tv, down = stats.move @ v, v.T.float().contiguous()
 
@@ -56,7 +56,7 @@ def solve(model, clip, concepts, templates=None, *, tokens="all", target="differ
     drift = (moved / max(held, 1e-30)) ** 0.5
     provenance = {
         "method": "ScaPre anchored",
-        "settings": {**settings, "tokens": tokens, "target": target, "prior": prior, "templates": templates, "overshoot": OVERSHOOT},
+        "settings": {**settings, "tokens": tokens, "target": target, "prior": prior, "templates": templates},
         "concepts": [c.name for c in concepts.concepts],
         "lines": [format_concept(c) for c in concepts.concepts],
         "keep": list(concepts.keep),

@@ -1,4 +1,4 @@
-"""FIA in a real ComfyUI, on the sprite world: saliency against prompts sampled one by one by the stock sampler, and what happens when it stops."""
+"""FIA in a real ComfyUI, on the sprite world: against stock sampling prompt by prompt, and what happens when it stops."""
 
 import hashlib
 import time
@@ -49,11 +49,11 @@ def one_by_one(loaded, prompts, both):
     ws = [weights.read(model, k).double() for k in keys]
     found = [[[] for _ in keys] for _ in range(2)]
     negative = clip.encode_from_tokens_scheduled(clip.tokenize(""))
+    keep_in = lambda into: lambda module, args: (into.append(args[0].clone()), None)[1]
     for number, prompt in enumerate(prompts):
         passes, order = [[] for _ in keys], []
         handles = [
-            model.model.get_submodule(k.removesuffix(".weight")).register_forward_pre_hook(lambda m, a, i=i: passes[i].append(a[0].clone()))
-            for i, k in enumerate(keys)
+            model.model.get_submodule(k.removesuffix(".weight")).register_forward_pre_hook(keep_in(passes[i])) for i, k in enumerate(keys)
         ]
         noise = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(saliency.DEFAULTS["seed"] + number % SMALL["prompts"]))
         positive = clip.encode_from_tokens_scheduled(clip.tokenize(prompt))
@@ -88,7 +88,7 @@ def test_saliency_is_that_of_stock_sampling_prompt_by_prompt(loaded, score, halv
     groups = {name: [p.split(":", 1)[1] for p in part.prompts] for name, part in found.gathered.items()}
     passes = {name: one_by_one(loaded, prompts, halves == "both") for name, prompts in groups.items()}
     errors = []
-    for i, (_, c_out, c_in) in enumerate(found.layers):
+    for i in range(len(found.layers)):
         total = count = 0
         for step in range(2):
             of = lambda name, step=step, i=i: torch.stack([u(x, w, score) for x, w in passes[name][step][i]])

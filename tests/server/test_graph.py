@@ -56,9 +56,12 @@ def seen(server, outputs, g, title, name):
     return np.mean([x.correct for x in look])
 
 
-def test_the_example_graph_is_the_one_it_was_drawn_from():
+@pytest.mark.parametrize("name", workflow.SOURCES)
+def test_an_example_graph_is_the_one_it_was_drawn_from(name):
     """The UI-format file converts to the graph in benchmarks/workflow.py, input by input."""
-    got, want = workflow.to_api(workflow.load("quick_erase")), workflow.quick_erase()
+    got, want = workflow.to_api(workflow.load(name)), workflow.source(name)
+    controls = [v for n in workflow.load(name)["nodes"] for v in n.get("widgets_values") or [] if v in ("fixed", "randomize")]
+    assert set(controls) == {"fixed"}  # before and after must share a seed, run after run
     by_title = lambda g: {n["_meta"]["title"]: n["class_type"] for n in g.values()}
     assert by_title(got) == by_title(want)
     for title in by_title(want):
@@ -149,7 +152,7 @@ def test_cancel_and_run_again(server):
 
 
 def test_help_pages_and_template_are_served(server):
-    for node in ("UnlearnConcepts", "ScaPreSolve", "ApplyUnlearnPatch"):
+    for node in ("UnlearnConcepts", "ScaPreSolve", "ApplyUnlearnPatch", "ConceptSaliency", "NeuronMaskFuse"):
         info = server.get(f"/object_info/{node}")[node]
         assert info["category"] == "unlearn" and info["description"]
         with urllib.request.urlopen(f"{server.url}/extensions/ComfyUI-Unlearn/docs/{node}.md", timeout=20) as page:

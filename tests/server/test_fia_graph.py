@@ -1,0 +1,97 @@
+"""Measure, fuse, prune, sample over HTTP: progress is seen on the websocket, cancel works, saliency survives a file."""
+
+import time
+
+import pytest
+
+from benchmarks import workflow
+from benchmarks.server import BASE, Failed, Server
+from world import checkpoint
+
+pytestmark = pytest.mark.server
+
+
+@pytest.fixture(scope="module")
+def server(checkpoint):
+    with Server(log=BASE / "test-server-fia.log") as running:
+        yield running
+
+
+def graph(**measure):
+    """The neuron-pruning example with the sprite world in it, two concepts, few prompts and steps."""
+    g = workflow.to_api(workflow.load("neuron_pruning"))
+    workflow.put(g, "Load Checkpoint", ckpt_name=checkpoint.NAME)
+    workflow.put(g, "Objects to Forget", forget="fox\nhouse", keep="")
+    workflow.put(g, "Concept Saliency", **{"prompts": 2, "steps": 6, "window": 3, "cfg": 3.0, "size": 64} | measure)
+    workflow.put(g, "Prompt", text="an image of a fox")
+    workflow.put(g, "Picture Size", width=64, height=64)
+    for name in ("Before", "After"):
+        workflow.put(g, name, steps=4, cfg=3.0)
+    return g
+
+
+def test_two_concepts_with_progress(server):
+    g = graph()
+    with server.messages() as seen:
+        outputs = server.run(g)
+    words = outputs[workflow.titled(g, "Report in Words")]["text"][0]
+    assert "for 2 concepts" in words and "Prunes" in words
+    assert outputs[workflow.titled(g, "Picture After")]["images"] and outputs[workflow.titled(g, "Report")]["images"]
+    node = workflow.titled(g, "Concept Saliency")
+    steps = [m["data"] for m in seen if m["type"] == "progress" and m["data"].get("node") == node]
+    assert steps and steps[-1]["value"] == steps[-1]["max"] == 3 * 2 * 3  # groups, prompts, window
+
+
+def test_another_r2_does_not_measure_again(server):
+    g = graph(seed=77)
+    server.run(g)
+    workflow.put(g, "Fuse Neuron Masks", r2=0.05)
+    with server.messages() as seen:
+        server.run(g)
+    ran = {m["data"]["node"] for m in seen if m["type"] == "executing" and m["data"].get("node")}
+    assert workflow.titled(g, "Fuse Neuron Masks") in ran and workflow.titled(g, "Concept Saliency") not in ran
+
+
+def test_cancel_while_measuring_and_run_again(server):
+    g = graph(prompts=20, steps=50, window=50, seed=5)
+    with server.messages() as seen:
+        prompt_id = server.queue(g)
+        node, until = workflow.titled(g, "Concept Saliency"), time.time() + 60
+        while time.time() < until and not any(m["type"] == "progress" and m["data"].get("node") == node for m in seen):
+            time.sleep(0.05)
+        server.post("/interrupt", {"prompt_id": prompt_id})
+        start = time.time()
+        with pytest.raises(Failed, match="(?i)interrupt|Processing"):
+            server.finish(prompt_id)
+    assert time.time() - start < 10
+    assert server.run(graph(seed=6))
+
+
+def test_saliency_through_a_file(server):
+    g = graph(score="wanda")
+    g["save"] = {
+        "class_type": "SaveConceptSaliency",
+        "inputs": {"saliency": [workflow.titled(g, "Concept Saliency"), 0], "name": "test_fox"},
+        "_meta": {"title": "Save"},
+    }
+    live = server.run(g)
+    try:
+        again = graph(score="wanda")
+        load, measure = {"class_type": "LoadConceptSaliency", "inputs": {"name": "test_fox.safetensors"}}, "Concept Saliency"
+        again[workflow.titled(again, measure)] = {**load, "_meta": {"title": measure}}
+        reloaded = server.run(again)
+        same = [server.image(o[workflow.titled(x, "Picture After")]["images"][0]).tobytes() for o, x in ((live, g), (reloaded, again))]
+        assert same[0] == same[1]
+    finally:
+        (BASE / "models" / "unlearn_saliency" / "test_fox.safetensors").unlink()
+
+
+def test_no_name_leads_out_of_the_folder(server):
+    g = graph()
+    g["save"] = {
+        "class_type": "SaveConceptSaliency",
+        "inputs": {"saliency": [workflow.titled(g, "Concept Saliency"), 0], "name": "../../out"},
+        "_meta": {"title": "Save"},
+    }
+    with pytest.raises(Failed, match="leads out"):
+        server.run(g)
