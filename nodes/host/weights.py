@@ -3,6 +3,7 @@
 import comfy.lora
 import comfy.model_management
 import comfy.model_patcher
+import comfy.utils
 import torch
 
 from ..errors import UnlearnError
@@ -19,6 +20,8 @@ def read(model, key, patched=True, device=None):
     """
     weight, _, convert = comfy.model_patcher.get_key_weight(model.model, key)
     backup = model.backup.get(key) or model.hook_backup.get(key)  # in this order: hook_backup may be patched already
+    if _packed(weight) and convert is None:
+        return _checked(_through_the_layer(model, key), key).to(device or "cpu")
     if backup is not None:
         weight = backup[0]
     weight = comfy.model_management.cast_to_device(weight, torch.device(device or "cpu"), torch.float32, copy=True)
@@ -26,12 +29,31 @@ def read(model, key, patched=True, device=None):
         weight = convert(weight, inplace=True)  # dequantises
     if patched and key in model.patches:
         weight = comfy.lora.calculate_weight(model.patches[key], weight, key)
+    return _checked(weight, key)
+
+
+def _checked(weight, key):
     if not torch.isfinite(weight).all():
         raise UnlearnError(
             f"The input 'model' has NaN or infinite numbers in its weight '{key}'; "
             "load an undamaged checkpoint, or check the LoRAs before this node."
         )
     return weight
+
+
+def _packed(weight):
+    """Whether a weight is stored in a form of its loader's own (GGUF and the like), which only the layer itself can read."""
+    return not weight.is_floating_point() or hasattr(weight, "tensor_type")
+
+
+def _through_the_layer(model, key):
+    """The weight of a linear layer as its own forward pass applies it: the answers to unit vectors, less the answer to zero."""
+    comfy.model_management.load_models_gpu([model])
+    module = comfy.utils.get_attr(model.model, key.removesuffix(".weight"))
+    with torch.inference_mode():
+        unit = torch.eye(module.in_features, device=model.load_device)
+        answers = torch.cat([module(part).float() for part in unit.split(1024)])
+        return (answers - module(torch.zeros_like(unit[:1])).float()).T.contiguous().clone()
 
 
 def fingerprint(model, keys):
@@ -46,4 +68,8 @@ def fingerprint(model, keys):
 
 def shape(model, key):
     """Shape of weight `key` of a MODEL as the maths sees it (a quantised weight's logical shape)."""
-    return tuple(comfy.model_patcher.get_key_weight(model.model, key)[0].shape)
+    weight, _, convert = comfy.model_patcher.get_key_weight(model.model, key)
+    if _packed(weight) and convert is None:
+        module = comfy.utils.get_attr(model.model, key.removesuffix(".weight"))
+        return module.out_features, module.in_features
+    return tuple(weight.shape)

@@ -325,3 +325,37 @@ def test_the_raw_statistics_say_their_size_and_need_room(loaded, tmp_path, monke
     monkeypatch.setattr(files.shutil, "disk_usage", lambda p: type("U", (), {"free": expected // 2})())
     with pytest.raises(UnlearnError, match="the disk has"):
         collect(loaded, "cat", folder=tmp_path / "y.raw")
+
+
+class Packed(torch.nn.Module):
+    """A linear layer whose loader keeps its weight in a form of its own, as GGUF does: int8 and a scale per row."""
+
+    def __init__(self, linear):
+        super().__init__()
+        w = linear.weight.float()
+        self.scale = w.abs().amax(1, keepdim=True) / 127
+        self.weight = torch.nn.Parameter((w / self.scale).round().to(torch.int8), requires_grad=False)
+        self.bias, self.in_features, self.out_features = linear.bias, linear.in_features, linear.out_features
+
+    def forward(self, x):
+        return torch.nn.functional.linear(x, (self.weight.float() * self.scale).to(x), self.bias.to(x))
+
+
+@pytest.mark.parametrize("kind", ["fp16", "bf16", "fp8", "packed"])
+def test_any_precision(loaded, checkpoint, kind):
+    """Nothing needs gradients or float weights: the strongest hidden units are about those of the plain model."""
+    import comfy.sd
+
+    plain = collect(loaded, "cat", prompts=2, window=1)
+    dtype = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp8": torch.float8_e4m3fn}.get(kind)
+    options = {} if dtype is None else {"dtype": dtype}
+    model, *_ = comfy.sd.load_checkpoint_guess_config(str(checkpoint), output_vae=False, output_clip=False, model_options=options)
+    if kind == "packed":
+        for layer in layers_of.feed_forward(model):
+            path = layer.key.removesuffix(".weight")
+            parent = model.model.get_submodule(path.rpartition(".")[0])
+            setattr(parent, path.rpartition(".")[2], Packed(model.model.get_submodule(path)))
+    found = collect((model, *loaded[1:]), "cat", prompts=2, window=1)
+    for a, b in zip(plain.rankings[0], found.rankings[0], strict=True):
+        same = set(a.columns.topk(100).indices.tolist()) & set(b.columns.topk(100).indices.tolist())
+        assert len(same) >= 60, len(same)
