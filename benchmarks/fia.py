@@ -195,7 +195,14 @@ def cost(prompts=2, window=1, size=512):
             found, report = saliency.collect(model, clip, concepts, prompts=prompts, **how)
         seconds = float(report.split(" UNet calls, ")[1].split(" s")[0])
         print(f"{report.splitlines()[0]} {hooked.top:.0f} MB", flush=True)
-    return {"overhead": round(seconds / min(plain), 3), "peak_extra_mb": round(hooked.top - alone.top), "unet_calls": calls}
+        longer = {}
+        for more in ((2, 1), (6, 4)):  # small pictures: the statistics are of the weights' size, whatever the pictures'
+            with Peak() as small:
+                saliency.collect(model, clip, concepts, prompts=more[0], steps=50, window=more[1], cfg=7.5, size=64)
+            longer[f"{more[0]} prompts, {more[1]} steps"] = round(small.top)
+    print(f"at 64 pixels: {longer} MB", flush=True)
+    extra = round(hooked.top - alone.top)
+    return {"overhead": round(seconds / min(plain), 3), "peak_extra_mb": extra, "peak_mb_at_64_pixels": longer, "unet_calls": calls}
 
 
 def main():
