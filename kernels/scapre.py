@@ -39,24 +39,6 @@ def spectral_trace(concepts):
     return (u * ((1 - torch.sigmoid(sigma)) * sigma)) @ u.T
 
 
-def informax(positive, negative):
-    """Informax weight alpha_i = MI_i / max_j MI_j per output row (eqs 6-7), [d_out] in [0, 1], dtype of the input.
-
-    positive [n_pos, d_out], negative [n_neg, d_out]: activations W0 s of concept and of neutral states. z = 1[a > tau_i] with
-    tau_i the (lower) median of both together; MI_i is that of z with the class, from the 2x2 table. Where the table tells
-    the classes apart in no row, all weights are 1.
-    """
-    both = torch.cat([positive, negative])
-    tau = both.median(0).values
-    p_class = torch.tensor([len(negative), len(positive)], dtype=torch.float64, device=both.device) / len(both)
-    p_fire = torch.stack([(negative > tau).double().mean(0), (positive > tau).double().mean(0)])  # [2, d_out] given the class
-    joint = torch.stack([1 - p_fire, p_fire]) * p_class[None, :, None]  # [z, y, d_out]
-    independent = joint.sum(1, keepdim=True) * joint.sum(0, keepdim=True)
-    mi = torch.where(joint > 0, joint * (joint / independent.clamp_min(1e-30)).log(), 0).sum((0, 1))
-    top = mi.max()
-    return (mi / top if top > 1e-12 else torch.ones_like(mi)).to(positive.dtype)
-
-
 def anchored_basis(s, p, tolerance=1e-12):
     """Generalised eigenpairs S v = mu P v with mu > tolerance * mu_max: (mu [r], V [d, r]), float64, largest first.
 
@@ -69,6 +51,15 @@ def anchored_basis(s, p, tolerance=1e-12):
     v = torch.linalg.solve_triangular(lower.T, q, upper=True)
     keep = mu > tolerance * mu[-1].clamp_min(1e-300)
     return mu[keep].flip(0), v[:, keep].flip(1)
+
+
+def confined_basis(s, p, basis, tolerance=1e-12):
+    """`anchored_basis` of edits confined to the columns of `basis` [d, k]: (mu [r], V [d, r]) with V in their span (hard preservation).
+
+    It is the minimiser of the same objective over all edits that do nothing to what is orthogonal to `basis`.
+    """
+    mu, v = anchored_basis(basis.T @ s @ basis, basis.T @ p @ basis, tolerance)
+    return mu, basis @ v
 
 
 def rank_by_energy(mu, eta, energy):

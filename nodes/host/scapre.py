@@ -2,6 +2,7 @@
 
 import torch
 
+from ...kernels import informax
 from ...kernels import scapre as kernel
 from ..concept_text import format_concept
 from ..errors import UnlearnError
@@ -41,7 +42,7 @@ def solve(model, clip, concepts, templates=None, *, tokens="all", target="differ
     moved, held = 0.0, 0.0
     for layer in layers:
         w0 = weights.read(model, layer.key)
-        m = kernel.informax(stats.positive @ w0.T, stats.negative @ w0.T) if settings["informax"] else None
+        m = informax.printed(stats.positive @ w0.T, stats.negative @ w0.T) if settings["informax"] else None
         up = kernel.anchored_up(w0, tv, mu, settings["erase"], m)
         edits.append((layer.key, LowRank.of(up, down)))
         delta = up @ down
