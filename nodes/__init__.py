@@ -2,7 +2,10 @@
 
 from .apply_unlearn_patch import ApplyUnlearnPatch
 from .concept_saliency import ConceptSaliency
+from .erasure_report import ErasureReport
+from .export import SaveUnlearnedCheckpoint, SaveUnlearnLoRA
 from .neuron_mask_fuse import NeuronMaskFuse
+from .patch_files import LoadUnlearnPatch, SaveUnlearnPatch, UnlearnPatchInfo
 from .saliency_sharing import LoadConceptSaliency, MergeConceptSaliency, SaveConceptSaliency
 from .scapre_solve import ScaPreSolve
 from .unlearn_concepts import UnlearnConcepts
@@ -16,4 +19,10 @@ NODES = [
     SaveConceptSaliency,
     LoadConceptSaliency,
     MergeConceptSaliency,
+    SaveUnlearnPatch,
+    LoadUnlearnPatch,
+    UnlearnPatchInfo,
+    SaveUnlearnLoRA,
+    SaveUnlearnedCheckpoint,
+    ErasureReport,
 ]

@@ -15,14 +15,14 @@ class ApplyUnlearnPatch(io.ComfyNode):
             display_name="Apply Unlearn Patch",
             category="unlearn",
             description="Applies one or more unlearn patches to a model, in order. Place it after LoRA loaders. The model that comes in "
-            "is not changed; Save Checkpoint bakes the patches in.",
+            "is not changed; Save Checkpoint and Save Unlearned Checkpoint bake the patches in.",
             search_aliases=["erase", "remove", "unlearn", "forget", "censor", "concept"],
             inputs=[
                 io.Model.Input("model", tooltip="The model to patch; the same one the patches were made from, LoRAs included."),
                 io.Autogrow.Input(
                     "patches",
                     template=io.Autogrow.TemplatePrefix(
-                        Patch.Input("patch", tooltip="A patch from ScaPre Solve; a new socket appears as you connect."),
+                        Patch.Input("patch", tooltip="From an eraser such as ScaPre Solve, or Load Unlearn Patch; a new socket appears."),
                         prefix="patch",
                         min=1,
                         max=16,
@@ -49,7 +49,7 @@ class ApplyUnlearnPatch(io.ComfyNode):
                 io.Model.Output(display_name="model", tooltip="The patched model; connect to a sampler or to Save Checkpoint."),
                 io.String.Output("report", tooltip="What was applied, and a warning where the base model is not the patch's own."),
             ],
-            hidden=[io.Hidden.unique_id],
+            hidden=[io.Hidden.unique_id, io.Hidden.extra_pnginfo],
         )
 
     @classmethod
@@ -60,6 +60,8 @@ class ApplyUnlearnPatch(io.ComfyNode):
             raise UnlearnError("The input 'patches' has nothing connected; connect the patch output of an eraser such as ScaPre Solve.")
         patch = sum(stack[1:], stack[0])
         patched, warning = patching.apply(model, patch, strength, strict=mismatch == "error")
+        if isinstance(cls.hidden.extra_pnginfo, dict):  # ComfyUI's way to add to the metadata of files that later nodes save
+            cls.hidden.extra_pnginfo.setdefault("unlearn", {})[str(cls.hidden.unique_id)] = patching.manifest_as_json(patched)
         report = patching.describe(patch, strength) + (f"\nWARNING: {warning}" if warning else "")
         progress.say(report, cls.hidden.unique_id)
         return io.NodeOutput(patched, report)

@@ -15,6 +15,8 @@ from ...kernels import fia
 from ..errors import UnlearnError
 from ..types import Concept, Fingerprint, Gathered, Ranking, SaliencyMap
 from ..version import VERSION
+from . import files
+from .files import inside
 
 FORMAT = "unlearn-saliency-1"
 FOLDER = "unlearn_saliency"
@@ -22,27 +24,12 @@ FOLDER = "unlearn_saliency"
 
 def models_folder():
     """Where saliency files live: `unlearn_saliency` in ComfyUI's models folder, or where extra_model_paths says."""
-    import folder_paths
-
-    if FOLDER not in folder_paths.folder_names_and_paths:
-        folder_paths.add_model_folder_path(FOLDER, os.path.join(folder_paths.models_dir, FOLDER), is_default=True)
-    return Path(folder_paths.get_folder_paths(FOLDER)[0])
+    return files.folders(FOLDER)[0]
 
 
 def listed():
     """Names of the saliency files there are."""
-    import folder_paths
-
-    models_folder()
-    return [n for n in folder_paths.get_filename_list(FOLDER) if n.endswith(".safetensors") and ".raw/" not in n.replace(os.sep, "/")]
-
-
-def inside(folder, name):
-    """The path of `name` in a folder; raises UnlearnError for a name that leads out of it."""
-    path = (Path(folder) / name).resolve()
-    if not name.strip() or not path.is_relative_to(Path(folder).resolve()) or path == Path(folder).resolve():
-        raise UnlearnError(f"The file name '{name}' leads out of the folder; use a plain name such as 'my_saliency'.")
-    return path
+    return [n for n in files.listed(FOLDER) if ".raw/" not in n.replace(os.sep, "/")]
 
 
 def save(path, found):
@@ -67,16 +54,7 @@ def save(path, found):
         "settings": found.settings,
         "gathered": gathered,
     }
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{path.name}.part{os.getpid()}")
-    try:
-        save_file(
-            {k: v.contiguous() for k, v in tensors.items()}, part, {"format": FORMAT, "version": VERSION, "saliency": json.dumps(said)}
-        )
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
+    files.write(path, tensors, {"format": FORMAT, "version": VERSION, "saliency": json.dumps(said)})
 
 
 def load(path):

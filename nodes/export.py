@@ -1,0 +1,108 @@
+"""A patch as a LoRA, and a patched model as a checkpoint."""
+
+from comfy_api.latest import io
+
+from .host import checkpoint_files, files, lora_export, progress
+from .types import Patch
+
+
+class SaveUnlearnLoRA(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="SaveUnlearnLoRA",
+            display_name="Save Unlearn Patch as LoRA",
+            category="unlearn",
+            description="Saves a patch as a LoRA in models/loras that any LoRA loader reads, in ComfyUI and elsewhere, without this pack. "
+            "At strength 1 on the plain model it forgets what the patch forgets.",
+            search_aliases=["unlearn", "forget", "erase", "export", "lora", "kohya"],
+            inputs=[
+                io.Model.Input(
+                    "model", tooltip="The model the patch was made from, before Apply Unlearn Patch, with the same LoRAs on it."
+                ),
+                Patch.Input("patch", tooltip="From an eraser such as ScaPre Solve, or from Load Unlearn Patch."),
+                io.String.Input(
+                    "name",
+                    default="my_unlearn_lora",
+                    tooltip="File name without ending, subfolder/name to sort. A file of that name is replaced.",
+                ),
+                io.DynamicCombo.Input(
+                    "size",
+                    options=[
+                        io.DynamicCombo.Option("exact", []),
+                        io.DynamicCombo.Option(
+                            "rank",
+                            [
+                                io.Int.Input(
+                                    "rank",
+                                    default=64,
+                                    min=1,
+                                    max=4096,
+                                    tooltip="Largest rank per weight. Edits of a lower rank stay exact; of others the nearest is kept, "
+                                    "and the report says how much is lost. Try 64 first.",
+                                )
+                            ],
+                        ),
+                    ],
+                    tooltip="Try 'exact' first: small for ScaPre Solve and for pruned neurons, large for pruned connections. 'rank' makes "
+                    "the file smaller and loses something.",
+                ),
+                io.Combo.Input(
+                    "precision",
+                    options=list(lora_export.PRECISION),
+                    default="float16",
+                    tooltip="Numbers in the file. float16 is what LoRAs usually have; float32 is twice as large and loses nothing.",
+                    advanced=True,
+                ),
+            ],
+            outputs=[
+                io.String.Output("file", tooltip="The name under which LoRA loaders list it (press R to refresh)."),
+                io.String.Output("report", tooltip="Rank, size, what is exact and how much of the change is lost."),
+            ],
+            hidden=[io.Hidden.unique_id],
+            is_output_node=True,
+        )
+
+    @classmethod
+    def execute(cls, model, patch, name, size, precision):
+        path = files.new("loras", name)
+        rank = size["rank"] if size["size"] == "rank" else None
+        tensors, metadata, report = lora_export.export(model, patch, rank, lora_export.PRECISION[precision], cls.hidden.unique_id)
+        files.write(path, tensors, metadata)
+        listed = path.relative_to(files.folders("loras")[0].resolve()).as_posix()
+        report = f"Saved {listed}.\n{report}"
+        progress.say(report, cls.hidden.unique_id)
+        return io.NodeOutput(listed, report, ui={"text": [report]})
+
+
+class SaveUnlearnedCheckpoint(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="SaveUnlearnedCheckpoint",
+            display_name="Save Unlearned Checkpoint",
+            category="unlearn",
+            description="Saves a patched model whole, as ComfyUI's Save Checkpoint does, and writes into the file what was unlearned. "
+            "It loads everywhere, without this pack.",
+            search_aliases=["unlearn", "forget", "erase", "export", "save checkpoint", "bake"],
+            inputs=[
+                io.Model.Input("model", tooltip="The patched model, from Apply Unlearn Patch."),
+                io.String.Input(
+                    "filename_prefix",
+                    default="checkpoints/unlearned",
+                    tooltip="Where in the output folder and under which name; a number is added, nothing is overwritten.",
+                ),
+                io.Clip.Input("clip", optional=True, tooltip="The checkpoint's text encoder. Leave clip and vae empty for the UNet alone."),
+                io.Vae.Input("vae", optional=True, tooltip="The checkpoint's VAE; connect it for a file that Load Checkpoint reads."),
+            ],
+            outputs=[io.String.Output("file", tooltip="The file's name in ComfyUI's output folder; move it to models/checkpoints.")],
+            hidden=[io.Hidden.unique_id, io.Hidden.prompt, io.Hidden.extra_pnginfo],
+            is_output_node=True,
+        )
+
+    @classmethod
+    def execute(cls, model, filename_prefix, clip=None, vae=None):
+        name, named = checkpoint_files.save(model, clip, vae, filename_prefix, cls.hidden.prompt, cls.hidden.extra_pnginfo)
+        said = f"{named} patch{'es' * (named > 1)} named in its metadata" if named else "without metadata, since ComfyUI runs with it off"
+        progress.say(f"Saved {name}, {said}.", cls.hidden.unique_id)
+        return io.NodeOutput(name, ui={"text": [name]})
