@@ -1,0 +1,177 @@
+"""The moving mask and its optimiser against references written straight from the equations, and the invariants of the method."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import pack
+
+kernel = pack.module("kernels.sculpt")
+
+
+def rand(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def test_literal_losses_and_objective():
+    prediction, target = torch.tensor([[1.0, 3.0], [0.0, 2.0]]), torch.tensor([[1.0, 1.0], [2.0, 2.0]])
+    assert kernel.squared_error(prediction, target).tolist() == [2.0, 2.0]
+    total, errors = kernel.objective(prediction, target, torch.tensor([0.5, 0.25]))
+    assert float(total) == 1.5 and errors.tolist() == [2.0, 2.0]
+
+
+def test_no_gradient_reaches_the_target():
+    w = torch.ones(3, requires_grad=True)
+    x = rand(2, 3)
+    total, _ = kernel.objective(x * w, 2 * x * w, torch.ones(2))  # the student is its own target
+    total.backward()
+    # d/dw mean (w x - t)^2 = 2 x (w x - t) / 3 with t = 2 x held fixed
+    assert torch.allclose(w.grad, (-2 * x.square() / 3).sum(0))
+
+
+def test_the_objective_is_the_weighted_sum_of_the_terms():
+    p, t = rand(6, 4, seed=1), rand(6, 4, seed=2)
+    weights = torch.tensor([1 / 2, 1 / 2, 0.25 / 3, 0.25 / 3, 0.25 / 3, 0.1])
+    mse = torch.nn.functional.mse_loss
+    want = mse(p[:2], t[:2]) + 0.25 * mse(p[2:5], t[2:5]) + 0.1 * mse(p[5:], t[5:])
+    assert torch.allclose(kernel.objective(p, t, weights)[0], want)
+
+
+def test_importance_is_the_signed_or_the_absolute_sum():
+    signed, absolute = torch.zeros(2), torch.zeros(2)
+    for g in ([1.0, -2.0], [-1.0, -1.0]):
+        kernel.accumulate(signed, torch.tensor(g))
+        kernel.accumulate(absolute, torch.tensor(g), "absolute")
+    assert signed.tolist() == [0.0, -3.0] and absolute.tolist() == [2.0, 3.0]
+
+
+def test_literal_mask_and_refresh():
+    g = torch.tensor([[0.1, -5.0, 2.0], [3.0, -0.2, 0.3]])
+    mask = kernel.initial_mask(g, 0.5)
+    assert mask.tolist() == [[False, True, True], [True, False, False]]
+    g = torch.tensor([[4.0, -0.1, 2.0], [3.0, -0.2, 0.3]])
+    new, moved = kernel.refresh(mask, g, 0.34)  # one of three leaves: the -5 of old is now the smallest inside, 4 the largest outside
+    assert moved == 1 and new.tolist() == [[True, False, True], [True, False, False]]
+
+
+def test_turnover_decays_as_a_cosine():
+    assert kernel.turnover(0.2, 0) == 0.2 and kernel.turnover(0.2, 1) == 0 and math.isclose(kernel.turnover(0.2, 0.5), 0.1)
+    shipped = [round(kernel.turnover(0.2, e / 10), 3) for e in (1, 3, 5, 7)]  # of ten epochs of fifty steps, at steps 100 to 400
+    assert shipped == [0.195, 0.159, 0.1, 0.041]
+
+
+def reference_refresh(mask, importance, u):
+    inside = sorted((i for i in range(len(mask)) if mask[i]), key=lambda i: (importance[i], i))
+    outside = sorted((i for i in range(len(mask)) if not mask[i]), key=lambda i: (-importance[i], i))
+    return {i for i in range(len(mask)) if mask[i]} - set(inside[:u]) | set(outside[:u])
+
+
+@given(st.lists(st.integers(-4, 4), min_size=1, max_size=60), st.floats(0.01, 1), st.floats(0, 1), st.integers(0, 99))
+@settings(max_examples=200, deadline=None)
+def test_density_is_constant_and_the_exchange_is_the_sorted_one(values, density, tau, seed):
+    mask = kernel.initial_mask(rand(len(values), seed=seed), density)
+    assert int(mask.sum()) == max(1, math.floor(density * len(values)))
+    total = torch.tensor(values, dtype=torch.float32)  # many ties
+    new, moved = kernel.refresh(mask, total, tau)
+    assert new.sum() == mask.sum() and (mask & ~new).sum() == (new & ~mask).sum() == moved
+    want = reference_refresh(mask.tolist(), total.abs().tolist(), moved)
+    assert set(new.nonzero().flatten().tolist()) == want
+
+
+class Plain:
+    """Adam with a dense 0/1 mask and SM-6 to SM-11, entry by entry in python floats."""
+
+    def __init__(self, w, lr, density, tau0, every, warmup, steps):
+        self.w, self.lr, self.density, self.tau0, self.every, self.warmup, self.steps = w, lr, density, tau0, every, warmup, steps
+        n = len(w)
+        self.m, self.v, self.g, self.mask, self.t = [0.0] * n, [0.0] * n, [0.0] * n, [0] * n, 0
+
+    def step(self, i, gradient):
+        n = len(self.w)
+        self.g = [a + b for a, b in zip(self.g, gradient, strict=True)]
+        if i < self.warmup:
+            if i == self.warmup - 1:
+                best = sorted(range(n), key=lambda j: -abs(self.g[j]))[: max(1, int(self.density * n))]
+                self.mask, self.g = [int(j in best) for j in range(n)], [0.0] * n
+            return
+        self.t += 1
+        for j in range(n):
+            if not self.mask[j]:
+                continue
+            self.m[j] = 0.9 * self.m[j] + 0.1 * gradient[j]
+            self.v[j] = 0.999 * self.v[j] + 0.001 * gradient[j] ** 2
+            self.w[j] -= self.lr * (self.m[j] / (1 - 0.9**self.t)) / ((self.v[j] / (1 - 0.999**self.t)) ** 0.5 + 1e-8)
+        if self.t % self.every == 0:
+            tau = self.tau0 * 0.5 * (1 + math.cos(math.pi * self.t / self.steps))
+            u = max(1, int(tau * sum(self.mask)))
+            inside = sorted((j for j in range(n) if self.mask[j]), key=lambda j: abs(self.g[j]))[:u]
+            outside = sorted((j for j in range(n) if not self.mask[j]), key=lambda j: -abs(self.g[j]))[:u]
+            for j in inside:
+                self.mask[j], self.m[j], self.v[j] = 0, 0.0, 0.0
+            for j in outside:
+                self.mask[j] = 1
+            self.g = [0.0] * n
+
+
+@pytest.mark.parametrize("how", [{"foreach": False}, {"foreach": True}, {"fused": True}])
+def test_twenty_steps_equal_the_plain_reference(how):
+    n, warmup, steps, lr = 40, 3, 20, 0.05
+    target, w0 = rand(n, seed=3).double(), rand(n, seed=4).double()
+    plain = Plain(w0.tolist(), lr, 0.5, 0.3, 5, warmup, steps)
+    w = torch.nn.Parameter(w0.clone())
+    optimizer, total, mask, done = kernel.MaskedAdam([w], lr=lr, **how), torch.zeros(n).double(), None, 0
+    for i in range(warmup + steps):
+        scale = rand(n, seed=100 + i).double()  # gradients with noise, so that the mask does move
+        plain.step(i, (2 * (torch.tensor(plain.w) - target) * scale).tolist())
+        w.grad = 2 * (w.detach() - target) * scale
+        kernel.accumulate(total, w.grad)
+        if i < warmup:
+            assert torch.equal(w.detach(), w0)  # nothing moves during the warm-up
+            if i == warmup - 1:
+                mask = kernel.initial_mask(total, 0.5)
+                optimizer.confine({w: mask})
+                total.zero_()
+            continue
+        before, inside = w.detach().clone(), mask
+        optimizer.step()
+        done += 1
+        assert torch.equal(w.detach()[~inside], before[~inside])  # to the bit
+        assert torch.all(w.detach()[inside] != before[inside])
+        if done % 5 == 0:
+            mask, _ = kernel.refresh(mask, total, kernel.turnover(0.3, done / steps))
+            optimizer.confine({w: mask})
+            total.zero_()
+            assert int(mask.sum()) == n // 2
+    assert torch.allclose(w.detach(), torch.tensor(plain.w, dtype=torch.float64), atol=1e-9)
+    assert mask.int().tolist() == plain.mask
+
+
+@pytest.mark.parametrize("how", [{"foreach": False}, {"foreach": True}, {"fused": True}])
+def test_a_weight_that_leaves_stops_at_once_and_returns_without_momentum(how):
+    w = torch.nn.Parameter(rand(6))
+    optimizer = kernel.MaskedAdam([w], lr=0.1, **how)
+    everything, half = torch.ones(6, dtype=torch.bool), torch.tensor([True] * 3 + [False] * 3)
+    optimizer.confine({w: everything})
+    for _ in range(5):
+        w.grad = torch.ones(6)
+        optimizer.step()
+    optimizer.confine({w: half})
+    left = w.detach().clone()
+    w.grad = torch.ones(6)
+    optimizer.step()
+    assert torch.equal(w.detach()[3:], left[3:]) and torch.all(w.detach()[:3] != left[:3])
+    optimizer.confine({w: everything})
+    w.grad = torch.zeros(6)
+    optimizer.step()
+    assert torch.equal(w.detach()[3:], left[3:])
+
+
+def test_parameters_without_a_mask_do_not_move():
+    w = torch.nn.Parameter(rand(3))
+    optimizer, before = kernel.MaskedAdam([w], lr=0.1), w.detach().clone()
+    w.grad = torch.ones(3)
+    optimizer.step()
+    assert torch.equal(w.detach(), before)
