@@ -9,7 +9,8 @@ many states of the replacement text. v_k = W0 N_k^T [d_out, n_k]; C = [c_1 .. c_
     (C-4) w_i = [ (lambda + mu) I + R + C C^T + Sg + a_i Pi ]^-1 [ (lambda + mu) w0_i + V_i ]
     (C-5) a proximal step per row between its direction and length and those of w0_i
 
-with Sg = eta sum O_k^T O_k, V = eta sum diag(m^(k)) v_k O_k, a_i = eta max_k m_i^(k), Pi = C (C^T C + 1e-8 I)^-1 C^T, mu the mean row entropy.
+with Sg = eta sum O_k^T O_k, V = eta sum diag(m^(k)) v_k O_k, a_i = eta max_k m_i^(k), Pi = C (C^T C + 1e-8 I)^-1 C^T, and mu the mean row
+entropy.
 (C-4) is solved exactly with one factorisation per layer instead of one per row: see `editor_b`.
 """
 

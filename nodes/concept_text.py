@@ -54,6 +54,16 @@ def parse(forget, keep="", kind="object"):
     return checked(ConceptSet(concepts, tuple(dict.fromkeys(_lines(keep)))))
 
 
+def has_lines(text):
+    """Whether a forget text names anything at all."""
+    return bool(_lines(text))
+
+
+def keeping(concept_set, keep):
+    """The set with the lines of a keep text added."""
+    return checked(ConceptSet(concept_set.concepts, tuple(dict.fromkeys([*concept_set.keep, *_lines(keep)]))))
+
+
 def checked(concept_set):
     """The set itself; raises UnlearnError where a name stands twice or is also to be kept."""
     kept, seen = {k.casefold(): k for k in concept_set.keep}, set()

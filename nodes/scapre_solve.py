@@ -4,9 +4,11 @@ from comfy_api.latest import io
 
 from .errors import finite
 from .host import progress, scapre
+from .scapre_variants import variant_input
 from .types import Concepts, Patch
 
 TOKENS = ["all", "last"]
+DEFAULTS = scapre.EXTRAS
 
 
 class ScaPreSolve(io.ComfyNode):
@@ -23,71 +25,7 @@ class ScaPreSolve(io.ComfyNode):
                 io.Model.Input("model", tooltip="The model to edit, after any LoRA loaders. It is not changed."),
                 io.Clip.Input("clip", tooltip="The text encoder that goes with the model, from the same checkpoint loader."),
                 Concepts.Input("concepts", tooltip="What to forget and what to keep, from Concepts to Forget."),
-                io.DynamicCombo.Input(
-                    "variant",
-                    options=[
-                        io.DynamicCombo.Option(
-                            "anchored",
-                            [
-                                io.Float.Input(
-                                    "erase",
-                                    default=scapre.DEFAULTS["erase"],
-                                    min=0.0,
-                                    max=1e6,
-                                    step=1.0,
-                                    tooltip="How hard the concepts are pushed out (eta). Too low: they come back; too high costs little "
-                                    "while 'preserve' holds. Try the default, then ten times more.",
-                                ),
-                                io.Float.Input(
-                                    "preserve",
-                                    default=scapre.DEFAULTS["preserve"],
-                                    min=0.0,
-                                    max=1e6,
-                                    step=0.1,
-                                    tooltip="How strongly everything that is kept is held in place (beta). "
-                                    "Raise it when kept things change.",
-                                ),
-                                io.Float.Input(
-                                    "anchor",
-                                    default=scapre.DEFAULTS["anchor"],
-                                    min=1e-6,
-                                    max=1e3,
-                                    step=0.01,
-                                    tooltip="How strongly every direction is held at the original weights (lambda). Raise it when prompts "
-                                    "unlike those in the lists change.",
-                                    advanced=True,
-                                ),
-                                io.Float.Input(
-                                    "spectral",
-                                    default=scapre.DEFAULTS["spectral"],
-                                    min=0.0,
-                                    max=1e3,
-                                    step=0.1,
-                                    tooltip="Spectral trace regularisation: keeps many concepts from fighting over weak shared directions. "
-                                    "Try 1 when forgetting dozens at once.",
-                                    advanced=True,
-                                ),
-                                io.Boolean.Input(
-                                    "informax",
-                                    default=scapre.DEFAULTS["informax"],
-                                    tooltip="Weigh each output channel by how much it tells the concepts apart (Informax decoupler).",
-                                    advanced=True,
-                                ),
-                                io.Float.Input(
-                                    "overshoot",
-                                    default=scapre.DEFAULTS["overshoot"],
-                                    min=0.0,
-                                    max=1.0,
-                                    step=0.05,
-                                    tooltip="How far past zero the concepts are pushed, for new sentences hold more of a concept "
-                                    "than the studied ones have in common. Lower it when kept things change.",
-                                    advanced=True,
-                                ),
-                            ],
-                        )
-                    ],
-                    tooltip="The way to solve. 'anchored' pushes the concepts out while it holds everything else at the original weights.",
-                ),
+                variant_input(),
                 io.Combo.Input(
                     "tokens",
                     options=TOKENS,
@@ -97,7 +35,7 @@ class ScaPreSolve(io.ComfyNode):
                 io.Boolean.Input(
                     "prior",
                     default=True,
-                    tooltip="Also keep a hundred everyday captions, so that what you did not list is held too. Leave it on.",
+                    tooltip="Also keep everyday captions and 3000 common words, so that what you did not list is held too. Leave it on.",
                 ),
                 io.String.Input(
                     "templates",
@@ -106,6 +44,54 @@ class ScaPreSolve(io.ComfyNode):
                     optional=True,
                     placeholder="a photo of a {concept}",
                     tooltip="Own sentences to study the concepts in, one per line with {concept} in it. Empty: built-in sentences by kind.",
+                    advanced=True,
+                ),
+                io.Combo.Input(
+                    "estimator",
+                    options=list(scapre.ESTIMATORS),
+                    default="graded",
+                    optional=True,
+                    tooltip="How Informax weights are found where they are on. 'printed' is the paper's, nearly the same in every channel; "
+                    "'shuffled' deals the graded weights out at random, to see whether they matter.",
+                    advanced=True,
+                ),
+                io.Float.Input(
+                    "hard_keep",
+                    default=DEFAULTS["hard_keep"],
+                    min=0.0,
+                    max=1.0,
+                    step=0.001,
+                    optional=True,
+                    tooltip="Variant 'anchored': do not touch the keep list at all, up to this share of its energy. 0 holds it softly, "
+                    "by 'preserve'. Try 0.99; at 1 nothing of the list moves, and look-alikes of it may come back.",
+                    advanced=True,
+                ),
+                io.Int.Input(
+                    "rounds",
+                    default=DEFAULTS["rounds"],
+                    min=0,
+                    max=10,
+                    optional=True,
+                    tooltip="Rounds of search for hidden ways to bring a concept back, closed one by one. Try 1 against determined users; "
+                    "more rounds cost what is kept.",
+                    advanced=True,
+                ),
+                io.Boolean.Input(
+                    "expand",
+                    default=DEFAULTS["expand"],
+                    optional=True,
+                    tooltip="Also study plurals and joined or hyphened forms of the names. Leave it on unless a plural must stay.",
+                    advanced=True,
+                ),
+                io.Float.Input(
+                    "auto_protect",
+                    default=DEFAULTS["protect"],
+                    min=0.0,
+                    max=1.0,
+                    step=0.05,
+                    optional=True,
+                    tooltip="Share of what it says that every common word must keep; words below are kept too and the patch solved again. "
+                    "0 only forecasts. Try 0.8 when unlisted things change.",
                     advanced=True,
                 ),
             ],
@@ -118,12 +104,39 @@ class ScaPreSolve(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, model, clip, concepts, variant, tokens, prior, templates=""):
+    def execute(
+        cls,
+        model,
+        clip,
+        concepts,
+        variant,
+        tokens,
+        prior,
+        templates="",
+        estimator="graded",
+        hard_keep=DEFAULTS["hard_keep"],
+        rounds=DEFAULTS["rounds"],
+        expand=DEFAULTS["expand"],
+        auto_protect=DEFAULTS["protect"],
+    ):
         settings = {k: v for k, v in variant.items() if k != "variant"}
-        finite(**{k: float(v) for k, v in settings.items()})
+        finite(**{k: float(v) for k, v in settings.items()}, hard_keep=hard_keep, auto_protect=auto_protect)
         sentences = tuple(line.strip() for line in templates.splitlines() if line.strip()) or None
         patch, picture, report = scapre.solve(
-            model, clip, concepts, sentences, tokens=tokens, prior=prior, node_id=cls.hidden.unique_id, **settings
+            model,
+            clip,
+            concepts,
+            sentences,
+            tokens=tokens,
+            prior=prior,
+            node_id=cls.hidden.unique_id,
+            variant=variant["variant"],
+            estimator=estimator,
+            hard_keep=hard_keep,
+            rounds=rounds,
+            expand=expand,
+            protect=auto_protect,
+            **settings,
         )
         progress.say(report, cls.hidden.unique_id)
         return io.NodeOutput(patch, picture, report)

@@ -1,9 +1,30 @@
 """Names what to forget and what to keep."""
 
+from pathlib import Path
+
+import folder_paths
 from comfy_api.latest import io
 
-from . import concept_text
+from . import concept_files, concept_text
+from .errors import UnlearnError
 from .types import KINDS, Concepts
+
+NONE = concept_files.NONE
+
+
+def list_files():
+    """Concept lists in ComfyUI's input folder, to choose from."""
+    folder = Path(folder_paths.get_input_directory())
+    found = [p.name for p in folder.iterdir() if p.suffix.lower() in (".txt", ".csv") and p.is_file()] if folder.is_dir() else []
+    return [NONE, *sorted(found)]
+
+
+def file_path(name):
+    """Full path of a list in the input folder; raises UnlearnError for one that is not there or lies outside."""
+    path = folder_paths.get_annotated_filepath(name)
+    if not Path(path).is_file() or Path(path).suffix.lower() not in (".txt", ".csv"):
+        raise UnlearnError(f"There is no concept list '{name}' in ComfyUI's input folder; put a .txt or .csv there and choose it again.")
+    return path
 
 
 class UnlearnConcepts(io.ComfyNode):
@@ -40,6 +61,23 @@ class UnlearnConcepts(io.ComfyNode):
                     "'object:', 'style:' or 'explicit:' to differ from this choice.",
                 ),
                 Concepts.Input("more", optional=True, tooltip="Another Concepts to Forget node: both lists are used together."),
+                io.Combo.Input(
+                    "preset",
+                    options=concept_files.presets(),
+                    default=NONE,
+                    optional=True,
+                    tooltip="A list that comes with the pack, forgotten as well. Plain text in nodes/data/presets: read and edit it.",
+                    advanced=True,
+                ),
+                io.Combo.Input(
+                    "file",
+                    options=list_files(),
+                    default=NONE,
+                    optional=True,
+                    tooltip="A list of your own from ComfyUI's input folder, forgotten as well: a .txt with lines as above ('keep: fox' "
+                    "keeps), or a .csv with the columns name, superclass, aliases, weight, kind.",
+                    advanced=True,
+                ),
             ],
             outputs=[
                 Concepts.Output("concepts", tooltip="Connect to an eraser such as ScaPre Solve."),
@@ -48,8 +86,25 @@ class UnlearnConcepts(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, forget, keep, kind, more=None):
-        concepts = concept_text.parse(forget, keep, kind)
-        if more is not None:
-            concepts = concept_text.merge(concepts, more)
+    def fingerprint_inputs(cls, file=NONE, preset=NONE, **inputs):
+        """Runs again when the chosen file has changed."""
+        paths = [] if preset in (None, NONE) else [concept_files.PRESETS / f"{preset}.txt"]
+        if file not in (None, NONE) and folder_paths.exists_annotated_filepath(file):
+            paths.append(Path(folder_paths.get_annotated_filepath(file)))
+        return [(str(p), p.stat().st_mtime_ns, p.stat().st_size) for p in paths if p.is_file()]
+
+    @classmethod
+    def execute(cls, forget, keep, kind, more=None, preset=NONE, file=NONE):
+        sets = [] if more is None else [more]
+        if preset not in (None, NONE):
+            sets.append(concept_files.read_preset(preset, kind))
+        if file not in (None, NONE):
+            sets.append(concept_files.read(file_path(file), kind))
+        if concept_text.has_lines(forget) or not sets:
+            sets.insert(0, concept_text.parse(forget, keep, kind))
+        else:
+            sets[0] = concept_text.keeping(sets[0], keep)
+        concepts = sets[0]
+        for other in sets[1:]:
+            concepts = concept_text.merge(concepts, other)
         return io.NodeOutput(concepts, concept_text.format_set(concepts)[0])

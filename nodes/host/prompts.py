@@ -37,6 +37,23 @@ def _count(clip, text):
     return sum(entry[2] > 0 for chunk in chunks for entry in chunk), len(chunks)
 
 
+def words(clip, text):
+    """The word tokens of a text in every encoder, as a value to compare; () where the text encoder reads nothing."""
+    return tuple(t for chunks in _chunks(clip, text).values() for chunk in chunks for t, _, word in chunk if word > 0)
+
+
+def places(clip, listed):
+    """(position of the last token of each of some words, position of the end token) in the prompt of all of them side by side; (None, 0)
+    where that is too long for one prompt."""
+    total, chunks = _count(clip, " ".join(listed))
+    if chunks > 1:
+        return None, 0
+    if total == len(listed):  # as is usual: a token each
+        return tuple(range(1, total + 1)), total + 1
+    lengths = [_count(clip, word)[0] for word in listed]
+    return tuple(sum(lengths[: i + 1]) for i in range(len(listed))), total + 1
+
+
 def grammar(template, concept):
     """`a {concept}` becomes `an {concept}` before a vowel; the neutral word is put into the very same sentence."""
     vowel = concept[:1].lower() in tuple("aeiou")

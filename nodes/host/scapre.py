@@ -1,103 +1,186 @@
-"""ScaPre on a ComfyUI model: statistics once, one eigendecomposition, then a matrix product per layer."""
+"""ScaPre on a ComfyUI model: statistics once, one solve for all layers, then a matrix product per layer."""
 
 import torch
 
-from ...kernels import informax
-from ...kernels import scapre as kernel
+from ...kernels import rece
 from ..concept_text import format_concept
 from ..errors import UnlearnError
 from ..types import UnlearnPatch
 from ..version import VERSION
-from . import prompts, report, statistics, weights
+from . import forecast, statistics, variants, weights
 from .adapters import LowRank
 from .layers import cross_attention
 from .progress import Progress
+from .scapre_report import Found
+from .states import States, default_folder
 
 # overshoot, measured: at 0 some unseen sentences still draw the concept, above 0.6 kept things suffer
-DEFAULTS = {"erase": 100.0, "preserve": 1.0, "anchor": 0.05, "spectral": 0.0, "informax": False, "overshoot": 0.3}
-ENERGY = 1 - 1e-6  # of the erased signal that the patch's rank carries
+DEFAULTS = variants.DEFAULTS["anchored"]
+EXTRAS = {"hard_keep": 0.0, "rounds": 0, "expand": False, "protect": 0.0}
+ESTIMATORS = ("graded", "printed", "shuffled")
+REVIVAL = 1e-2  # lambda of the search for reviving embeddings, in units of the mean squared key and value of one state entry
+PROTECTION = 0.5  # weight of what auto-protect adds, beside everything else kept
+PROTECTION_ROUNDS = 4
 
 
-def solve(model, clip, concepts, templates=None, *, tokens="all", target="difference", prior=True, node_id=None, **settings):
-    """(UnlearnPatch, report IMAGE, report text) for a ConceptSet; settings as in DEFAULTS. The model and clip are not changed.
+def solve(
+    model,
+    clip,
+    concepts,
+    templates=None,
+    *,
+    tokens="all",
+    target="difference",
+    prior=True,
+    node_id=None,
+    variant="anchored",
+    estimator="graded",
+    hard_keep=EXTRAS["hard_keep"],
+    rounds=EXTRAS["rounds"],
+    expand=EXTRAS["expand"],
+    protect=EXTRAS["protect"],
+    folder=None,
+    **settings,
+):
+    """(UnlearnPatch, report IMAGE, report text) for a ConceptSet; settings as in variants.DEFAULTS. The model and clip are not changed.
 
+    estimator: of the Informax weights, where they are on. Of `anchored` alone: hard_keep, the share of the keep list's energy that the
+    edit does not touch at all; and of `anchored` and `uce`: rounds of search for what revives a concept; protect, the share that every
+    common word must keep of what it says (0: only forecast). folder: where token states are kept, None for ComfyUI's own.
     Raises UnlearnError on a model without cross-attention, a CLIP of another width, NaN in weights, or text that cannot be used.
     """
-    settings = {**DEFAULTS, **settings}
+    settings = _settings(variant, settings)
     layers = cross_attention(model)
     width = weights.shape(model, layers[0].key)[1]
-    plan = statistics.plan(clip, concepts, templates, prior)
-    bar = Progress(len(plan.texts) + len(layers), node_id)
-    states = prompts.encode(clip, plan.texts, bar)
+    plan = statistics.plan(clip, concepts, templates, prior, expand)
+    bar = Progress(len(plan.texts) + 2 * len(layers), node_id)
+    states = States(clip, folder or default_folder())
+    _check_width(states.fetch(plan.kept[:1]), width)
+    stats = statistics.measure(plan, states.fetch, tokens, target, settings.get("overshoot", 0.0), bar)
+    channels = variants.Channels(stats, estimator) if settings.get("informax") else None
+
+    plain = forecast.Moments()
+    for layer in layers:
+        plain.plain(weights.read(model, layer.key))
+        bar.step()
+    study = Study(clip, plan, states.fetch, stats, plain, concepts.keep)
+    make = lambda s: variants.change(variant, clip, plan, states.fetch, s, settings, channels, hard_keep)
+    change, stats, notes = study.refined(make, rounds, protect)
+
+    edits, changes, after, lost = _edits(model, layers, change, plain, bar)
+    patch = UnlearnPatch(
+        tuple(edits),
+        weights.fingerprint(model, [layer.key for layer in layers]),
+        (
+            {
+                "method": f"ScaPre {variant}",
+                "settings": {
+                    **settings,
+                    "tokens": tokens,
+                    "target": target,
+                    "prior": prior,
+                    "templates": templates,
+                    "estimator": estimator,
+                    "hard_keep": hard_keep,
+                    "rounds": rounds,
+                    "expand": expand,
+                    "protect": protect,
+                },
+                "concepts": [c.name for c in concepts.concepts],
+                "lines": [format_concept(c) for c in concepts.concepts],
+                "keep": list(concepts.keep),
+                "version": VERSION,
+            },
+        ),
+    )
+    found = Found(stats, after, changes, study.look(after), channels, edits[0][1].weights[1].shape[0], lost, notes)
+    return patch, found.picture(variant), found.text(patch)
+
+
+def _settings(variant, given):
+    if variant not in variants.DEFAULTS:
+        raise UnlearnError(f"There is no variant '{variant}'; use one of {', '.join(variants.DEFAULTS)}.")
+    known = variants.DEFAULTS[variant]
+    if wrong := [k for k in given if k not in known]:
+        raise UnlearnError(f"The variant '{variant}' has no setting '{wrong[0]}'; it has {', '.join(known)}.")
+    return {**known, **given}
+
+
+def _check_width(states, width):
     found = next(iter(states.values())).shape[-1]
     if found != width:
         raise UnlearnError(
             f"The input 'clip' gives states of width {found} and the model reads width {width}; connect the CLIP of the same checkpoint."
         )
-    stats = statistics.measure(plan, states, tokens, target, settings["overshoot"])
-    mu, v = anchored_components(stats, settings)
-    tv, down = stats.move @ v, v.T.float().contiguous()
 
-    edits, changes, left = [], [], torch.zeros(len(stats.names), 2, dtype=torch.float64)
-    moved, held = 0.0, 0.0
+
+def _edits(model, layers, change, plain, bar):
+    """(edits by key, relative change of each layer, Moments after, share of the change lost in cutting the rank)."""
+    changes, ups, deltas, mixed, square = [], [], [], 0.0, 0.0
     for layer in layers:
         w0 = weights.read(model, layer.key)
-        m = informax.printed(stats.positive @ w0.T, stats.negative @ w0.T) if settings["informax"] else None
-        up = kernel.anchored_up(w0, tv, mu, settings["erase"], m)
-        edits.append((layer.key, LowRank.of(up, down)))
-        delta = up @ down
+        if change.delta is None:
+            ups.append(change.up(w0).half())
+            delta = ups[-1].float() @ change.down
+            few = plain.rows(ups[-1]).float()
+            mixed, square = mixed + (plain.rows(w0).T @ few).double(), square + (few.T @ few).double()
+        else:
+            delta = change.delta(w0).float()
+            deltas.append(delta)
+            few = plain.rows(delta)
+            mixed, square = mixed + (plain.rows(w0).T @ few).double(), square + (few.T @ few).double()
+        if not torch.isfinite(delta).all():
+            raise UnlearnError("The solve gave numbers that are not finite; raise 'anchor', lower 'erase', or list less under 'keep'.")
         changes.append((layer.label, float(delta.norm() / w0.norm())))
-        before = w0.double() @ stats.concepts
-        left[:, 0] += (before * (before + delta.double() @ stats.concepts)).sum(0)
-        left[:, 1] += before.square().sum(0)
-        moved += float(torch.einsum("ij,jk,ik->", delta.double(), stats.keep, delta.double()))
-        held += float(torch.einsum("ij,jk,ik->", w0.double(), stats.keep, w0.double()))
         bar.step()
-    left = (left[:, 0] / left[:, 1].clamp_min(1e-30)).clamp_min(0).tolist()
-    drift = (moved / max(held, 1e-30)) ** 0.5
-    provenance = {
-        "method": "ScaPre anchored",
-        "settings": {**settings, "tokens": tokens, "target": target, "prior": prior, "templates": templates},
-        "concepts": [c.name for c in concepts.concepts],
-        "lines": [format_concept(c) for c in concepts.concepts],
-        "keep": list(concepts.keep),
-        "version": VERSION,
-    }
-    patch = UnlearnPatch(tuple(edits), weights.fingerprint(model, [layer.key for layer in layers]), (provenance,))
-    return patch, _picture(stats.names, left, changes, drift), _text(stats.names, left, changes, drift, patch, len(mu))
+    down, lost = change.down, change.lost
+    if change.delta is None:
+        wide = down.double()
+        mixed, square = mixed @ wide, wide.T @ square @ wide
+    else:
+        ups, down, lost = variants.cut(deltas)
+        ups = [up.half() for up in ups]
+    edits = [(layer.key, LowRank.of(up, down)) for layer, up in zip(layers, ups, strict=True)]
+    return edits, changes, plain.changed(mixed, square), lost
 
 
-def anchored_components(stats, settings):
-    """(mu [r], V [d, r]) of the anchored system for Statistics, cut to the rank that carries ENERGY of the erased signal."""
-    p = settings["preserve"] * stats.keep + settings["anchor"] * torch.eye(len(stats.keep), dtype=torch.float64)
-    if settings["spectral"]:
-        p = p + settings["spectral"] * kernel.spectral_trace(stats.concepts)
-    mu, v = kernel.anchored_basis(stats.erase, p)
-    rank = kernel.rank_by_energy(mu, settings["erase"], ENERGY)
-    return mu[:rank], v[:, :rank]
+class Study:
+    """What the rounds of one solve share: the statistics, the layers' moments before it, and what the forecast has studied so far."""
 
+    def __init__(self, clip, plan, fetch, stats, plain, keep):
+        self.clip, self.plan, self.fetch, self.stats, self.plain, self.keep = clip, plan, fetch, stats, plain, tuple(keep)
+        self.known = {}
 
-def _picture(names, left, changes, drift):
-    shown = [(n, x, f"{x:.0%} left", report.GOOD if x < 0.3 else report.BAD) for n, x in list(zip(names, left, strict=True))[:24]]
-    top = max([c for _, c in changes] + [1e-9])
-    layers = [(label, c / top, f"{c:.2%}", report.NEUTRAL) for label, c in changes[:40]]
-    kept = [("everything kept", drift, f"{drift:.1%} moved", report.GOOD if drift < 0.1 else report.BAD)]
-    return report.bar_charts(
-        "ScaPre Solve",
-        [("What each concept still adds to keys and values", shown), ("Kept prompts", kept), ("Change of each layer's weights", layers)],
-    )
+    def look(self, moments):
+        """The forecast's Hits, worst first."""
+        return forecast.look(self.clip, self.fetch, self.keep, self.stats.words, self.stats.word_states, moments, self.known)
 
-
-def _text(names, left, changes, drift, patch, rank):
-    worst = max(zip(left, names, strict=True))
-    lines = [
-        f"Forgets {len(names)} concept{'s' * (len(names) > 1)} in {len(changes)} layers, rank {rank}, {patch.nbytes / 2**20:.2f} MB.",
-        f"What the concepts add to keys and values is cut to {sum(left) / len(left):.0%} on average "
-        f"(most left: {worst[1]}, {worst[0]:.0%}).",
-        f"Kept prompts move by {drift:.1%}.",
-    ]
-    if worst[0] > 0.5:
-        lines.append(f"WARNING: '{worst[1]}' is hardly touched; raise 'erase' or lower 'preserve'.")
-    if drift > 0.1:
-        lines.append("WARNING: kept prompts move a lot; raise 'preserve', lower 'erase', or list what you care about under 'keep'.")
-    return "\n".join([*lines, "Next: connect the patch to Apply Unlearn Patch and compare pictures with the same seed."])
+    def refined(self, make, rounds, protect):
+        """(Change, Statistics it was made from, notes): solved, searched for revivals and solved again, then the same for collateral."""
+        stats, notes = self.stats, []
+        change = make(stats)
+        if change.multiplier is None:
+            if rounds or protect:
+                notes.append("Robustness rounds and auto-protect are for the variants 'anchored' and 'uce'; they were left out.")
+            return change, stats, notes
+        lam = REVIVAL * float(self.plain.before.diagonal().mean())
+        for k in range(rounds):
+            after = self.plain.shared(change.multiplier)
+            back = rece.revived(self.plain.before, after.after, after.cross.T, stats.rows, lam)
+            notes.append(f"Round {k + 1}: the best embedding found brings back {float(back.mean()):.0%} of a forgotten concept on average.")
+            again = rece.revive(after.after, after.cross.T, self.stats.rows, lam)
+            again = again * (self.stats.rows.norm(dim=1) / again.norm(dim=1).clamp_min(1e-30))[:, None]
+            stats = stats.erasing(again, self.stats.rows_weight)
+            change = make(stats)
+        protected = {}
+        for _ in range(PROTECTION_ROUNDS if protect else 0):
+            hits = self.look(self.plain.shared(change.multiplier))
+            new = [h.name for h in hits if h.survival < protect and h.name not in protected]
+            if not new:
+                break
+            protected |= dict.fromkeys(new)
+            rows = torch.cat([self.known[n][0] for n in protected]) / self.stats.scale
+            change = make(stats := stats.protecting(rows, PROTECTION))
+        if protected:
+            notes.append(f"Auto-protect holds {len(protected)} more: {', '.join([*protected][:20])}{' ...' * (len(protected) > 20)}.")
+        return change, stats, notes

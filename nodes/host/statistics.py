@@ -2,17 +2,21 @@
 
 What generalises (measured, see README): not a prompt's states themselves but their difference to the same sentence with a neutral
 word in the concept's place, averaged over several sentences; it holds what the concept adds, and little of the sentence around it.
+Everything is summed up concept by concept, so that ten thousand concepts need no more memory than ten.
 """
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
+from itertools import groupby
 from pathlib import Path
 
 import torch
 
 from ...kernels import scapre
-from . import prompts
+from ..concept_forms import forms
+from ..errors import UnlearnError
+from . import prompts, states
 
 TEMPLATES = {
     "object": (
@@ -41,37 +45,71 @@ TEMPLATES = {
     ),
 }
 KEPT = ("{concept}", "a photo of a {concept}", "the {concept} in the garden")  # more sentences were measured to add nothing
-_PRIOR = Path(__file__).parents[1] / "data" / "prior.txt"
-PAD_SAMPLES = 6
+_DATA = Path(__file__).parents[1] / "data"
+PACKED = 60  # words of the general prior that are encoded in one prompt
+BLOCK = 32  # concepts, or prompts to keep, whose states are in memory at a time
+SAMPLED = 48  # concepts whose states Informax weights are estimated from
+ROWS = 4096  # rows of concepts kept one by one
+WORDS_WEIGHT = 1.0  # of the second moment of the prior's words beside that of everything else kept
 
 
 @dataclass(frozen=True)
 class Statistics:
-    """float64 moments over token states of width d, all divided by the RMS entry of the kept states.
+    """float64 moments over token states of width d, all divided by the RMS entry of the kept states (`scale`).
 
     erase, move [d, d]: S = sum omega x x^T and T = sum omega (y - x) x^T of rows x whose output should become that of y; each
-    concept's omega sum to its weight. keep [d, d]: mean of k k^T over kept states. concepts [d, m]: one mean row per concept.
-    positive, negative [n, d] float32: states of the concepts and of what stands in for them. names: the m concepts.
+    concept's omega sum to its weight. keep [d, d]: mean of k k^T over kept states, and that over the prior's words. listed [d, d]:
+    the mean over the keep list and the empty prompt alone. concepts [d, m]: one mean row per concept; names: the m concepts.
+    rows [n, d], rows_weight [n]: the x and omega one by one where there are at most ROWS, else `concepts`.
+    positives: per sampled concept float32 [n_k, d] states of it; neutral, lookalikes float32 [n, d]: of what stands in for them, and of
+    the keep list. words, word_states [n, d]: the prior's words that are not to be forgotten, and what the text encoder says of them.
     """
 
     erase: torch.Tensor
     move: torch.Tensor
     keep: torch.Tensor
+    listed: torch.Tensor
     concepts: torch.Tensor
-    positive: torch.Tensor
-    negative: torch.Tensor
     names: tuple[str, ...]
+    rows: torch.Tensor
+    rows_weight: torch.Tensor
+    positives: tuple[torch.Tensor, ...]
+    neutral: torch.Tensor
+    lookalikes: torch.Tensor
+    words: tuple[str, ...]
+    word_states: torch.Tensor
+    scale: float
+
+    def protecting(self, states, weight=1.0):
+        """The same with states [n, d] (already divided by `scale`) kept as well, as heavy as `weight` times all the rest."""
+        return replace(self, keep=self.keep + weight * scapre.gram(states) / len(states))
+
+    def erasing(self, rows, weights):
+        """The same with rows [n, d] erased to nothing as well, each of its weight [n]."""
+        more = scapre.gram(rows, weights)
+        return replace(self, erase=self.erase + more, move=self.move - more)
 
 
 @cache
-def prior_sentences():
-    """Everyday captions that stand for all that nobody thought of keeping."""
-    lines = (line.strip() for line in _PRIOR.read_text(encoding="utf-8").splitlines())
+def _lines(name):
+    lines = (line.strip() for line in (_DATA / name).read_text(encoding="utf-8").splitlines())
     return tuple(line for line in lines if line and not line.startswith("#"))
 
 
-def _mentions(text, names):
-    return any(re.search(rf"(?<!\w){re.escape(n)}s?(?!\w)", text, re.IGNORECASE) for n in names)
+def prior_sentences():
+    """Everyday captions that stand for all that nobody thought of keeping."""
+    return _lines("prior.txt")
+
+
+def prior_words():
+    """Common words of the CLIP vocabulary, most common first."""
+    return tuple(dict.fromkeys(word for line in _lines("prior_words.txt") for word in line.split()))
+
+
+def _mentioned(names):
+    """A function text -> whether one of the names stands in it, in singular or plural."""
+    pattern = re.compile("|".join(rf"(?<!\w){re.escape(n)}s?(?!\w)" for n in sorted(names, key=len, reverse=True)), re.IGNORECASE)
+    return lambda text: pattern.search(text) is not None
 
 
 def _rows(concept, neutral, c, n, tokens):
@@ -86,94 +124,253 @@ def _rows(concept, neutral, c, n, tokens):
     rows = [(("own", p - concept.last), p, stand_in, 1.0) for p in range(first, concept.last + 1)]
     rows += [("word", p, p + shift, 1.0 / (concept.end - concept.last - 1)) for p in range(concept.last + 1, concept.end)]
     rows.append(("end", concept.end, concept.end + shift, 1.0))
-    pads = torch.linspace(concept.end + 1, length - 1, PAD_SAMPLES).long().unique().tolist() if concept.end + 1 < length else []
-    rows += [(("pad", j), p, p + shift, 1.0 / len(pads)) for j, p in enumerate(pads)]
+    pads = list(zip(states.pads(concept.end, length), states.pads(neutral.end, length), strict=False))
+    rows += [(("pad", j), p, q, 1.0 / len(pads)) for j, (p, q) in enumerate(pads)]
     return [(role, c[p], n[min(q, length - 1)], weight) for role, p, q, weight in rows]
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Which sentences a ConceptSet is studied in, as pairs of (concept index, share of its weight, Prompt, neutral Prompt), and
-    which prompts are kept."""
+    """Which sentences a ConceptSet is studied in, as pairs of (concept index, share of its weight, Prompt, neutral Prompt), which
+    prompts are kept, which of them stand for the keep list, and the prior's words packed into prompts.
+
+    plain: (concept index, Prompt, neutral Prompt) of every name alone; plain_keep: Prompts of the keep list's entries alone.
+    packed: (Prompt, ((word, position), ..)); forgotten words are in them, and are left out when they are read.
+    """
 
     pairs: tuple[tuple[int, float, prompts.Prompt, prompts.Prompt], ...]
     kept: tuple[prompts.Prompt, ...]
     names: tuple[str, ...]
+    listed: tuple[prompts.Prompt, ...] = ()
+    plain: tuple[tuple[int, prompts.Prompt, prompts.Prompt], ...] = ()
+    plain_keep: tuple[prompts.Prompt, ...] = ()
+    packed: tuple[tuple[prompts.Prompt, tuple[tuple[str, int], ...]], ...] = ()
+    forgotten: frozenset[str] = frozenset()
 
     @property
     def texts(self):
         """Every text that must be encoded, once each."""
-        return tuple(dict.fromkeys([t.text for _, _, *pair in self.pairs for t in pair] + [t.text for t in self.kept]))
+        found = [t.text for _, _, *pair in self.pairs for t in pair] + [t.text for t in self.kept] + [t.text for t, _ in self.packed]
+        return tuple(dict.fromkeys(found + [t.text for _, *pair in self.plain for t in pair] + [t.text for t in self.plain_keep]))
 
 
-def plan(clip, concept_set, templates=None, prior=True):
+def plan(clip, concept_set, templates=None, prior=True, expand=False):
     """The Plan for a ConceptSet. templates: own sentences with {concept}, or None for those of each concept's kind; prior: also
-    keep everyday captions. Raises UnlearnError for a concept that has no tokens or a text over 75 tokens."""
-    pairs = []
+    keep everyday captions and words; expand: study plural and joined forms of the names as well. Raises UnlearnError for a concept
+    that has no tokens, a text over 75 tokens, and names that are the same to the text encoder."""
+    located = cache(lambda template, name: prompts.locate(clip, template, name))
+    names = _distinct(clip, concept_set)
+    pairs, plain = [], []
     for i, concept in enumerate(concept_set.concepts):
-        sentences = templates or TEMPLATES[concept.kind]
-        share = concept.weight / (len(concept.names) * len(sentences))
-        for name in concept.names:
+        extra = [f for n in concept.names for f in forms(n, concept.kind)] if expand else []
+        extra = [f for f in dict.fromkeys(extra) if prompts.words(clip, f) not in names]  # neither named already nor kept
+        names |= {prompts.words(clip, f): f for f in extra}
+        studied = {n: templates or TEMPLATES[concept.kind] for n in concept.names} | {f: templates or KEPT for f in extra}
+        for name, sentences in studied.items():
+            share = concept.weight / (len(studied) * len(sentences))
             for template in (prompts.grammar(t, name) for t in sentences):
-                pairs.append((i, share, prompts.locate(clip, template, name), prompts.locate(clip, template, concept.superclass)))
-    names = [n for concept in concept_set.concepts for n in concept.names]
-    kept = [prompts.grammar(t, k).replace("{concept}", k) for k in concept_set.keep for t in templates or KEPT]
-    kept += [s for s in prior_sentences() if not _mentions(s, names)] if prior else []
-    kept = [prompts.locate(clip, "{concept}", text) for text in dict.fromkeys(["", *kept])]
-    return Plan(tuple(pairs), (*kept, *(neutral for *_, neutral in pairs)), tuple(c.name for c in concept_set.concepts))
+                pairs.append((i, share, located(template, name), located(template, concept.superclass)))
+            plain.append((i, located("{concept}", name), located("{concept}", concept.superclass)))
+    mentioned = _mentioned([n for concept in concept_set.concepts for n in concept.names])
+    listed = [located(prompts.grammar(t, k), k) for k in concept_set.keep for t in templates or KEPT]
+    captions = [s for s in prior_sentences() if not mentioned(s)] if prior else []
+    kept = {p.text: p for p in (located("{concept}", ""), *listed, *(located("{concept}", s) for s in captions), *(n for *_, n in pairs))}
+    return Plan(
+        pairs=tuple(pairs),
+        kept=tuple(kept.values()),
+        names=tuple(c.name for c in concept_set.concepts),
+        listed=tuple(listed),
+        plain=tuple(plain),
+        plain_keep=tuple(located("{concept}", k) for k in concept_set.keep),
+        packed=_packed(clip) if prior else (),
+        forgotten=_forgotten(p.name for _, p, _ in plain),
+    )
 
 
-def measure(plan, states, tokens="all", target="difference", overshoot=0.0):
-    """Statistics of a Plan from `states`, text -> [length, d].
+def _distinct(clip, concept_set):
+    """Tokens -> name of everything named; raises UnlearnError where two names are one to the text encoder."""
+    kept = {prompts.words(clip, k): k for k in concept_set.keep}
+    found = {}
+    for name in (n for c in concept_set.concepts for n in c.names):
+        tokens = prompts.words(clip, name)
+        if tokens and tokens in kept:
+            raise UnlearnError(f"'{name}' is to be forgotten and '{kept[tokens]}' kept, but the text encoder reads both alike; drop one.")
+        if tokens and tokens in found:
+            raise UnlearnError(f"'{name}' and '{found[tokens]}' are the same to the text encoder; take one out of the forget list.")
+        found[tokens] = name
+    return kept | found
+
+
+def _forgotten(names):
+    """The single words that forgotten names are made of, with and without a plural s: the prior must not hold them."""
+    words = {w.casefold() for name in names for w in re.findall(r"\w+", name)}
+    return frozenset(words | {f"{w}s" for w in words} | {w.removesuffix("s") for w in words})
+
+
+def _packed(clip):
+    """The prior's words, PACKED to a prompt, each with the position of its last token. Always the same prompts, so that they are
+    encoded once for a text encoder; in a causal encoder a word's state is mostly its own."""
+    out, rest = [], prior_words()
+    while rest:
+        part = rest[:PACKED]
+        while (found := prompts.places(clip, part))[0] is None:
+            part = part[: len(part) * 3 // 4]  # words of the artist's own may have several tokens
+        places, end = found
+        out.append((prompts.Prompt(" ".join(part), "", 1, end - 1, end), tuple(zip(part, places, strict=True))))
+        rest = rest[len(part) :]
+    return tuple(out)
+
+
+def measure(plan, fetch, tokens="all", target="difference", overshoot=0.0, progress=None):
+    """Statistics of a Plan. fetch: text -> [length, d] of all its texts, or a function of Prompts that gives it, as States.fetch.
 
     tokens: 'all' or only the 'last' of the concept's own; target: 'difference' (erase what the concept adds to a sentence, averaged
     over the sentences) or 'state' (map the concept's states to the neutral ones, sentence by sentence). overshoot: erase to minus
     this share, y = -overshoot x, since in a sentence not studied the average reaches only part of what the concept adds.
+    Raises UnlearnError for a concept that is the same as what it should turn into.
     """
-    found = []  # (concept index, what is averaged over sentences, c state, n state, weight)
-    for i, share, a, b in plan.pairs:
-        rows = _rows(a, b, states[a.text], states[b.text], tokens)
-        total = sum(w for *_, w in rows)
-        found += [(i, (i, a.name, role), c, n, share * w / total) for role, c, n, w in rows]
-    owner, group, x, y, weights = zip(*found, strict=True)
-    kept = _kept_states(plan.kept, states).double()
-    scale = kept.square().mean().sqrt()
-    kept, x, y = kept / scale, torch.stack(x).double() / scale, torch.stack(y).double() / scale
-    owner, weights = torch.tensor(owner), torch.tensor(weights, dtype=torch.float64)
-    positive, negative = x.float(), y.float()
-    if target == "difference":
-        x, weights, owner = _averaged(x - y, weights, owner, group)
-        y = -overshoot * x
-    mean = torch.zeros(x.shape[1], len(plan.names), dtype=torch.float64)
-    for i in range(len(plan.names)):
-        mine = owner == i
-        mean[:, i] = (x[mine] * weights[mine, None]).sum(0) / weights[mine].sum()
+    if isinstance(given := fetch, dict):
+        fetch = lambda wanted, progress=None: given
+    keep, listed, lookalikes = _kept(plan, fetch, progress)
+    words, word_states = _words(plan.packed, plan.forgotten, fetch, progress)
+    scale = float((keep.diagonal().mean()) ** 0.5)
+    keep, listed, word_states = keep / scale**2, listed / scale**2, word_states / scale
+    if len(words):
+        keep = keep + WORDS_WEIGHT * scapre.gram(word_states) / len(words)
+    d = len(keep)
+    erase, move = torch.zeros(d, d, dtype=torch.float64), torch.zeros(d, d, dtype=torch.float64)
+    mean = torch.zeros(d, len(plan.names), dtype=torch.float64)
+    sampled = set(torch.linspace(0, len(plan.names) - 1, min(SAMPLED, len(plan.names))).long().tolist())
+    kept_rows, kept_weights, positives, neutral, one_by_one = [], [], [], [], True
+    for _, block in groupby(enumerate(_by_concept(plan.pairs)), lambda x: x[0] // BLOCK):
+        block = [pairs for _, pairs in block]
+        read = fetch([p for pairs in block for _, _, *pair in pairs for p in pair], progress)
+        for pairs in block:
+            i = pairs[0][0]
+            x, y, weights, c, n = contrast(pairs, read, tokens, target, overshoot, scale)
+            if float(x.square().mean() if target == "difference" else (x - y).square().mean()) < 1e-10:
+                raise UnlearnError(
+                    f"'{plan.names[i]}' and what it should turn into are the same to the text encoder; write something wider behind '->'."
+                )
+            erase += scapre.gram(x, weights)
+            move += scapre.cross_gram(y, x, weights)
+            mean[:, i] = (x * weights[:, None]).sum(0) / weights.sum()
+            kept_rows.append(x), kept_weights.append(weights)
+            if i in sampled:
+                positives.append(c), neutral.append(n)
+        if sum(map(len, kept_rows)) > ROWS:
+            one_by_one = False
+        if not one_by_one:
+            kept_rows, kept_weights = [], []
+    if not one_by_one:
+        kept_rows, kept_weights = [mean.T], [torch.ones(len(plan.names), dtype=torch.float64)]
     return Statistics(
-        erase=scapre.gram(x, weights),
-        move=scapre.cross_gram(y, x, weights),
-        keep=scapre.gram(kept) / len(kept),
+        erase=erase,
+        move=move,
+        keep=keep,
+        listed=listed,
         concepts=mean,
-        positive=positive,
-        negative=negative,
         names=plan.names,
+        rows=torch.cat(kept_rows),
+        rows_weight=torch.cat(kept_weights),
+        positives=tuple(positives),
+        neutral=torch.cat(neutral),
+        lookalikes=(lookalikes / scale).float(),
+        words=words,
+        word_states=word_states,
+        scale=scale,
     )
 
 
-def _averaged(rows, weights, owner, group):
-    """Weighted means of the rows of each group, with the groups' weights and owners: what the sentences have in common."""
+def _by_concept(pairs):
+    return (list(group) for _, group in groupby(pairs, lambda pair: pair[0]))
+
+
+def contrast(pairs, read, tokens, target, overshoot, scale):
+    """(x, y [n, d], weights [n] float64, concept states, neutral states [k, d] float32) of one concept's sentence pairs."""
+    found = []  # (what is averaged over sentences, c state, n state, weight)
+    for _, share, a, b in pairs:
+        rows = _rows(a, b, read[a.text], read[b.text], tokens)
+        total = sum(w for *_, w in rows)
+        found += [((a.name, role), c, n, share * w / total) for role, c, n, w in rows]
+    group, c, n, weights = zip(*found, strict=True)
+    c, n, weights = torch.stack(c).double() / scale, torch.stack(n).double() / scale, torch.tensor(weights, dtype=torch.float64)
+    if target == "difference":
+        x, weights = _averaged(c - n, weights, group)
+        return x, -overshoot * x, weights, c.float(), n.float()
+    return c, n, weights, c.float(), n.float()
+
+
+def _averaged(rows, weights, group):
+    """Weighted means of the rows of each group, with the groups' weights: what the sentences have in common."""
     ids = {g: j for j, g in enumerate(dict.fromkeys(group))}
     index = torch.tensor([ids[g] for g in group])
     total = torch.zeros(len(ids), dtype=torch.float64).index_add(0, index, weights)
     sums = torch.zeros(len(ids), rows.shape[1], dtype=torch.float64).index_add(0, index, rows * weights[:, None])
-    first = torch.tensor([group.index(g) for g in ids])
-    return sums / total[:, None], total, owner[first]
+    return sums / total[:, None], total
 
 
-def _kept_states(kept, states):
-    """All states to keep [n, d]: the start token, every word and end token of the prompts, and samples of the padding."""
-    rows = []
-    for prompt in dict.fromkeys(kept):
-        state = states[prompt.text]
-        pads = torch.linspace(prompt.end + 1, len(state) - 1, 3).long().unique() if prompt.end + 1 < len(state) else []
-        rows += [state[: prompt.end + 1], state[pads]]
-    return torch.cat(rows)
+def kept_states(prompt, state):
+    """The states of a kept Prompt that are held [n, d]: the start token, every word, the end token, and samples of the padding."""
+    return state[[*range(prompt.end + 1), *states.pads(prompt.end, len(state), states.KEPT_PAD_SAMPLES)]]
+
+
+def _kept(plan, fetch, progress):
+    """Second moments [d, d] of all kept states and of those of the keep list with the empty prompt, and the latter's own words [n, d]."""
+    listed, total, count, own = {p.text for p in (*plan.listed, *plan.kept[:1])}, {}, {}, []
+    names = {p.text: p for p in plan.listed}
+    for start in range(0, len(plan.kept), 4 * BLOCK):
+        block = plan.kept[start : start + 4 * BLOCK]
+        read = fetch(block, progress)
+        for part in (True, False):
+            rows = [kept_states(p, read[p.text]) for p in block if (p.text in listed) is part]
+            if rows:
+                rows = torch.cat(rows).double()
+                total[part], count[part] = total.get(part, 0) + rows.T @ rows, count.get(part, 0) + len(rows)
+        own += [read[t][[*range(names[t].first, names[t].last + 1), names[t].end]] for t in (p.text for p in block) if t in names]
+    everything = sum(total.values()) / sum(count.values())
+    return everything, total[True] / count[True], torch.cat(own) if own else torch.zeros(0, len(everything))
+
+
+def _words(packed, forgotten, fetch, progress=None):
+    """The prior's words that are not forgotten, and their states [n, d] float64."""
+    words, rows = [], []
+    read = fetch([p for p, _ in packed], progress) if packed else {}
+    for prompt, places in packed:
+        for word, position in places:
+            if word not in forgotten:
+                words.append(word), rows.append(read[prompt.text][position])
+    return tuple(words), torch.stack(rows).double() if rows else torch.zeros(0, 1, dtype=torch.float64)
+
+
+def read_words(clip, fetch, forgotten=()):
+    """(words of the general prior, their token states [n, d] float64), without those that forgotten names are made of."""
+    return _words(_packed(clip), _forgotten(forgotten), fetch)
+
+
+@dataclass(frozen=True)
+class Subjects:
+    """What UCE and the released editors read, in the text encoder's own units, float64: c, n [m, d] the states of each name's last token
+    and of what stands in for it; keep [k, d] those of the keep list."""
+
+    c: torch.Tensor
+    n: torch.Tensor
+    keep: torch.Tensor
+
+
+def subjects(plan, fetch):
+    """Subjects of a Plan, from every name alone."""
+    read = fetch([p for _, *pair in plan.plain for p in pair])
+    c = torch.stack([read[a.text][a.last] for _, a, _ in plan.plain]).double()
+    n = torch.stack([read[b.text][max(b.first, b.last)] for _, _, b in plan.plain]).double()
+    read = fetch(plan.plain_keep) if plan.plain_keep else {}
+    keep = [read[k.text][k.last] for k in plan.plain_keep]
+    return Subjects(c, n, torch.stack(keep).double() if keep else torch.zeros(0, c.shape[1], dtype=torch.float64))
+
+
+def blocks(clip, plan):
+    """What the released editors read: per name alone the states O_k from its last token to the very end, and as many of the
+    replacement text ' ' from its start (lists of [n_k, d] float64), and the end token's state of the empty prompt [d]."""
+    read = prompts.encode(clip, [" ", "", *(a.text for _, a, _ in plan.plain)])
+    o = [read[a.text][a.last :].double() for _, a, _ in plan.plain]
+    return o, [read[" "][: len(x)].double() for x in o], read[""][1].double()

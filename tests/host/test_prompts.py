@@ -8,6 +8,7 @@ import pack
 prompts = pack.module("nodes.host.prompts")
 statistics = pack.module("nodes.host.statistics")
 text = pack.module("nodes.concept_text")
+PAD_SAMPLES = pack.module("nodes.host.states").PAD_SAMPLES
 UnlearnError = pack.module("nodes.errors").UnlearnError
 
 
@@ -68,14 +69,14 @@ def test_statistics_from_their_definition(loaded):
     plan = statistics.plan(clip, text.parse("fox -> wolf * 3"), templates=("{concept}", "a {concept}"), prior=False)
     states = prompts.encode(clip, plan.texts)
     stats = statistics.measure(plan, states)
-    scale = statistics._kept_states(plan.kept, states).double().square().mean().sqrt()
+    scale = torch.cat([statistics.kept_states(p, states[p.text]) for p in plan.kept]).double().square().mean().sqrt()
     difference = lambda t, p: (states[t.format("fox")] - states[t.format("wolf")])[p].double() / scale
     own = (difference("{}", 1) + difference("a {}", 2)) / 2
     end = (difference("{}", 2) + difference("a {}", 3)) / 2
     rest = stats.erase - torch.outer(own, own) - torch.outer(end, end)  # of weight 3 a third each: own, end, padding
     assert torch.allclose(stats.move, -stats.erase)
     values = torch.linalg.eigvalsh(rest)
-    assert values[0] > -1e-6 * values[-1] and (values > 1e-6 * values[-1]).sum() <= statistics.PAD_SAMPLES
+    assert values[0] > -1e-6 * values[-1] and (values > 1e-6 * values[-1]).sum() <= PAD_SAMPLES
     assert abs(float(torch.trace(stats.keep)) / 768 - 1) < 1e-9
 
 
@@ -83,12 +84,12 @@ def test_state_targets_keep_every_sentence(loaded):
     clip = loaded[1]
     plan = statistics.plan(clip, text.parse("fox -> wolf"), templates=("{concept}", "a {concept}"), prior=False)
     stats = statistics.measure(plan, prompts.encode(clip, plan.texts), target="state")
-    assert torch.linalg.matrix_rank(stats.erase, rtol=1e-9) == len(stats.positive) == 2 * (2 + statistics.PAD_SAMPLES)
+    assert torch.linalg.matrix_rank(stats.erase, rtol=1e-9) == len(stats.rows) == 2 * (2 + PAD_SAMPLES)
 
 
 def test_own_vowels_get_their_article():
-    assert statistics._grammar("a photo of a {concept}", "apple") == "a photo of an {concept}"
-    assert statistics._grammar("a photo of a {concept}", "pear") == "a photo of a {concept}"
+    assert prompts.grammar("a photo of a {concept}", "apple") == "a photo of an {concept}"
+    assert prompts.grammar("a photo of a {concept}", "pear") == "a photo of a {concept}"
 
 
 def test_judged_sentences_are_never_studied(loaded):
@@ -100,3 +101,47 @@ def test_judged_sentences_are_never_studied(loaded):
     assert len(judged) > 60 and not judged & studied
     bare = {t.replace("{concept}", "{a}") for ts in statistics.TEMPLATES.values() for t in ts}
     assert not bare & {t.replace("a {a}", "{a}") for t in (*demo.PLAIN, *demo.STYLED, *demo.PAIR)}
+
+
+def test_streaming_concept_by_concept_changes_nothing(loaded):
+    """Statistics of many concepts are the sums of those of each: what ten thousand need no more memory for than ten."""
+    clip, names = loaded[1], [f"{a} {b}" for a in ("red", "old", "big") for b in ("fox", "car", "cup", "boat", "rose", "lamp", "coin")]
+    many = text.parse("\n".join(f"{n} -> thing" for n in names), "cat")
+    plan = statistics.plan(clip, many, ("{concept}", "a {concept}"), prior=False)
+    states = prompts.encode(clip, plan.texts)
+    whole = statistics.measure(plan, states)
+    asked = []
+
+    def fetch(wanted, progress=None):
+        asked.append(len(wanted))
+        return {p.text: states[p.text] for p in wanted}
+
+    streamed = statistics.measure(plan, fetch)
+    assert torch.equal(streamed.erase, whole.erase) and torch.equal(streamed.keep, whole.keep) and max(asked) <= 2 * 2 * statistics.BLOCK
+    assert whole.concepts.shape[1] == len(names) and torch.allclose(whole.rows.T @ (whole.rows * whole.rows_weight[:, None]), whole.erase)
+
+
+def test_the_prior_holds_words_but_not_forgotten_ones(loaded):
+    plan = statistics.plan(loaded[1], text.parse("green car -> vehicle\nhouses"), templates=("{concept}",))
+    words, states = statistics._words(
+        plan.packed, plan.forgotten, lambda wanted, progress=None: prompts.encode(loaded[1], [p.text for p in wanted])
+    )
+    assert len(words) > 2500 and states.shape == (len(words), 768)
+    assert "tree" in words and not {"green", "car", "cars", "house", "houses"} & set(words)
+    alone = prompts.encode(loaded[1], [plan.packed[0][0].text])[plan.packed[0][0].text]
+    first = plan.packed[0][1][0]
+    assert first[1] == 1 and torch.equal(states[0].float(), alone[1])
+
+
+def test_expansion_studies_other_forms_unless_they_are_kept(loaded):
+    plan = statistics.plan(loaded[1], text.parse("fox\nice cream", "foxes"), prior=False, expand=True)
+    studied = {a.name for _, _, a, _ in plan.pairs}
+    assert {"fox", "ice cream", "ice creams", "ice-cream", "icecream"} <= studied and "foxes" not in studied
+    weights = [sum(share for i, share, *_ in plan.pairs if i == k) for k in (0, 1)]
+    assert all(abs(w - 1) < 1e-9 for w in weights)
+
+
+def test_last_token_mode_spares_the_first_word(loaded):
+    plan = statistics.plan(loaded[1], text.parse("ice cream", ""), ("a {concept}",), prior=False)
+    states = prompts.encode(loaded[1], plan.texts)
+    assert len(statistics.measure(plan, states, "all").rows) == len(statistics.measure(plan, states, "last").rows) + 1

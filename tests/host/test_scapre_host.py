@@ -20,6 +20,11 @@ CONCEPTS = text.parse("fox -> animal\nhouse -> building", "cat\nchurch")
 SENTENCES = ("{concept}", "a {concept}")
 
 
+def change_of(edit):
+    """The change a low-rank edit makes, from its factors as they are stored."""
+    return edit.weights[0].float() @ edit.weights[1].float()
+
+
 def bits(model):
     """Content of every weight of a MODEL as it lies in memory once it is the loaded one."""
     import comfy.model_management
@@ -76,9 +81,10 @@ def test_down_is_shared_and_the_edit_is_what_the_kernel_says(loaded, patch):
     downs = {id(edit.weights[1]) for _, edit in patch.edits}
     assert len(downs) == 1 and len(patch.edits) == 8
     key, edit = patch.edits[3]
-    want = weights.read(model, key) + edit.weights[0] @ edit.weights[1]
+    want = weights.read(model, key) + change_of(edit)
     got = loaded_weight(patching.apply(model, patch)[0], key)
     assert torch.allclose(got.float(), want, atol=1e-6)
+    assert edit.weights[0].dtype == torch.float16 and edit.weights[1].dtype == torch.float32
 
 
 def test_strength_scales_the_edit(loaded, patch):
@@ -114,7 +120,7 @@ def test_loras_before_and_after_add_up(loaded, patch, order):
         both = patching.apply(with_lora, patch)[0]
     else:
         both = lora(patching.apply(model, patch)[0])[0]
-    want = weights.read(model, key) + change + edit.weights[0] @ edit.weights[1]
+    want = weights.read(model, key) + change + change_of(edit)
     assert torch.allclose(loaded_weight(both, key).float(), want, atol=1e-4)
     loaded_weight(model, key)
     assert_same(model, before)
@@ -202,3 +208,141 @@ def test_report_says_what_happened(loaded):
     assert "2 concepts" in words and "Next:" in words
     _, _, words = scapre.solve(loaded[0], loaded[1], CONCEPTS, SENTENCES, prior=False, erase=1e-6)
     assert "hardly touched" in words
+
+
+VARIANTS = pack.module("nodes.host.variants")
+
+
+@pytest.fixture(scope="module")
+def kept_list():
+    return text.parse("fox -> animal\nice cream -> food", "cat\nchurch\nblue house")
+
+
+def solve(loaded, concepts, **settings):
+    return scapre.solve(loaded[0], loaded[1], concepts, SENTENCES, prior=False, **settings)
+
+
+@pytest.mark.parametrize("name", list(VARIANTS.DEFAULTS))
+def test_every_variant_makes_a_patch_that_applies(loaded, kept_list, name):
+    patch, picture, words = solve(loaded, kept_list, variant=name)
+    assert patch.provenance[0]["method"] == f"ScaPre {name}" and len(patch.edits) == 8
+    assert all(torch.isfinite(change_of(e)).all() and change_of(e).abs().max() > 0 for _, e in patch.edits)
+    assert patching.apply(loaded[0], patch)[1] == "" and "Next:" in words and picture.shape[0] == 1
+    assert solve(loaded, kept_list, variant=name)[0] == patch  # noise is seeded
+
+
+@pytest.mark.parametrize("name", list(VARIANTS.DEFAULTS))
+def test_no_strength_leaves_the_weights(loaded, kept_list, name):
+    if name.startswith("released"):
+        pytest.skip("the released editors shrink along the concepts whatever their strength: C C^T is not scaled by it")
+    off = {"step": 0.0} if name == "paper" else {}
+    patch = solve(loaded, kept_list, variant=name, erase=0.0, **off)[0]
+    assert all(change_of(e).abs().max() < 1e-7 for _, e in patch.edits)
+
+
+def test_the_node_hands_on_every_variant_and_setting(loaded, kept_list):
+    for name, defaults in VARIANTS.DEFAULTS.items():
+        out = nodes.ScaPreSolve.execute(
+            loaded[0], loaded[1], kept_list, {"variant": name, **defaults}, "all", False, "{concept}", estimator="graded"
+        )
+        assert out[0].provenance[0]["settings"].items() >= defaults.items()
+
+
+def test_unknown_variants_and_settings_are_named(loaded):
+    with pytest.raises(UnlearnError, match="no variant 'best'"):
+        solve(loaded, CONCEPTS, variant="best")
+    with pytest.raises(UnlearnError, match="'uce' has no setting 'overshoot'"):
+        solve(loaded, CONCEPTS, variant="uce", overshoot=0.1)
+
+
+def test_hard_keep_leaves_kept_states_unmoved(loaded, kept_list):
+    """The proof: what the edited keys and values say of every state of the keep list is what the original ones say, to 1e-5."""
+    statistics, prompts = pack.module("nodes.host.statistics"), pack.module("nodes.host.prompts")
+    plan = statistics.plan(loaded[1], kept_list, SENTENCES, prior=False)
+    states = prompts.encode(loaded[1], plan.texts)
+    kept = torch.cat([statistics.kept_states(p, states[p.text]) for p in plan.listed])
+    moved = {}
+    for hard in (0.0, 1.0):
+        patch = solve(loaded, kept_list, hard_keep=hard)[0]
+        moved[hard] = max(float((kept @ change_of(e).T).norm() / (kept @ weights.read(loaded[0], key).T).norm()) for key, e in patch.edits)
+        assert all(change_of(e).norm() > 0 for _, e in patch.edits)
+    assert moved[1.0] < 1e-5 < moved[0.0]
+
+
+def test_what_is_kept_and_forgotten_alike_is_named(loaded):
+    composed, parted = "caf\u00e9", "cafe\u0301"  # one word to the text encoder, two texts to Python
+    with pytest.raises(UnlearnError, match="reads both alike"):
+        solve(loaded, text.parse(composed, parted))
+    with pytest.raises(UnlearnError, match="same to the text encoder; take one out"):
+        solve(loaded, text.parse(f"{composed}\n{parted}", "cat"))
+    with pytest.raises(UnlearnError, match="same to the text encoder; write something wider"):
+        solve(loaded, text.parse("fox -> fox", "cat"))
+
+
+def test_near_duplicates_do_not_make_it_singular(loaded):
+    near = text.parse("fox -> animal\nfoxes -> animal\nthe fox -> animal", "fox cub\nred fox")
+    for name in ("anchored", "uce", "paper"):
+        assert all(torch.isfinite(change_of(e)).all() for _, e in solve(loaded, near, variant=name)[0].edits)
+
+
+def test_graded_informax_spreads_and_printed_does_not(loaded, kept_list):
+    spread = {}
+    for estimator in ("graded", "printed"):
+        patch, _, words = solve(loaded, kept_list, informax=True, estimator=estimator)
+        q = next(line for line in words.splitlines() if line.startswith("Informax weights")).rstrip(".").split(": ")[1].split(", ")
+        spread[estimator] = float(q[4]) - float(q[0])
+    assert spread["graded"] > 0.2
+    assert solve(loaded, kept_list, informax=True, estimator="shuffled")[0] != solve(loaded, kept_list, informax=True)[0]
+
+
+def test_rounds_leave_less_to_revive(loaded, kept_list):
+    _, _, words = solve(loaded, kept_list, rounds=3, overshoot=0.0)
+    back = [float(line.split("brings back ")[1].split("%")[0]) for line in words.splitlines() if line.startswith("Round")]
+    assert len(back) == 3 and back[2] < back[0]
+
+
+def test_auto_protect_raises_the_worst(loaded, kept_list):
+    forecast = pack.module("nodes.host.forecast")
+    worst = []
+    for protect in (0.0, 0.95):
+        patch = solve(loaded, kept_list, protect=protect, preserve=0.01)[0]
+        hits = forecast.of_patch(loaded[0], loaded[1], patch, ["fox", "ice cream"], kept_list.keep)
+        worst.append(min(h.survival for h in hits if h.asked))
+    assert worst[1] > worst[0]
+
+
+def test_forecast_of_an_empty_patch_is_quiet(loaded, patch):
+    forecast = pack.module("nodes.host.forecast")
+    empty = types.UnlearnPatch((), patch.fingerprint, ())
+    hits = forecast.of_patch(loaded[0], loaded[1], empty, ["fox"], ["cat"])
+    assert all(abs(h.survival - 1) < 1e-5 for h in hits) and hits[0].name and "none loses" in forecast.describe(hits)[0]
+
+
+def test_states_are_kept_on_disk_and_bounded(loaded, kept_list, tmp_path):
+    states = pack.module("nodes.host.states")
+    first = solve(loaded, kept_list, folder=tmp_path)[0]
+    files = list(tmp_path.rglob("*.safetensors"))
+    assert files and solve(loaded, kept_list, folder=tmp_path)[0] == first
+    store = states.States(loaded[1], tmp_path)
+    plan = pack.module("nodes.host.statistics").plan(loaded[1], kept_list, SENTENCES, prior=False)
+    got = store.fetch([n for *_, n in plan.pairs])
+    assert store.encoded == 0 and len(got) == 4
+    files[0].write_bytes(b"damaged")
+    assert solve(loaded, kept_list, folder=tmp_path)[0] == first
+    small = states.States(loaded[1], tmp_path, limit=0)
+    small.fetch([pack.module("nodes.host.prompts").locate(loaded[1], "a {concept} unheard of", "bicycle")])
+    assert not list(tmp_path.rglob("*.safetensors"))
+
+
+def test_another_clip_skip_meets_no_old_states(loaded, tmp_path):
+    states = pack.module("nodes.host.states")
+    skipped = loaded[1].clone()
+    skipped.clip_layer(-2)
+    assert states.fingerprint(skipped) != states.fingerprint(loaded[1])
+
+
+def test_fp16_and_shared_down_make_patches_small(loaded, kept_list):
+    patch = solve(loaded, kept_list)[0]
+    rows = sum(e.weights[0].shape[0] for _, e in patch.edits)
+    rank = patch.edits[0][1].weights[1].shape[0]
+    assert patch.nbytes == rows * rank * 2 + rank * 768 * 4

@@ -1,0 +1,50 @@
+"""What a patch does to words that nobody asked to forget, told from its keys and values before a picture is drawn."""
+
+from comfy_api.latest import io
+
+from .errors import finite
+from .host import forecast, progress, report
+from .types import Concepts, Patch
+
+
+class CollateralForecast(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="CollateralForecast",
+            display_name="Collateral Forecast",
+            category="unlearn",
+            description="Says which common words and which of the kept texts a patch harms, from its keys and values alone, before a "
+            "picture is drawn. For patches of any method that touch the cross-attention.",
+            search_aliases=["forget", "erase", "unlearn", "damage", "side effects", "collateral"],
+            inputs=[
+                io.Model.Input("model", tooltip="The model the patch is for, after any LoRA loaders. It is not changed."),
+                io.Clip.Input("clip", tooltip="The text encoder that goes with the model, from the same checkpoint loader."),
+                Patch.Input("patch", tooltip="The patch to look at, from ScaPre Solve or another eraser."),
+                Concepts.Input("concepts", optional=True, tooltip="What was to be forgotten (left out here) and kept (looked at first)."),
+                io.Float.Input(
+                    "strength", default=1.0, min=-2.0, max=2.0, step=0.05, tooltip="The strength you will apply the patch at. Try 1 first."
+                ),
+            ],
+            outputs=[
+                io.Image.Output("report_image", tooltip="How much of what the words hit hardest say is left."),
+                io.String.Output("report", tooltip="The same in words. Put what matters to you on the keep list and solve again."),
+            ],
+            hidden=[io.Hidden.unique_id],
+        )
+
+    @classmethod
+    def execute(cls, model, clip, patch, strength, concepts=None):
+        finite(strength=strength)
+        forgotten = (
+            [n for c in concepts.concepts for n in c.names] if concepts else [n for p in patch.provenance for n in p.get("concepts", ())]
+        )
+        keep = concepts.keep if concepts else ()
+        hits = forecast.of_patch(model, clip, patch, forgotten, keep, cls.hidden.unique_id, strength)
+        rows = [
+            (h.name, h.survival, f"{max(h.survival, 0):.0%} left", report.GOOD if h.survival > 0.9 else report.BAD)
+            for h in hits[: 2 * forecast.SHOWN]
+        ]
+        words = "\n".join(forecast.describe(hits))
+        progress.say(words, cls.hidden.unique_id)
+        return io.NodeOutput(report.bar_charts("Collateral Forecast", [("What words hit hardest keep of what they say", rows)]), words)

@@ -1,0 +1,139 @@
+"""Collateral forecast of an edit of keys and values: which words nobody asked to forget lose what they say to the model.
+
+Two looks. All words of the general prior are screened by their own token's state; the worst, and the keep list, are then studied in
+sentences of their own, as concepts are, and judged by the share of what they add to keys and values that survives the edit.
+"""
+
+from typing import NamedTuple
+
+from ...kernels import forecast as kernel
+from . import prompts, statistics, weights
+from .layers import cross_attention
+from .progress import Progress
+from .states import States, default_folder
+
+ROWS = 640  # of each matrix, evenly spread, that moments are taken from; sums over hundreds of rows tell as much as over all
+SUSPECTS = 32  # words of the prior that get a second look
+SHOWN = 12
+
+
+class Hit(NamedTuple):
+    """A word or a kept text, and the share of what it adds to keys and values that survives: 1 untouched, 0 gone."""
+
+    name: str
+    survival: float
+    asked: bool  # it is on the keep list
+
+
+class Moments:
+    """before = sum W0^T W0, cross = sum W0^T W, after = sum W^T W [d, d] float64 over layers, from at most ROWS rows of each."""
+
+    def __init__(self):
+        self.before = self.cross = self.after = 0.0
+
+    @staticmethod
+    def rows(w0):
+        """Every k-th row of a layer's matrix."""
+        return w0[:: -(-len(w0) // ROWS)]
+
+    def plain(self, w0):
+        """Adds a layer to `before` alone."""
+        w0 = self.rows(w0).float()
+        self.before = self.before + (w0.T @ w0).double()
+
+    def shared(self, multiplier):
+        """The moments of the same layers after W = W0 (I + M)."""
+        out = Moments()
+        out.before = self.before
+        out.cross, out.after = kernel.shared(self.before, multiplier)
+        return out
+
+    def changed(self, mixed, square):
+        """The moments of the same layers after an edit D of them, mixed = sum W0^T D and square = sum D^T D."""
+        out = Moments()
+        out.before, out.cross, out.after = self.before, self.before + mixed, self.before + mixed + mixed.T + square
+        return out
+
+    def edited(self, w0, delta):
+        """Adds a layer with its change [d_out, d]."""
+        w0, w = self.rows(w0).float(), self.rows(w0 + delta).float()
+        self.before = self.before + (w0.T @ w0).double()
+        self.cross = self.cross + (w0.T @ w).double()
+        self.after = self.after + (w.T @ w).double()
+
+
+def study(clip, fetch, names):
+    """name -> (contrast rows [n, d], weights [n]) of what each text adds to the sentences a concept is studied in."""
+    pairs = [
+        (i, 1 / len(statistics.KEPT), prompts.locate(clip, t, name), prompts.locate(clip, t, ""))
+        for i, name in enumerate(names)
+        for t in (prompts.grammar(t, name) for t in statistics.KEPT)
+    ]
+    read = fetch(list(dict.fromkeys(p for _, _, *pair in pairs for p in pair)))
+    out = {}
+    for i, name in enumerate(names):
+        x, _, w, _, _ = statistics.contrast([p for p in pairs if p[0] == i], read, "all", "difference", 0.0, 1.0)
+        out[name] = x, w
+    return out
+
+
+def survive(studied, moments):
+    """name -> survival of what `study` gave."""
+    return {n: float(kernel.survival(x[None], moments.before, moments.cross, w[None])) for n, (x, w) in studied.items()}
+
+
+def screen(words, states, moments, n=SUSPECTS):
+    """The n words whose own token states [len(words), d] lose most of their contrast to the mean word."""
+    if not len(words):
+        return []
+    left = kernel.survival(states - states.mean(0), moments.before, moments.cross)
+    return [words[i] for i in left.argsort()[:n].tolist()]
+
+
+def look(clip, fetch, keep, words, states, moments, known=None):
+    """Hits, worst first: the keep list's entries and the suspects among the words. `known`: name -> studied, filled in."""
+    known = {} if known is None else known
+    names = list(dict.fromkeys([*keep, *screen(words, states, moments)]))
+    new = [n for n in names if n not in known]
+    if new:
+        known |= study(clip, fetch, new)
+    left = survive({n: known[n] for n in names}, moments)
+    return sorted((Hit(n, left[n], n in keep) for n in names), key=lambda hit: hit.survival)
+
+
+def of_patch(model, clip, patch, forgotten=(), keep=(), node_id=None, strength=1.0):
+    """Hits of any UnlearnPatch on a MODEL, made by whatever method: what its edits of keys and values at `strength` do to the words of
+    the general prior and to the texts of `keep`. forgotten: names to leave out. The model is not changed."""
+    layers = cross_attention(model)
+    bar = Progress(len(layers) + 1, node_id)
+    moments = Moments()
+    edits = {}
+    for key, edit in patch.edits:
+        edits.setdefault(key, []).append(edit)
+    for layer in layers:
+        w0 = weights.read(model, layer.key)
+        w = w0.clone()
+        for edit in edits.get(layer.key, ()):
+            w += edit.change(w, strength)
+        moments.edited(w0, w - w0)
+        bar.step()
+    fetch = States(clip, default_folder()).fetch
+    words, states = statistics.read_words(clip, fetch, forgotten)
+    hits = look(clip, fetch, tuple(keep), words, states, moments)
+    bar.step()
+    return hits
+
+
+def describe(hits, bound=0.9):
+    """A sentence or two on what the forecast found."""
+    lost = [h for h in hits if not h.asked and h.survival < bound][:SHOWN]
+    listed = [h for h in hits if h.asked and h.survival < bound][:SHOWN]
+    named = lambda found: ", ".join(f"{h.name} {max(0.0, h.survival):.0%}" for h in found)
+    lines = []
+    if listed:
+        lines.append(f"WARNING: of the keep list, these lose part of what they say: {named(listed)} left.")
+    if lost:
+        lines.append(
+            f"Nobody asked to forget these, but the forecast sees them hit hardest: {named(lost)} left. List under 'keep' what matters."
+        )
+    return lines or [f"Forecast: of {len(hits)} kept texts and suspect words none loses more than {1 - bound:.0%} of what it says."]
