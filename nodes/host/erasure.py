@@ -14,7 +14,6 @@ import comfy.model_management
 import comfy.sample
 import comfy.utils
 import latent_preview
-import numpy as np
 import torch
 
 from ..errors import UnlearnError
@@ -32,12 +31,13 @@ SENTENCE = 4  # words from which a line of the keep list is drawn as it stands
 NOTHING = 0.1  # mean change of the forgotten below which the edit did nothing to speak of
 DAMAGED = 0.6  # mean change of the kept from which the edit damaged everything
 SUFFERS = 0.3  # mean change of the kept from which one should look
-REDRAW = 0.5  # seconds between live previews
+REDRAW = 1.0  # seconds between live previews
 
 
 @dataclass
 class Shot:
-    """One prompt and seed, drawn twice. latents [c, h, w] float32, pictures [H, W, 3] float32 in [0, 1], both (before, after)."""
+    """One prompt and seed, drawn twice: latents [c, h, w] float32, pictures [H, W, 3] float32 in [0, 1] and what is shown of them as PIL
+    thumbnails, all (before, after), None where not drawn yet; `change` holds its figures by name."""
 
     name: str
     text: str
@@ -45,6 +45,7 @@ class Shot:
     forgotten: bool
     latents: list
     pictures: list
+    shown: list
     change: dict
 
 
@@ -63,7 +64,7 @@ def plan(clip, concepts, templates=(), kept=4, seeds=(7,)):
     names = [n.casefold() for c in concepts.concepts for n in c.names]
     everyday = (s for s in statistics.prior_sentences() if not any(n in s.casefold() for n in names))
     texts += [("everyday", s, False) for s in itertools.islice(everyday, max(0, kept - len(concepts.keep)))]
-    return [Shot(name, text, seed, gone, [None, None], [None, None], {}) for name, text, gone in texts for seed in seeds]
+    return [Shot(name, text, seed, gone, [None, None], [None, None], [None, None], {}) for name, text, gone in texts for seed in seeds]
 
 
 def compare(before, after, clip, vae, concepts, templates=(), clip_vision=None, score_clip=None, node_id=None, **settings):
@@ -118,8 +119,7 @@ class _Live:
         if time.monotonic() - self.last > REDRAW:
             if x0 is not None and self.previewer is not None:
                 for i, x in zip(chosen, x0, strict=True):
-                    rough = self.previewer.decode_latent_to_preview(torch.nan_to_num(x[None]))
-                    self.shots[i].pictures[when] = torch.from_numpy(np.array(rough, np.float32) / 255)
+                    self.shots[i].shown[when] = report.thumbnail(self.previewer.decode_latent_to_preview(torch.nan_to_num(x[None])))
             sheet = report.pairs_sheet("Erasure Report", "Drawing ...", report.NEUTRAL, _sections(self.shots))
             preview, self.last = ("JPEG", sheet, 1280), time.monotonic()
         self.bar.update_absolute(self.done, preview=preview)
@@ -163,7 +163,7 @@ def _decode(vae, shots, when, live):
         part = shots[at : at + lockstep.LARGEST_BATCH]
         pictures = vae.decode(torch.stack([s.latents[when] for s in part])).float().cpu()
         for shot, picture in zip(part, pictures.view(len(part), *pictures.shape[-3:]), strict=True):
-            shot.pictures[when] = picture
+            shot.pictures[when], shot.shown[when] = picture, report.thumbnail(picture)
         live.step(0)
 
 
@@ -195,11 +195,8 @@ def measure(shots, touched):
     broken = sum(not torch.isfinite(s.latents[1]).all() for s in shots)
     units = {}
     for field, distance in (("latents", _rms), ("pictures", _mean)):
-        apart = [
-            distance(getattr(a, field)[0], getattr(b, field)[0])
-            for a, b in itertools.combinations(shots, 2)
-            if a.seed == b.seed and a.text != b.text
-        ]
+        others = sorted(shots, key=lambda s: s.seed)  # stable: neighbours share a seed and differ in prompt
+        apart = [distance(getattr(a, field)[0], getattr(b, field)[0]) for a, b in itertools.pairwise(others) if a.seed == b.seed]
         lone = torch.stack([getattr(s, field)[0] for s in shots]).std() * 2**0.5  # with one prompt only
         units[field] = max(sum(apart) / len(apart) if apart else float(lone), 1e-6)
     for s in shots:
@@ -322,7 +319,7 @@ def _sections(shots):
                 colour = report.BAD if bad or x != x else report.WARN if fair else report.GOOD
                 if "clip_after" in s.change:
                     said += f", CLIP {s.change['clip_before']:.0f} > {s.change['clip_after']:.0f}"
-            pairs.append(report.Pair(s.name, f"{s.text}, seed {s.seed}", *s.pictures, said, colour))
+            pairs.append(report.Pair(s.name, f"{s.text}, seed {s.seed}", *s.shown, said, colour))
         out.append((heading, pairs))
     return out
 
@@ -336,8 +333,10 @@ def _chart(shots, touched, metrics):
     for name, gone in dict.fromkeys((s.name, s.forgotten) for s in shots):
         part = [s.change["pixels"] for s in shots if (s.name, s.forgotten) == (name, gone)]
         x = sum(part) / len(part)
-        good = x >= NOTHING if gone else x < SUFFERS
-        rows.append((name if gone else f"kept: {name}", x, f"{x:.0%}", report.GOOD if good else report.BAD))
+        good, broken = x >= NOTHING if gone else x < SUFFERS, x != x
+        rows.append(
+            (name if gone else f"kept: {name}", 1 if broken else x, "broken" if broken else f"{x:.0%}", report.GOOD if good else report.BAD)
+        )
     charts.append(("Change of pictures (100%: as far apart as two different prompts)", rows[:48]))
     if clip := metrics["clip"]:
         scores = [(g, f, v) for g in ("forgotten", "kept") for f, v in clip[g].items()]

@@ -124,7 +124,8 @@ def _text(patch, told, tensors, rank, warning):
         worst = max((x for x in told if not x[2]), key=lambda x: x[3] / max(x[4], 1e-30))
         lines.append(f"Most is lost of {worst[0].removeprefix('diffusion_model.')}: {(worst[3] / max(worst[4], 1e-30)) ** 0.5:.0%}.")
     if lost > 0.2:
-        lines.append(f"WARNING: rank {rank} loses {lost:.0%} of the change and may not forget; choose 'exact', or a higher rank.")
+        better = "choose 'exact', or a higher rank" if rank else "choose precision float32"
+        lines.append(f"WARNING: {lost:.0%} of the change is lost, and the LoRA may not forget; {better}.")
     if of > 0.5:
         lines.append("WARNING: this is large for a LoRA; choose a rank, or share the patch file, which is small and exact.")
     if warning:

@@ -55,12 +55,12 @@ def _fit(draw, text, width, size=12):
 
 
 class Pair(NamedTuple):
-    """Two pictures to compare, float [H, W, 3] in [0, 1] or None while there is none; a heading, small print, and a judgement."""
+    """Two thumbnails to compare, None while there is none; a heading, small print, and a judgement."""
 
     heading: str
     small: str
-    before: torch.Tensor | None = None
-    after: torch.Tensor | None = None
+    before: Image.Image | None = None
+    after: Image.Image | None = None
     said: str = ""
     colour: tuple[int, int, int] = NEUTRAL
 
@@ -99,21 +99,22 @@ def _draw_pair(sheet, draw, pair, x, y):
     draw.text((x, y), _fit(draw, pair.heading, 2 * CELL - said - 12, 16), INK, _font(16))
     draw.text((x + 2 * CELL + 6, y + 2), pair.said, pair.colour, _font(14), anchor="ra")
     draw.text((x, y + 22), _fit(draw, pair.small, 2 * CELL), FAINT, _font(12))
-    for i, (name, picture) in enumerate((("before", pair.before), ("after", pair.after))):
+    for i, (name, small) in enumerate((("before", pair.before), ("after", pair.after))):
         left, top = x + i * (CELL + 6), y + 42
         frame = pair.colour if name == "after" and pair.said else GRID
         draw.rectangle((left - 3, top - 3, left + CELL + 2, top + CELL + 2), frame)
         draw.rectangle((left, top, left + CELL - 1, top + CELL - 1), PAPER)
-        if picture is not None:
-            small = thumbnail(picture)
+        if small is not None:
             sheet.paste(small, (left + (CELL - small.width) // 2, top + (CELL - small.height) // 2))
         draw.rectangle((left, top + CELL - 18, left + draw.textlength(name, _font(12)) + 10, top + CELL - 1), PAPER)
         draw.text((left + 5, top + CELL - 16), name, INK, _font(12))
 
 
 def thumbnail(picture):
-    """float [H, W, 3] in [0, 1] -> PIL picture that fits a cell: small ones in whole pixels, large ones smoothly."""
-    shown = Image.fromarray((torch.nan_to_num(picture.float()).clamp(0, 1) * 255).round().byte().cpu().numpy())
+    """float [H, W, 3] in [0, 1], or a PIL picture -> PIL picture that fits a cell: small ones in whole pixels, large ones smoothly."""
+    shown = picture
+    if isinstance(picture, torch.Tensor):
+        shown = Image.fromarray((torch.nan_to_num(picture.float()).clamp(0, 1) * 255).round().byte().cpu().numpy())
     scale = CELL / max(shown.size)
     size = [max(1, round(side * (int(scale) if scale >= 2 else scale))) for side in shown.size]
     return shown.resize(size, Image.NEAREST if scale >= 2 else Image.LANCZOS)
