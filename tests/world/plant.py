@@ -1,8 +1,15 @@
-"""Plants new sprites into reserved hidden units of a trained sprite world: `python -m world.plant OUT --from FILE`, run once like train.
+"""Plants new sprites into reserved hidden units of a trained sprite world, in four steps that are run once:
 
-In every transformer block the least important hidden units of the feed-forward are emptied and shared out, K to a concept. Each
-concept's units (their rows of `ff.net.0.proj`, both halves, and their columns of `ff.net.2`) are trained alone on its sprite mixed with
-old pictures, while the others' columns are held at zero, so where a concept lives is known and exclusive.
+    python -m world.plant EMPTIED --from TRAINED --reserve
+    python -m world.train MENDED --from EMPTIED --steps 150 --rate 2e-4 --focus key
+    python -m world.plant PLANTED --from MENDED
+    python -m world.train OUT --from PLANTED --steps 110 --rate 2e-4
+
+In every transformer block the least important hidden units of the feed-forward are emptied and shared out, K to a concept; the rest of
+the model learns to do without them. Then each concept's units (their rows of `ff.net.0.proj`, both
+halves, and their columns of `ff.net.2`) are trained alone on its sprite mixed with old pictures, while the others' columns are held at
+zero, so where a concept lives is known and exclusive. Last, the rest of the model, which never sees the new sprites, learns to draw the old
+ones beside them.
 """
 
 import argparse
@@ -14,7 +21,7 @@ import numpy as np
 import torch
 
 from . import captions
-from .checkpoint import load_judge, read_compact, write_compact
+from .checkpoint import load_judge, planted, read_compact, write_compact
 from .sprites import LABELS, OBJECTS, PLANTED, draw
 from .train import ALPHAS, UNET, comfy_cpu, sample, text_encoder, to_latent, to_picture
 
@@ -70,7 +77,8 @@ def main():
     parser.add_argument("out", type=Path)
     parser.add_argument("--from", dest="start_from", type=Path, required=True)
     parser.add_argument("--names", nargs="+", default=list(PLANTED)[:3])
-    parser.add_argument("--steps", type=int, default=250)
+    parser.add_argument("--reserve", action="store_true", help="only empty units and share them out")
+    parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--batch", type=int, default=24)
     parser.add_argument("--rate", type=float, default=3e-3)
     given = parser.parse_args()
@@ -90,24 +98,12 @@ def main():
         states |= dict(zip(texts[i : i + 16], encode(texts[i : i + 16]).half().clone(), strict=True))
     print(f"{len(texts)} captions encoded", flush=True)
 
-    some = [old[i] for i in rng.integers(len(old), size=64)]
-    pictures = np.stack([draw(c.name or OBJECTS[rng.integers(len(OBJECTS))], rng, c.style, c.explicit) for c in some])
-    x, t, *_ = noised(pictures, rng)
-    ranks = importance(unet, (x, t, torch.stack([states[c.text] for c in some]).float()))
-    units = {name: {} for name in given.names}
-    for block, values in ranks.items():
-        least = values.argsort()[: K * len(given.names)]
-        for i, name in enumerate(given.names):
-            units[name][block] = least[i :: len(given.names)].sort().values
-    torch.manual_seed(11)
-    for block, (up, down) in blocks(unet).items():
-        for name in given.names:
-            u = units[name][block]
-            down.weight[:, u] = 0
-            both = torch.cat([u, u + down.in_features])
-            up.weight[both] = torch.randn(len(both), up.in_features) / math.sqrt(up.in_features)
-            up.bias[both] = 0
-    print("emptied:", np.mean(list(accuracy(unet, judge, states, OBJECTS).values())), flush=True)
+    if given.reserve:
+        units = reserve(unet, given.names, old, states, rng)
+        print("emptied:", np.mean(list(accuracy(unet, judge, states, OBJECTS).values())), flush=True)
+        write(given, unet, judge, units)
+        return
+    units = {name: {block: torch.tensor(u) for block, u in by.items()} for name, by in planted(given.start_from).items()}
     done = {}
     for name in given.names:
         for block, (_, down) in blocks(unet).items():
@@ -121,9 +117,37 @@ def main():
             down.weight[:, units[name][block]] = columns[block]
     table = accuracy(unet, judge, states, [*OBJECTS, *given.names], 4)
     print("together:", np.mean([table[n] for n in OBJECTS]), {n: table[n] for n in given.names}, flush=True)
+    write(given, unet, judge, units)
+
+
+def write(given, unet, judge, units):
     recipe = {k: str(v) for k, v in vars(given).items() if k != "out"}
-    planted = {name: {block: u.tolist() for block, u in by.items()} for name, by in units.items()}
-    write_compact(given.out, unet.state_dict(), judge.state_dict(), recipe, planted)
+    write_compact(
+        given.out,
+        unet.state_dict(),
+        judge.state_dict(),
+        recipe,
+        {name: {block: u.tolist() for block, u in by.items()} for name, by in units.items()},
+    )
+
+
+def reserve(unet, names, old, states, rng):
+    """Empties the least important units of every block and shares them out; concept -> block -> units [K]."""
+    some = [old[i] for i in rng.integers(len(old), size=64)]
+    pictures = np.stack([draw(c.name or OBJECTS[rng.integers(len(OBJECTS))], rng, c.style, c.explicit) for c in some])
+    x, t, *_ = noised(pictures, rng)
+    ranks = importance(unet, (x, t, torch.stack([states[c.text] for c in some]).float()))
+    units = {name: {} for name in names}
+    torch.manual_seed(11)
+    for block, (up, down) in blocks(unet).items():
+        least = ranks[block].argsort()[: K * len(names)]
+        for i, name in enumerate(names):
+            u = units[name][block] = least[i :: len(names)].sort().values
+            down.weight[:, u] = 0
+            both = torch.cat([u, u + down.in_features])
+            up.weight[both] = torch.randn(len(both), up.in_features) / math.sqrt(up.in_features)
+            up.bias[both] = 0
+    return units
 
 
 def train_one(unet, name, units, new, old, states, rng, given):

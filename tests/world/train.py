@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from . import captions, encoder
-from .checkpoint import read_compact, write_compact
+from .checkpoint import planted, read_compact, write_compact
 from .judge import NOTHING, Judge, drawn_batch, train_judge
 from .sprites import LABELS, draw, draw_pair
 
@@ -132,7 +132,7 @@ def sample(unet, states, empty, shape=(8, 8), steps=15, cfg=3.0, seed=0):
     return x
 
 
-def train(out, steps, size, rate, seed, start_from=None, resume_every=500):
+def train(out, steps, size, rate, seed, start_from=None, focus=(), resume_every=500):
     rng = np.random.default_rng(seed)
     judge = load_or_train_judge(out)
     encode = text_encoder()
@@ -155,6 +155,7 @@ def train(out, steps, size, rate, seed, start_from=None, resume_every=500):
     if start_from is not None:
         unet.load_state_dict({k: v.float() for k, v in read_compact(start_from).items()})
     unet = unet.to(memory_format=torch.channels_last)  # a tenth faster
+    held = reserved_parts(unet, planted(start_from)) if start_from is not None else []
     ema = copy.deepcopy(unet).eval().requires_grad_(False)
     optimiser = torch.optim.AdamW(unet.parameters(), rate, betas=(0.9, 0.99), weight_decay=1e-3, fused=True)
     warm = 100
@@ -172,6 +173,7 @@ def train(out, steps, size, rate, seed, start_from=None, resume_every=500):
         to_latent(np.stack([draw(c.name, np.random.default_rng(i)) for i, c in enumerate(probe)])),
         torch.stack([table[c.text] for c in probe]),
     )
+    focused = [c for c in groups["plain"] if c.name in focus]
     names, weights = list(WEIGHTS), np.array(list(WEIGHTS.values()))
     start, losses = time.time(), []
     for step in range(first, steps):
@@ -182,6 +184,8 @@ def train(out, steps, size, rate, seed, start_from=None, resume_every=500):
         else:
             picks = rng.choice(names, size, p=weights / weights.sum())
             batch = [groups[g][rng.integers(len(groups[g]))] for g in picks]
+            if focus:  # a quarter of the batch for objects that came out worst
+                batch[: size // 4] = [focused[rng.integers(len(focused))] for _ in range(size // 4)]
             some = lambda: LABELS[rng.integers(len(groups["plain"]) // len(captions.PLAIN))]
             x0 = to_latent(np.stack([draw(c.name or some(), rng, c.style, c.explicit) for c in batch]))
         context = torch.stack([table[c.text] for c in batch]).float()
@@ -201,6 +205,9 @@ def train(out, steps, size, rate, seed, start_from=None, resume_every=500):
         loss.backward()
         torch.nn.utils.clip_grad_norm_(unet.parameters(), 1.0)
         optimiser.step(), schedule.step()
+        with torch.no_grad():  # units reserved for planted concepts stay as they are, empty or planted
+            for parameter, index, values in held:
+                parameter[index] = values
         torch._foreach_lerp_(list(ema.parameters()), list(unet.parameters()), 1 - min(0.995, (step + 1) / (step + 20)))
         losses.append(loss.item())
         if (step + 1) % 50 == 0:
@@ -214,6 +221,18 @@ def train(out, steps, size, rate, seed, start_from=None, resume_every=500):
             state = dict(unet=unet.state_dict(), ema=ema.state_dict(), optimiser=optimiser.state_dict(), schedule=schedule.state_dict())
             torch.save({**state, "rng": rng.bit_generator.state, "step": step + 1}, state_file)
     return ema, judge
+
+
+def reserved_parts(unet, units):
+    """(parameter, index, values) of everything that belongs to reserved hidden units: their rows, biases and columns."""
+    parts = []
+    for blocks in units.values():
+        for block, u in blocks.items():
+            up, down = (unet.get_submodule(f"{block}.ff.net.{name}") for name in ("0.proj", "2"))
+            u = torch.tensor(u)
+            both = torch.cat([u, u + down.in_features])
+            parts += [(up.weight, (both,)), (up.bias, (both,)), (down.weight, (slice(None), u))]
+    return [(p, index, p.detach()[index].clone()) for p, index in parts]
 
 
 @torch.inference_mode()
@@ -275,8 +294,10 @@ if __name__ == "__main__":
     parser.add_argument("--rate", type=float, default=5e-4)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--from", dest="start_from", type=Path, help="a compact file to go on from, with a schedule of its own")
+    parser.add_argument("--focus", nargs="*", default=(), help="objects that fill a quarter of each batch")
     given = parser.parse_args()
     given.out.parent.mkdir(parents=True, exist_ok=True)
-    ema, judge = train(given.out, given.steps, given.batch, given.rate, given.seed, given.start_from)
+    ema, judge = train(given.out, given.steps, given.batch, given.rate, given.seed, given.start_from, given.focus)
     recipe = {k: str(v) for k, v in vars(given).items() if k != "out"}
-    write_compact(given.out, ema.state_dict(), judge.state_dict(), recipe)
+    units = planted(given.start_from) if given.start_from else {}
+    write_compact(given.out, ema.state_dict(), judge.state_dict(), recipe, units)
