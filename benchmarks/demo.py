@@ -57,10 +57,10 @@ def shots():
     for i, name in enumerate(FORGET):
         out += [Shot(captions.plain(name, PLAIN[(i + j) % 4]), True) for j in range(2)]
         out.append(Shot(captions.styled(name, others[i], STYLED[i % 2]), True))
-        out.append(Shot(captions.pair(name, kept[5 * i + 2], PAIR[i % 2]), True))
+    out.append(Shot(captions.pair(FORGET[1], kept[7], PAIR[1]), True))
     out += [Shot(captions.styled(kept[6 * i + 1], STYLE, STYLED[i % 2]), True) for i in range(3)]
     near = [n for f in FORGET for n in (TWIN[f], next(k for k in kept if SUPERCLASS[k] == SUPERCLASS[f] and k != TWIN[f]))]
-    out += [Shot(captions.plain(n, PLAIN[i % 4]), False) for i, n in enumerate(dict.fromkeys([*near, *kept[1::4]]))]
+    out += [Shot(captions.plain(n, PLAIN[i % 4]), False) for i, n in enumerate(dict.fromkeys([*near, *kept[1::5]]))]
     out += [Shot(captions.styled(kept[4 * i + 2], s, STYLED[i % 2]), False) for i, s in enumerate(others)]
     return [*out, Shot(captions.pair(kept[4], kept[15], PAIR[0]), False)]
 
@@ -134,7 +134,7 @@ def score(rights, gone):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--steps", type=int, default=10, help="sampling steps per picture")
+    parser.add_argument("--steps", type=int, default=8, help="sampling steps per picture")
     given = parser.parse_args()
     start = time.time()
     say = lambda line: print(f"[{time.time() - start:5.1f} s] {line}", file=sys.stderr, flush=True)
@@ -143,7 +143,7 @@ def main():
     judge, plan = checkpoint.load_judge(), shots()
     g, saves = graph(plan, given.steps)
     say("starting ComfyUI")
-    with Server() as server:
+    with Server("--disable-metadata") as server:  # else every picture would carry all of this graph
         say(f"forgetting {', '.join((*FORGET, STYLE))}, then drawing {len(plan)} prompts before and after")
         reached = {"n": -1}
 

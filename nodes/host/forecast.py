@@ -13,7 +13,7 @@ from .progress import Progress
 from .states import States, default_folder
 
 ROWS = 640  # of each matrix, evenly spread, that moments are taken from; sums over hundreds of rows tell as much as over all
-SUSPECTS = 32  # words of the prior that get a second look
+SUSPECTS = 8  # words of the prior that get a second look: three sentences each are to be encoded
 SHOWN = 12
 
 
