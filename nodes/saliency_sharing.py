@@ -16,7 +16,7 @@ class SaveConceptSaliency(io.ComfyNode):
             display_name="Save Concept Saliency",
             category="unlearn",
             description="Saves saliency to models/unlearn_saliency, so that it need not be measured again, here or on another machine.",
-            search_aliases=["unlearn", "saliency", "FIA"],
+            search_aliases=["unlearn", "forget", "saliency", "FIA"],
             inputs=[
                 Saliency.Input("saliency", tooltip="From Concept Saliency or Merge Concept Saliency."),
                 io.String.Input("name", default="my_saliency", tooltip="File name without ending; a file of that name is replaced."),
@@ -40,7 +40,7 @@ class LoadConceptSaliency(io.ComfyNode):
             display_name="Load Concept Saliency",
             category="unlearn",
             description="Loads saliency from models/unlearn_saliency. Connect it to Fuse Neuron Masks.",
-            search_aliases=["unlearn", "saliency", "FIA"],
+            search_aliases=["unlearn", "forget", "saliency", "FIA"],
             inputs=[
                 io.Combo.Input("name", options=saliency_files.listed(), tooltip="A file made by Save Concept Saliency; press R to refresh.")
             ],
@@ -66,7 +66,7 @@ class MergeConceptSaliency(io.ComfyNode):
             category="unlearn",
             description="Joins saliency of one model: different concepts side by side, and one concept measured with different prompts as "
             "if all had been measured together.",
-            search_aliases=["unlearn", "saliency", "FIA"],
+            search_aliases=["unlearn", "forget", "saliency", "FIA"],
             inputs=[
                 io.Autogrow.Input(
                     "saliency",
