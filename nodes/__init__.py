@@ -2,6 +2,7 @@
 
 from .apply_unlearn_patch import ApplyUnlearnPatch
 from .concept_saliency import ConceptSaliency
+from .dynamic_mask_trainer import DynamicMaskTrainer
 from .erasure_report import ErasureReport
 from .export import SaveUnlearnedCheckpoint, SaveUnlearnLoRA
 from .neuron_mask_fuse import NeuronMaskFuse
@@ -25,4 +26,5 @@ NODES = [
     SaveUnlearnLoRA,
     SaveUnlearnedCheckpoint,
     ErasureReport,
+    DynamicMaskTrainer,
 ]

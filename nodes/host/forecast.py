@@ -13,7 +13,8 @@ from .progress import Progress
 from .states import States, default_folder
 
 ROWS = 640  # of each matrix, evenly spread, that moments are taken from; sums over hundreds of rows tell as much as over all
-SUSPECTS = 8  # words of the prior that get a second look: three sentences each are to be encoded
+SUSPECTS = 16  # words of the prior that get a second look
+SENTENCE = statistics.KEPT[1]  # what they are studied in; each sentence more costs time
 SHOWN = 12
 
 
@@ -63,16 +64,13 @@ class Moments:
 
 
 def study(clip, fetch, names):
-    """name -> (contrast rows [n, d], weights [n]) of what each text adds to the sentences a concept is studied in."""
-    pairs = [
-        (i, 1 / len(statistics.KEPT), prompts.locate(clip, t, name), prompts.locate(clip, t, ""))
-        for i, name in enumerate(names)
-        for t in (prompts.grammar(t, name) for t in statistics.KEPT)
-    ]
-    read = fetch(list(dict.fromkeys(p for _, _, *pair in pairs for p in pair)))
+    """name -> (contrast rows [n, d], weights [n]) of what each text adds to a sentence."""
+    neutral = prompts.locate(clip, SENTENCE, "")
+    pairs = {name: (0, 1.0, prompts.locate(clip, prompts.grammar(SENTENCE, name), name), neutral) for name in names}
+    read = fetch([neutral, *(said for _, _, said, _ in pairs.values())])
     out = {}
-    for i, name in enumerate(names):
-        x, _, w, _, _ = statistics.contrast([p for p in pairs if p[0] == i], read, "all", "difference", 0.0, 1.0)
+    for name, pair in pairs.items():
+        x, _, w, _, _ = statistics.contrast([pair], read, "all", "difference", 0.0, 1.0)
         out[name] = x, w
     return out
 

@@ -38,6 +38,16 @@ def assert_same(model, before):
         assert torch.equal(value, before[key]), key
 
 
+@pytest.fixture(scope="module", autouse=True)
+def states_on_disk(tmp_path_factory):
+    """Sentences are encoded once for all tests of this file, as they are for an artist."""
+    folder = tmp_path_factory.mktemp("states")
+    with pytest.MonkeyPatch.context() as m:
+        m.setattr(scapre, "default_folder", lambda: folder)
+        m.setattr(pack.module("nodes.host.forecast"), "default_folder", lambda: folder)
+        yield
+
+
 @pytest.fixture(scope="module")
 def patch(loaded):
     with torch.inference_mode():

@@ -1,0 +1,524 @@
+"""DynamicMaskTrainer in a real ComfyUI on very small UNets of every kind: what it changes, what it refuses, and how it stops."""
+
+import functools
+import hashlib
+import math
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+import pack
+import shapes
+
+sculpt = pack.module("nodes.host.sculpt")
+networks = pack.module("nodes.host.sculpt_network")
+rounds = pack.module("nodes.host.sculpt_rounds")
+material = pack.module("nodes.host.sculpt_material")
+resuming = pack.module("nodes.host.sculpt_resume")
+patching = pack.module("nodes.host.patching")
+weights = pack.module("nodes.host.weights")
+text = pack.module("nodes.concept_text")
+nodes = pack.module("nodes")
+UnlearnError = pack.module("nodes.errors").UnlearnError
+
+SMALL = dict(steps=4, warmup=2, refresh=2, pictures=2, captions=2, sampling_steps=2, cfg=3.0, size=64, batch=2, held=2, learning_rate=1e-3)
+CONCEPTS = text.parse("fox -> animal", "cat\nhouse")
+TWO = text.parse("fox -> animal\nsword -> tool", "cat")
+UNET = {"num_res_blocks": [1, 1], "channel_mult": [1, 2], "transformer_depth": [0, 1], "transformer_depth_output": [0, 0, 1, 1]}
+UNET |= {**shapes.SHARED, "model_channels": 32, "transformer_depth_middle": 1}
+KINDS = {
+    "SD1.5": ("SD15", {**UNET, "context_dim": 768, "num_heads": 4}),
+    "SD2 v": ("SD20", {**UNET, "context_dim": 1024, "num_head_channels": 16, "use_linear_in_transformer": True}),
+    "SDXL": (
+        "SDXL",
+        {**UNET, "context_dim": 2048, "num_head_channels": 16, "use_linear_in_transformer": True}
+        | {"adm_in_channels": 2816, "num_classes": "sequential"},
+    ),
+}
+
+
+@functools.cache
+def tokenizer():
+    import comfy.sd1_clip
+
+    return comfy.sd1_clip.SD1Tokenizer()
+
+
+class TextEncoder:
+    """The real tokenizer and made-up states: a seeded vector per token, mixed a little along the sentence, as a causal encoder does."""
+
+    def __init__(self, width):
+        self.tokenizer = tokenizer()
+        self.table = torch.randn(49408, 64, generator=torch.Generator().manual_seed(1))
+        self.out = torch.randn(64, width, generator=torch.Generator().manual_seed(2)) / 8
+
+    def tokenize(self, words, return_word_ids=False):
+        return self.tokenizer.tokenize_with_weights(words, return_word_ids)
+
+    def encode_from_tokens(self, tokens):
+        x = self.table[torch.tensor([[t[0] for t in chunk] for chunk in tokens["l"]])]
+        mixed = x + 0.5 * x.cumsum(1) / torch.arange(1, x.shape[1] + 1)[:, None]
+        return (mixed @ self.out).flatten(0, 1)[None]
+
+    def encode_from_tokens_scheduled(self, tokens):
+        states = self.encode_from_tokens(tokens)
+        return [[states, {"pooled_output": states[:, 5, :1280].contiguous()}]]
+
+
+def unet(kind="SD1.5", dtype=torch.float32, cast=None):
+    """A MODEL of a very small UNet with random weights, made the way the host makes them: in inference mode."""
+    import comfy.model_patcher
+    import comfy.supported_models
+
+    name, config = KINDS[kind]
+    config = getattr(comfy.supported_models, name)(config)
+    config.set_inference_dtype(dtype, cast)
+    velocity = torch.cat([torch.ones(500), -torch.ones(500)])  # what the host tells a v-prediction SD2 by
+    model = config.get_model({"output_blocks.11.1.transformer_blocks.0.norm1.bias": velocity}, "")
+    g = torch.Generator().manual_seed(0)
+    for module in model.modules():
+        if isinstance(module, torch.nn.Linear | torch.nn.Conv2d):
+            module.weight.copy_(torch.randn(module.weight.shape, generator=g) / module.weight[0].numel() ** 0.5)
+            if module.bias is not None:
+                module.bias.zero_()
+        elif getattr(module, "weight", None) is not None:
+            module.weight.fill_(1), module.bias.zero_()
+    return comfy.model_patcher.ModelPatcher(model, torch.device("cpu"), torch.device("cpu"))
+
+
+@pytest.fixture(autouse=True)
+def _few_measurements(monkeypatch):
+    monkeypatch.setattr(rounds, "MEASURED", 2)
+
+
+@pytest.fixture(scope="module")
+def small():
+    pack.load()
+    with torch.inference_mode():
+        return unet(), TextEncoder(768)
+
+
+def digest(model):
+    h = hashlib.sha256()
+    for key, value in model.model.state_dict().items():
+        h.update(key.encode() + value.contiguous().view(torch.uint8).numpy().tobytes())
+    return h.hexdigest()
+
+
+def clean(model):
+    """No hook, weight function or gradient is left on a MODEL, and inference mode is on as it was."""
+    for module in model.model.modules():
+        assert not module._forward_hooks and not module._forward_pre_hooks and not getattr(module, "weight_function", [])
+    assert not any(p.requires_grad for p in model.model.parameters()) and not model.patches
+    assert torch.is_inference_mode_enabled() and not torch.is_grad_enabled()
+
+
+def train(small, concepts=CONCEPTS, *args, **more):
+    return sculpt.train(*small, concepts, *args, **{**SMALL, **more})
+
+
+def network(model, clip, texts=("a fox", "an animal", ""), **more):
+    keys = [layer.key for layer in networks.layers(model)]
+    return networks.Network(model, keys, networks.conditioning(model, clip, texts, 64, (4, 8, 8)), **more)
+
+
+def merged(model, patch, key):
+    """The weight a patch gives, in float32."""
+    w = weights.read(model, key)
+    for k, edit in patch.edits:
+        w = w + edit.change(w, 1.0) if k == key else w
+    return w
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_network_predicts_what_the_host_does(kind):
+    import comfy.model_management
+    import comfy.samplers
+
+    model, clip = unet(kind), TextEncoder(KINDS[kind][1]["context_dim"])
+    assert model.model.model_type.name == ("V_PREDICTION" if kind == "SD2 v" else "EPS")
+    with torch.inference_mode(False), torch.enable_grad():
+        x, sigma = torch.randn(3, 4, 8, 8, generator=torch.Generator().manual_seed(3)), torch.tensor([0.3, 2.0, 9.0])
+        net = network(model, clip)
+        got = net.sampling.calculate_denoised(sigma, net.predict(net.student, x, sigma, [0, 1, 2]), x)
+        assert got.requires_grad
+    comfy.model_management.load_models_gpu([model])
+    model.model.current_patcher = model
+    for i, words in enumerate(net.texts):
+        ((states, more),) = clip.encode_from_tokens_scheduled(clip.tokenize(words))
+        cond = {"cross_attn": states, "model_conds": {}, "pooled_output": more["pooled_output"], "width": 64, "height": 64}
+        conds = comfy.samplers.encode_model_conds(model.model.extra_conds, [cond], x[:1], x.device, "positive")
+        want = comfy.samplers.calc_cond_batch(model.model, [conds], x[i : i + 1], sigma[i : i + 1], model.model_options)[0]
+        assert torch.allclose(got[i : i + 1].detach(), want, atol=1e-4), words
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_answer_is_what_denoises(kind):
+    model, clip = unet(kind), TextEncoder(KINDS[kind][1]["context_dim"])
+    with torch.inference_mode(False):
+        net = network(model, clip)
+        latents, noise = (torch.randn(3, 4, 8, 8, generator=torch.Generator().manual_seed(s)) for s in (1, 2))
+        sigma = net.levels([0.1, 0.5, 0.9])
+        assert torch.all(sigma[:-1] > sigma[1:])
+        x = net.noised(latents, noise, sigma)
+        answer = net.answer(latents, x, sigma)
+        assert torch.allclose(net.sampling.calculate_denoised(sigma, answer, x), latents, atol=1e-3)
+        if kind != "SD2 v":
+            assert torch.allclose(answer, noise, atol=1e-3)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("variant", sculpt.VARIANTS)
+def test_every_kind_of_unet_trains(kind, variant):
+    model, clip = unet(kind), TextEncoder(KINDS[kind][1]["context_dim"])
+    before = digest(model)
+    patch, losses, picture, report = train((model, clip), TWO, variant=variant)
+    assert digest(model) == before
+    clean(model)
+    assert len(patch.edits) == len(networks.layers(model)) and len(losses["loss"]) == 2 * SMALL["steps"]
+    assert set(losses) == {"loss", "overwrite", "align"} | ({"distil"} if variant != "released" else set()) | (
+        {"replay"} if variant == "replay" else set()
+    )
+    assert all(math.isfinite(v) for v in losses["loss"]) and picture.shape[0] == 1 and "Next:" in report
+    assert patching.apply(model, patch)[1] == ""
+
+
+def test_only_weights_that_were_in_a_mask_move(small, monkeypatch):
+    seen = {}
+    real = sculpt._patch
+
+    def spy(net, *args):
+        seen["net"] = net
+        return real(net, *args)
+
+    trainers = []
+    monkeypatch.setattr(sculpt, "_patch", spy)
+    monkeypatch.setattr(sculpt, "Trainer", lambda *a: trainers.append(rounds.Trainer(*a)) or trainers[0])
+    patch, *_ = train(small, density=0.1, turnover=0.5)
+    (trainer,) = trainers
+    for key, touched in zip(seen["net"].chosen, trainer.touched, strict=True):
+        start, now = weights.read(small[0], key), seen["net"].masters[key].detach()
+        assert torch.equal(now[~touched], start[~touched]) and torch.all(now[touched] != start[touched])
+        assert 0.1 <= touched.float().mean() < 0.25
+        edit = dict(patch.edits)[key]
+        assert edit.weights[1] is not None  # so little is stored sparsely
+        assert torch.allclose(merged(small[0], patch, key), now, atol=2e-6)
+    assert all(int(m.sum()) == max(1, int(0.1 * m.numel())) for m in trainer.masks)
+    assert trainer.churn and all(0 < c <= 0.5 for c in trainer.churn)
+
+
+def test_nothing_moves_during_the_warm_up(small, monkeypatch):
+    seen, real = [], rounds.Trainer._warm_up
+
+    def spy(self, *args):
+        real(self, *args)
+        seen.append([torch.equal(p.detach(), weights.read(small[0], k)) for k, p in self.network.masters.items()])
+
+    monkeypatch.setattr(rounds.Trainer, "_warm_up", spy)
+    train(small, warmup=3)
+    assert len(seen) == 3 and all(map(all, seen))
+
+
+def test_the_same_seed_gives_the_same_patch(small):
+    one, two, other = train(small)[0], train(small)[0], train(small, seed=1)[0]
+    assert one == two and one != other
+
+
+def test_latents_are_drawn_once(small, monkeypatch):
+    train(small, seed=5)
+    monkeypatch.setattr(networks.Network, "draw", lambda *a: pytest.fail("drew again"))
+    train(small, seed=5, learning_rate=2e-3)
+
+
+@pytest.mark.parametrize("at", [3, 40, 150, 400])
+def test_cancel_changes_nothing_and_the_next_run_works(small, monkeypatch, at):
+    import comfy.model_management as mm
+
+    model, n, real = small[0], [0], networks.Network.predict
+    before = digest(model)
+    material._cache.clear()
+
+    def stop(*args):
+        n[0] += 1
+        if n[0] == at // 10:
+            mm.interrupt_current_processing()
+        return real(*args)
+
+    monkeypatch.setattr(networks.Network, "predict", stop)
+    if at < 10:
+        mm.interrupt_current_processing()
+    with pytest.raises(mm.InterruptProcessingException):
+        train(small)
+    assert digest(model) == before
+    clean(model)
+    monkeypatch.setattr(networks.Network, "predict", real)
+    assert train(small)[0].edits
+
+
+def interrupted(monkeypatch, number, step):
+    """Makes training be cancelled within the forward pass of a step, or between two when step is negative."""
+    import comfy.model_management as mm
+
+    real = rounds.Trainer._backward
+
+    def stop(self, *args):
+        if (self.number, self.step) == (number, step):
+            mm.interrupt_current_processing()
+        return real(self, *args)
+
+    monkeypatch.setattr(rounds.Trainer, "_backward", stop)
+    return lambda: monkeypatch.setattr(rounds.Trainer, "_backward", real)
+
+
+@pytest.mark.parametrize("number,step", [(0, 1), (0, 4), (1, 0), (1, 5)])
+def test_a_run_that_was_cut_off_goes_on_to_the_bit(small, monkeypatch, tmp_path, number, step):
+    import comfy.model_management as mm
+
+    monkeypatch.setattr(resuming, "path", lambda name: tmp_path / f"{name}.safetensors")
+    whole = train(small, TWO)
+    again = interrupted(monkeypatch, number, step)
+    with pytest.raises(mm.InterruptProcessingException):
+        train(small, TWO, resume="run")
+    again()
+    assert (tmp_path / "run.safetensors").is_file()
+    with pytest.raises(UnlearnError, match="another model, other concepts or other settings"):
+        train(small, TWO, resume="run", learning_rate=3e-3)
+    resumed = train(small, TWO, resume="run")
+    assert resumed[0] == whole[0] and resumed[1] == whole[1]
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_damaged_training_file_is_named(small, monkeypatch, tmp_path):
+    monkeypatch.setattr(resuming, "path", lambda name: tmp_path / f"{name}.safetensors")
+    (tmp_path / "run.safetensors").write_bytes(b"no such thing")
+    with pytest.raises(UnlearnError, match="'run.safetensors' cannot be read"):
+        train(small, resume="run")
+
+
+def test_cancel_can_keep_what_was_learned(small, monkeypatch):
+    again = interrupted(monkeypatch, 1, 4)
+    patch, losses, _, report = train(small, TWO, on_cancel="keep")
+    again()
+    assert patch.edits and len(losses["loss"]) == SMALL["steps"] + 2 and "cancelled" in report and "1 of 2 concepts" in report
+
+
+def test_training_goes_on_from_an_earlier_patch(small):
+    model = small[0]
+    first = train(small)[0]
+    patch, _, _, report = train(small, text.parse("sword -> tool"), first)
+    assert patch.edits[: len(first.edits)] == first.edits and len(patch.provenance) == 2
+    assert "fox (earlier)" in report
+    key = patch.edits[0][0]
+    assert not torch.equal(merged(model, patch, key), merged(model, first, key))
+    # an edit of other weights than those trained is part of what training sees
+    prune = pack.module("nodes.host.adapters").Prune
+    other = next(k for k in model.model.state_dict() if k.endswith("ff.net.2.weight"))
+    shape = weights.shape(model, other)
+    edit = prune.of(torch.arange(shape[1]) < shape[1] // 2, *shape, "column")
+    pruned = type(first)(((other, edit),), weights.fingerprint(model, [other]), ())
+    with torch.inference_mode(False):
+        net = networks.Network(model, [key], ((), {}), pruned)
+        name = other.removeprefix("diffusion_model.").removesuffix(".weight")
+        assert net.student.get_submodule(name).weight[:, 0].abs().max() == 0 and net.reference.get_submodule(name).weight[:, 0].any()
+
+
+def test_a_lora_on_the_model_is_trained_with(small):
+    import comfy.weight_adapter
+
+    model, clip = small
+    key = networks.layers(model)[0].key
+    d_out, d_in = weights.shape(model, key)
+    g = torch.Generator().manual_seed(0)
+    up, down = torch.randn(d_out, 2, generator=g) * 0.1, torch.randn(2, d_in, generator=g)
+    with_lora = model.clone()
+    with_lora.add_patches({key: comfy.weight_adapter.LoRAAdapter(set(), (up, down, None, None, None, None))})
+    with torch.inference_mode(False):
+        net = network(with_lora, clip)
+        assert torch.allclose(net.masters[key].detach(), weights.read(model, key) + up @ down, atol=1e-5)
+    patch = train((with_lora, clip))[0]
+    patched = patching.apply(with_lora, patch)[0]
+    change = dict(patch.edits)[key].change(torch.zeros(d_out, d_in), 1.0)
+    assert torch.allclose(weights.read(patched, key), weights.read(model, key) + up @ down + change, atol=1e-5)
+    assert train(small)[0] != patch
+
+
+@pytest.mark.parametrize("dtype,cast", [(torch.float16, torch.float32), (torch.bfloat16, None), (torch.float8_e4m3fn, torch.float32)])
+def test_models_of_any_float_type_train(small, dtype, cast):
+    model = unet(dtype=dtype, cast=cast)
+    before = digest(model)
+    patch, losses, *_ = train((model, small[1]))
+    assert digest(model) == before and patch.edits and all(map(math.isfinite, losses["loss"]))
+    clean(model)
+
+
+@pytest.mark.parametrize("wanted", ["bf16", "fp16"])
+def test_half_precision_activations_learn_the_same(small, wanted):
+    full, half = train(small)[0], train(small, precision=wanted)[0]
+    a, b = (torch.cat([e.change(torch.zeros(e.shape), 1.0).flatten() for _, e in p.edits]) for p in (full, half))
+    assert torch.nn.functional.cosine_similarity(a, b, dim=0) > 0.7
+
+
+def test_gradients_do_not_depend_on_how_the_batch_is_cut_or_recomputed(small):
+    model, clip = small
+    found = []
+    with torch.inference_mode(False), torch.enable_grad():
+        for chunk, checkpointing in ((10**9, False), (1, False), (3, False), (10**9, True)):
+            settings = {**sculpt.DEFAULTS, **SMALL}
+            plan = material.plan(clip, CONCEPTS, captions=2)
+            net = network(model, clip, plan.texts, checkpointing=checkpointing)
+            trainer = rounds.Trainer(net, material.Material(net, plan, settings, (4, 8, 8)), settings)
+            trainer.open_round(0)
+            trainer.chunk = chunk
+            trainer._ask_teacher(plan.lessons[0], trainer.material.held(0), 0)
+            terms = trainer._backward(trainer._rows(plan.lessons[0], 0), plan.lessons[0])
+            found.append((torch.cat([p.grad.flatten() for p in trainer.params]), terms))
+    for grads, terms in found[1:]:
+        assert torch.allclose(grads, found[0][0], rtol=1e-3, atol=1e-7)
+        assert terms == pytest.approx(found[0][1], rel=1e-3, abs=1e-9)
+
+
+def test_running_out_of_memory_makes_the_batch_smaller(small, monkeypatch):
+    whole, real, sizes = train(small), networks.Network.predict, []
+
+    def full(self, branch, x, *args):
+        sizes.append(len(x))
+        if len(x) > 4:
+            raise torch.OutOfMemoryError("full")
+        return real(self, branch, x, *args)
+
+    monkeypatch.setattr(networks.Network, "predict", full)
+    parts = train(small)
+    assert max(sizes) > 4 and parts[1]["loss"] == pytest.approx(whole[1]["loss"], rel=1e-2)
+
+
+def test_a_round_ends_when_the_concept_is_gone(small, monkeypatch):
+    monkeypatch.setattr(rounds, "EVERY", 2)
+    left = iter([0.9, 0.2] + [0.1] * 9)
+    monkeypatch.setattr(rounds.Trainer, "measure", lambda self, name: next(left))
+    _, losses, _, report = train(small, steps=20, stop_at=0.3)
+    assert len(losses["loss"]) == 4 and "fox: 4 steps, 10% left" in report and "WARNING" not in report
+
+
+def test_what_is_left_starts_at_one(small):
+    model, clip = small
+    with torch.inference_mode(False):
+        settings = {**sculpt.DEFAULTS, **SMALL}
+        plan = material.plan(clip, CONCEPTS, captions=2)
+        net = network(model, clip, plan.texts)
+        trainer = rounds.Trainer(net, material.Material(net, plan, settings, (4, 8, 8)), settings)
+        assert trainer.measure("fox") == 1.0
+
+
+def test_checks_are_on_sentences_that_are_not_trained_on(small):
+    plan = material.plan(small[1], TWO, captions=200)
+    for lesson in plan.lessons:
+        assert not {t for pair in lesson.pairs for t in pair} & {t for pair in lesson.checks for t in pair}
+    assert not any("sword" in t or "fox" in t for t in plan.prior) and len(plan.prior) > 50
+    assert [k for k, _ in plan.kept] == ["a photo of a cat", "a photo of an animal", "a photo of a tool"]
+
+
+def test_training_that_goes_astray_stops(small):
+    model = small[0]
+    before = digest(model)
+    with pytest.raises(UnlearnError, match="went astray at step .* lower 'learning_rate'|infinite gradients"):
+        train(small, learning_rate=1e4, steps=50)
+    assert digest(model) == before
+    clean(model)
+
+
+def test_nan_in_the_text_encoder_or_weights_is_named(small):
+    model = small[0].clone()
+    key = networks.layers(model)[3].key
+    bad = torch.zeros(weights.shape(model, key))
+    bad[0, 0] = math.nan
+    model.add_patches({key: ("diff", (bad,))})
+    with pytest.raises(UnlearnError, match="NaN or infinite numbers in its weight"):
+        train((model, small[1]))
+
+
+def test_quantised_weights_are_refused(small, monkeypatch):
+    monkeypatch.setattr(networks, "QuantizedTensor", torch.nn.Parameter)
+    with pytest.raises(UnlearnError, match="quantised weights.*ScaPre Solve"):
+        train(small)
+
+
+def test_a_text_encoder_of_another_width_is_refused(small):
+    with pytest.raises(UnlearnError, match="width 1024 .* width 768"):
+        train((small[0], TextEncoder(1024)))
+
+
+def test_compiled_models_are_refused(small):
+    model = small[0].clone()
+    model.model = SimpleNamespace(
+        state_dict=small[0].model.state_dict, model_config=small[0].model.model_config, diffusion_model=SimpleNamespace(), **{}
+    )
+    with pytest.raises(UnlearnError, match="compiled"):
+        networks.Network(SimpleNamespace(model=model.model, get_model_object=lambda n: None), [], ((), {}))
+
+
+@pytest.mark.parametrize("which,matrices", [("cross-attention", 4), ("keys and values", 2), ("all attention", 8)])
+def test_trainable_matrices(small, which, matrices):
+    found = networks.layers(small[0], which)
+    blocks = len(networks.layers(small[0], "keys and values")) // 2
+    assert len(found) == matrices * blocks and [x.part for x in found] == sorted(
+        (x.part for x in found), key=["input", "middle", "output"].index
+    )
+    if which != "cross-attention":
+        assert len(train(small, trainable=which)[0].edits) == len(found)
+
+
+def test_a_low_rank_patch_says_what_it_loses(small):
+    exact, (patch, *_, report) = train(small)[0], train(small, low_rank=4)
+    assert all(e.name == "unlearn_lowrank" and e.weights[0].shape[1] == 4 for _, e in patch.edits)
+    a, b = (torch.cat([e.change(torch.zeros(e.shape), 1.0).flatten() for _, e in p.edits]) for p in (exact, patch))
+    assert f"{float((a - b).norm() / a.norm()):.0%} of the change is lost" in report
+
+
+def test_the_artists_own_pictures(small):
+    encoded = []
+    vae = SimpleNamespace(encode=lambda x: encoded.append(x) or torch.ones(len(x), 4, 8, 8))
+    pictures = torch.rand(3, 100, 80, 3)
+    assert train(small, CONCEPTS, None, pictures, vae)[0] != train(small)[0]
+    assert encoded[0].shape == (3, 64, 64, 3)
+    with pytest.raises(UnlearnError, match="'images' needs the input 'vae'"):
+        train(small, CONCEPTS, None, pictures)
+    with pytest.raises(UnlearnError, match="'images' goes with one concept"):
+        train(small, TWO, None, pictures, vae)
+
+
+def test_previews_are_pictures(small, monkeypatch):
+    shown = []
+    bar = pack.module("nodes.host.progress").comfy.utils.ProgressBar
+    real = bar.update_absolute
+    monkeypatch.setattr(bar, "update_absolute", lambda self, v, total=None, preview=None: shown.append(preview) or real(self, v, total))
+    train(small, preview_every=2)
+    (kind, picture, side) = next(s for s in shown if s)
+    assert kind == "JPEG" and picture.size == (8, 8) and side > 0
+
+
+def execute(small, **more):
+    given = {k: v for k, v in sculpt.DEFAULTS.items() if k not in sculpt.PRESETS["quick"]}
+    preset = {"preset": "custom", **{k: SMALL[k] for k in SMALL if k in sculpt.PRESETS["quick"]}}
+    given |= {k: v for k, v in SMALL.items() if k not in preset}
+    node = type("Running", (nodes.DynamicMaskTrainer,), {"hidden": SimpleNamespace(unique_id=None)})  # as the host makes one
+    return node.execute(*small, CONCEPTS, preset=preset, **{**given, **more})
+
+
+def test_the_stock_loss_graph_draws_the_losses(small):
+    from comfy_extras.nodes_train import LossGraphNode
+
+    patch, losses, picture, report = execute(small).args
+    assert LossGraphNode.execute(losses, "loss").ui is not None
+    assert patch.provenance[0]["method"] == "Sculpting Memory replay" and patch.provenance[0]["lines"] == ["object: fox -> animal"]
+
+
+@pytest.mark.parametrize("name", ["cfg", "density", "hold"])
+def test_settings_must_be_finite(small, name):
+    with pytest.raises(UnlearnError, match=f"'{name}' is nan"):
+        execute(small, **{name: math.nan})
+
+
+def test_presets_hold_all_that_custom_asks_for():
+    custom = next(i for i in nodes.DynamicMaskTrainer.define_schema().inputs if i.id == "preset").options[-1]
+    assert {i.id for i in custom.inputs} == set(sculpt.PRESETS["quick"]) == set(sculpt.PRESETS["thorough"])
