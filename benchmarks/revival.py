@@ -94,9 +94,7 @@ def main():
     parser.add_argument("--attacked", type=int, default=2, help="of them attacked, one by one")
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--pictures", type=int, default=16)
-    parser.add_argument(
-        "--edits", default="none;rounds=0;rounds=2", help="settings of each edit; none: the unedited model"
-    )
+    parser.add_argument("--edits", default="none;rounds=0;rounds=2", help="settings of each edit; none: the unedited model")
     given = parser.parse_args()
     from world.checkpoint import SHIPPED
 

@@ -63,7 +63,8 @@ def quick_erase():
         "variant.anchor": 0.05,
         "variant.spectral": 0.0,
         "variant.informax": False,
-        "variant.overshoot": 0.3,
+        "variant.overshoot": 1.0,
+        "variant.drift": 0.15,
         "tokens": "all",
         "prior": True,
         "templates": "",
@@ -133,6 +134,48 @@ def neuron_pruning():
     return _before_and_after(erasers, {"4": 0}, "a photo of a church", ["4", 1], ["4", 2], 1390), note
 
 
+def one_after_another():
+    """Forget objects in sequence by Sculpting Memory, see the loss."""
+    train = {
+        "model": ["1", 0],
+        "clip": ["1", 1],
+        "concepts": ["2", 0],
+        "variant": "replay",
+        "preset": "quick",
+        "cfg": 7.5,
+        "size": 0,
+        "seed": 0,
+        "trainable": "cross-attention",
+        "density": 0.5,
+        "turnover": 0.2,
+        "warmup": 50,
+        "refresh": 100,
+        "importance": "signed",
+        "align": 0.25,
+        "distil": 0.25,
+        "hold": 1.0,
+        "precision": "auto",
+        "checkpointing": False,
+        "preview_every": 0,
+        "low_rank": 0,
+        "on_cancel": "discard",
+        "resume": "",
+        "templates": "",
+    }
+    note = (
+        "## One after another\n\n1. **Load Checkpoint**: pick any SD1.5, SD2.1 or SDXL checkpoint that is not quantised.\n2. **Objects to "
+        "Forget**: one per line with a superclass, in the order they are forgotten; list what you care about under keep.\n3. Press "
+        "**Run**. The model draws its own training pictures, then trains: minutes on a GPU.\n\nIt came back? Take the preset *balanced*. "
+        "Something kept has changed? Raise *hold* (advanced). To forget one more later, connect this patch to *earlier*."
+    )
+    erasers = {
+        "2": ("UnlearnConcepts", "Objects to Forget", (40, 220, 400, 260), OBJECTS),
+        "3": ("DynamicMaskTrainer", "Dynamic Mask Trainer", (490, 60, 400, 360), train),
+        "17": ("LossGraphNode", "Loss", (40, 1010, 400, 300), {"loss": ["3", 1], "filename_prefix": "unlearn/loss"}),
+    }
+    return _before_and_after(erasers, {"3": 0}, "a photo of a church", ["3", 2], ["3", 3], 940), note
+
+
 def _before_and_after(erasers, patches, prompt, picture, words, x):
     """The nodes around erasers: loader, patches (id -> output) applied, one prompt sampled before and after, from column `x` on."""
     wires = {"positive": ["6", 0], "negative": ["7", 0], "latent_image": ["8", 0]}
@@ -160,7 +203,7 @@ def _before_and_after(erasers, patches, prompt, picture, words, x):
     }
 
 
-SOURCES = {"quick_erase": quick_erase, "neuron_pruning": neuron_pruning}
+SOURCES = {"quick_erase": quick_erase, "neuron_pruning": neuron_pruning, "one_after_another": one_after_another}
 
 
 def source(name):

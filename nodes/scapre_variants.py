@@ -57,11 +57,21 @@ def anchored():
         _float(
             "anchored",
             "overshoot",
-            "How far past zero the concepts are pushed, for new sentences hold more of a concept "
-            "than the studied ones have in common. Lower it when kept things change.",
+            "How far past zero the concepts are pushed at most, for new sentences hold more of a concept "
+            "than the studied ones have in common. Raise it when a single concept comes back.",
+            0.0,
+            3.0,
+            0.05,
+            True,
+        ),
+        _float(
+            "anchored",
+            "drift",
+            "Pushes past zero only as long as what is kept moves by no more than this share. Lower it when kept things change, "
+            "raise it when concepts come back.",
             0.0,
             1.0,
-            0.05,
+            0.01,
             True,
         ),
     ]

@@ -55,6 +55,11 @@ class Moments:
         out.before, out.cross, out.after = self.before, self.before + mixed, self.before + mixed + mixed.T + square
         return out
 
+    def drift(self, keep):
+        """How far the keys and values of states with second moment keep [d, d] move, relative, root mean square."""
+        square = self.after - self.cross - self.cross.T + self.before
+        return float((square * keep).sum().clamp_min(0) / (self.before * keep).sum().clamp_min(1e-30)) ** 0.5
+
     def edited(self, w0, delta):
         """Adds a layer with its change [d_out, d]."""
         w0, w = self.rows(w0).float(), self.rows(w0 + delta).float()
@@ -70,7 +75,7 @@ def study(clip, fetch, names):
     read = fetch([neutral, *(said for _, _, said, _ in pairs.values())])
     out = {}
     for name, pair in pairs.items():
-        x, _, w, _, _ = statistics.contrast([pair], read, "all", "difference", 0.0, 1.0)
+        x, _, w, _, _ = statistics.contrast([pair], read, "all", "difference", 1.0)
         out[name] = x, w
     return out
 

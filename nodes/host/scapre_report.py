@@ -15,15 +15,14 @@ class Found:
         c = stats.concepts
         whole = ((after.before @ c) * c).sum(0).clamp_min(1e-30)
         self.left = (((after.cross @ c) * c).sum(0) / whole).clamp_min(0).tolist()
-        square = after.after - after.cross - after.cross.T + after.before
-        self.drift = float((square * stats.keep).sum().clamp_min(0) / (after.before * stats.keep).sum().clamp_min(1e-30)) ** 0.5
+        self.drift = after.drift(stats.keep)
 
     def picture(self, variant):
         shown = sorted(zip(self.left, self.names, strict=True), key=lambda x: -x[0])[:24]
         shown = [(n, x, f"{x:.0%} left", report.GOOD if x < 0.3 else report.BAD) for x, n in shown]
         top = max([c for _, c in self.changes] + [1e-9])
         layers = [(label, c / top, f"{c:.2%}", report.NEUTRAL) for label, c in self.changes[:40]]
-        kept = [("everything kept", self.drift, f"{self.drift:.1%} moved", report.GOOD if self.drift < 0.1 else report.BAD)]
+        kept = [("everything kept", self.drift, f"{self.drift:.1%} moved", report.GOOD if self.drift < 0.2 else report.BAD)]
         words = [
             (h.name, h.survival, f"{max(h.survival, 0):.0%} left", report.GOOD if h.survival > 0.9 else report.BAD)
             for h in self.hits[: forecast.SHOWN]
@@ -63,6 +62,6 @@ class Found:
         lines += forecast.describe(self.hits)
         if worst[0] > 0.5:
             lines.append(f"WARNING: '{worst[1]}' is hardly touched; raise 'erase' or lower 'preserve'.")
-        if self.drift > 0.1:
+        if self.drift > 0.2:
             lines.append("WARNING: kept prompts move a lot; raise 'preserve', lower 'erase', or list what you care about under 'keep'.")
         return "\n".join([*lines, "Next: connect the patch to Apply Unlearn Patch and compare pictures with the same seed."])

@@ -80,6 +80,10 @@ class Statistics:
     word_states: torch.Tensor
     scale: float
 
+    def overshot(self, share):
+        """The same with what is erased pushed past zero by `share` of itself: every edit grows by 1 + share."""
+        return replace(self, move=(1 + share) * self.move)
+
     def protecting(self, states, weight=1.0):
         """The same with states [n, d] (already divided by `scale`) kept as well, as heavy as `weight` times all the rest."""
         return replace(self, keep=self.keep + weight * scapre.gram(states) / len(states))
@@ -221,12 +225,11 @@ def _packed(clip):
     return tuple(out)
 
 
-def measure(plan, fetch, tokens="all", target="difference", overshoot=0.0, progress=None):
+def measure(plan, fetch, tokens="all", target="difference", progress=None):
     """Statistics of a Plan. fetch: text -> [length, d] of all its texts, or a function of Prompts that gives it, as States.fetch.
 
     tokens: 'all' or only the 'last' of the concept's own; target: 'difference' (erase what the concept adds to a sentence, averaged
-    over the sentences) or 'state' (map the concept's states to the neutral ones, sentence by sentence). overshoot: erase to minus
-    this share, y = -overshoot x, since in a sentence not studied the average reaches only part of what the concept adds.
+    over the sentences) or 'state' (map the concept's states to the neutral ones, sentence by sentence).
     Raises UnlearnError for a concept that is the same as what it should turn into.
     """
     if isinstance(given := fetch, dict):
@@ -247,7 +250,7 @@ def measure(plan, fetch, tokens="all", target="difference", overshoot=0.0, progr
         read = fetch([p for pairs in block for _, _, *pair in pairs for p in pair], progress)
         for pairs in block:
             i = pairs[0][0]
-            x, y, weights, c, n = contrast(pairs, read, tokens, target, overshoot, scale)
+            x, y, weights, c, n = contrast(pairs, read, tokens, target, scale)
             if float(x.square().mean() if target == "difference" else (x - y).square().mean()) < 1e-10:
                 raise UnlearnError(
                     f"'{plan.names[i]}' and what it should turn into are the same to the text encoder; write something wider behind '->'."
@@ -286,7 +289,7 @@ def _by_concept(pairs):
     return (list(group) for _, group in groupby(pairs, lambda pair: pair[0]))
 
 
-def contrast(pairs, read, tokens, target, overshoot, scale):
+def contrast(pairs, read, tokens, target, scale):
     """(x, y [n, d], weights [n] float64, concept states, neutral states [k, d] float32) of one concept's sentence pairs."""
     found = []  # (what is averaged over sentences, c state, n state, weight)
     for _, share, a, b in pairs:
@@ -297,7 +300,7 @@ def contrast(pairs, read, tokens, target, overshoot, scale):
     c, n, weights = torch.stack(c).double() / scale, torch.stack(n).double() / scale, torch.tensor(weights, dtype=torch.float64)
     if target == "difference":
         x, weights = _averaged(c - n, weights, group)
-        return x, -overshoot * x, weights, c.float(), n.float()
+        return x, torch.zeros_like(x), weights, c.float(), n.float()
     return c, n, weights, c.float(), n.float()
 
 

@@ -147,7 +147,7 @@ def test_the_network_predicts_what_the_host_does(kind):
     model.model.current_patcher = model
     for i, words in enumerate(net.texts):
         ((states, more),) = clip.encode_from_tokens_scheduled(clip.tokenize(words))
-        cond = {"cross_attn": states, "model_conds": {}, "pooled_output": more["pooled_output"], "width": 64, "height": 64}
+        cond = {"cross_attn": states, "model_conds": {}, "pooled_output": more["pooled_output"], "width": 64, "height": 64, "uuid": i}
         conds = comfy.samplers.encode_model_conds(model.model.extra_conds, [cond], x[:1], x.device, "positive")
         want = comfy.samplers.calc_cond_batch(model.model, [conds], x[i : i + 1], sigma[i : i + 1], model.model_options)[0]
         assert torch.allclose(got[i : i + 1].detach(), want, atol=1e-4), words
