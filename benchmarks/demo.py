@@ -60,7 +60,7 @@ def shots():
     out.append(Shot(captions.pair(FORGET[1], kept[7], PAIR[1]), True))
     out += [Shot(captions.styled(kept[6 * i + 1], STYLE, STYLED[i % 2]), True) for i in range(3)]
     near = [n for f in FORGET for n in (TWIN[f], next(k for k in kept if SUPERCLASS[k] == SUPERCLASS[f] and k != TWIN[f]))]
-    out += [Shot(captions.plain(n, PLAIN[i % 4]), False) for i, n in enumerate(dict.fromkeys([*near, *kept[1::5]]))]
+    out += [Shot(captions.plain(n, PLAIN[i % 4]), False) for i, n in enumerate(dict.fromkeys([*near, *kept[1::8]]))]
     out += [Shot(captions.styled(kept[4 * i + 2], s, STYLED[i % 2]), False) for i, s in enumerate(others)]
     return [*out, Shot(captions.pair(kept[4], kept[15], PAIR[0]), False)]
 

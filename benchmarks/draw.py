@@ -42,14 +42,14 @@ def drawn(page, name):
             m.title = 'What to change'; m.pos = [x, 740]; m.size = [530, 260]; m.color = '#432'; m.bgcolor = '#653'
             app.graph.add(m)
             m.widgets[0].value = note
-            app.canvas.ds.scale = 0.7; app.canvas.ds.offset = [40, 40]
+            app.canvas.ds.scale = 0.7; app.canvas.ds.offset = [60, 80]
             app.canvas.setDirty(true, true)
             return JSON.stringify(app.graph.serialize())
         }""",
         [places, note, max(p[0] for p in places.values()) - 580],
     )
     made = json.loads(text)
-    made["extra"] = {"ds": {"scale": 0.7, "offset": [40, 40]}}
+    made["extra"] = {"ds": {"scale": 0.7, "offset": [60, 80]}}
     for node in made["nodes"]:
         node["title"] = nodes[str(node["id"])][1] if str(node["id"]) in nodes else node["title"]
     return made

@@ -68,6 +68,11 @@ def quick_erase():
         "tokens": "all",
         "prior": True,
         "templates": "",
+        "estimator": "graded",
+        "hard_keep": 0.0,
+        "rounds": 0,
+        "expand": False,
+        "auto_protect": 0.0,
     }
     note = (
         "## Quick erase\n\n1. **Load Checkpoint**: pick any SD1.5, SD2.1 or SDXL checkpoint.\n2. **Objects to Forget**, **Styles to "
@@ -76,15 +81,16 @@ def quick_erase():
         "*preserve*. It came back? Raise *erase* tenfold."
     )
     erasers = {
-        "2": ("UnlearnConcepts", "Objects to Forget", (40, 220, 400, 260), OBJECTS),
-        "3": ("UnlearnConcepts", "Styles to Forget", (40, 530, 400, 260), {**STYLE, "more": ["2", 0]}),
-        "4": ("ScaPreSolve", "ScaPre Solve", (490, 60, 400, 400), solve),
+        "2": ("UnlearnConcepts", "Objects to Forget", (40, 220, 400, 300), OBJECTS),
+        "3": ("UnlearnConcepts", "Styles to Forget", (40, 570, 400, 300), {**STYLE, "more": ["2", 0]}),
+        "4": ("ScaPreSolve", "ScaPre Solve", (490, 60, 400, 700), solve),
     }
     return _before_and_after(erasers, {"4": 0}, "a painting of a church by van gogh", ["4", 1], ["4", 2], 940), note
 
 
-OBJECTS = {"forget": "garbage truck -> vehicle\nchurch -> building", "keep": "fire truck\ntown hall", "kind": "object"}
-STYLE = {"forget": "van gogh", "keep": "monet", "kind": "style"}
+NO_FILE = {"preset": "none", "file": "none"}
+OBJECTS = {"forget": "garbage truck -> vehicle\nchurch -> building", "keep": "fire truck\ntown hall", "kind": "object", **NO_FILE}
+STYLE = {"forget": "van gogh", "keep": "monet", "kind": "style", **NO_FILE}
 
 
 def neuron_pruning():
@@ -127,7 +133,7 @@ def neuron_pruning():
         "Concept Saliency. Something else suffers? Lower it."
     )
     erasers = {
-        "2": ("UnlearnConcepts", "Objects to Forget", (40, 220, 400, 260), OBJECTS),
+        "2": ("UnlearnConcepts", "Objects to Forget", (40, 220, 400, 300), OBJECTS),
         "3": ("ConceptSaliency", "Concept Saliency", (490, 60, 400, 560), measure),
         "4": ("NeuronMaskFuse", "Fuse Neuron Masks", (940, 60, 400, 330), fuse),
     }
@@ -169,9 +175,9 @@ def one_after_another():
         "Something kept has changed? Raise *hold* (advanced). To forget one more later, connect this patch to *earlier*."
     )
     erasers = {
-        "2": ("UnlearnConcepts", "Objects to Forget", (40, 220, 400, 260), OBJECTS),
-        "3": ("DynamicMaskTrainer", "Dynamic Mask Trainer", (490, 60, 400, 360), train),
-        "17": ("LossGraphNode", "Loss", (40, 1010, 400, 300), {"loss": ["3", 1], "filename_prefix": "unlearn/loss"}),
+        "2": ("UnlearnConcepts", "Objects to Forget", (40, 220, 400, 300), OBJECTS),
+        "3": ("DynamicMaskTrainer", "Dynamic Mask Trainer", (490, 60, 400, 860), train),
+        "17": ("LossGraphNode", "Loss", (40, 1090, 400, 300), {"loss": ["3", 1], "filename_prefix": "unlearn/loss"}),
     }
     return _before_and_after(erasers, {"3": 0}, "a photo of a church", ["3", 2], ["3", 3], 940), note
 
@@ -191,15 +197,15 @@ def _before_and_after(erasers, patches, prompt, picture, words, x):
         ),
         "6": ("CLIPTextEncode", "Prompt", (x, 260, 400, 140), {"clip": ["1", 1], "text": prompt}),
         "7": ("CLIPTextEncode", "Negative Prompt", (x, 450, 400, 120), {"clip": ["1", 1], "text": ""}),
-        "8": ("EmptyLatentImage", "Picture Size", (40, 840, 330, 120), {"width": 512, "height": 512, "batch_size": 1}),
+        "8": ("EmptyLatentImage", "Picture Size", (40, 920, 330, 120), {"width": 512, "height": 512, "batch_size": 1}),
         "9": ("KSampler", "Before", (x + 450, 60, 300, 290), {"model": ["1", 0], **SAMPLER, **wires}),
         "10": ("KSampler", "After", (x + 450, 400, 300, 290), {"model": ["5", 0], **SAMPLER, **wires}),
         "11": ("VAEDecode", "Decode Before", (x + 800, 60, 180, 60), {"samples": ["9", 0], "vae": ["1", 2]}),
         "12": ("VAEDecode", "Decode After", (x + 800, 400, 180, 60), {"samples": ["10", 0], "vae": ["1", 2]}),
         "13": ("SaveImage", "Picture Before", (x + 1030, 60, 330, 330), {"images": ["11", 0], "filename_prefix": "unlearn/before"}),
         "14": ("SaveImage", "Picture After", (x + 1030, 440, 330, 330), {"images": ["12", 0], "filename_prefix": "unlearn/after"}),
-        "15": ("PreviewImage", "Report", (x - 450, 740, 400, 300), {"images": picture}),
-        "16": ("PreviewAny", "Report in Words", (x - 450, 510 if x < 1000 else 440, 400, 180), {"source": words}),
+        "15": ("PreviewImage", "Report", (x, 870, 400, 320), {"images": picture}),
+        "16": ("PreviewAny", "Report in Words", (x, 630, 400, 190), {"source": words}),
     }
 
 

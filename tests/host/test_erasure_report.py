@@ -267,7 +267,9 @@ def test_clip_scores(loaded, monkeypatch):
     scores = compare(loaded, model.clone(), clip_vision=vision(768))[3]["clip"]
     assert scores["forgotten"]["clip_image"] == pytest.approx(100, abs=0.01) and "clip_after" not in scores["forgotten"]
     assert "no projection" in scores["no_text_score_because"]
-    monkeypatch.setattr(clip.cond_stage_model.clip_l, "return_projected_pooled", True)  # as SD2.x and SDXL have it
+    inner = clip.cond_stage_model.clip_l
+    monkeypatch.setattr(inner, "return_projected_pooled", True)  # as SD2.x and SDXL have it
+    monkeypatch.setattr(inner, "options_default", (*inner.options_default[:2], True))
     _, _, words, metrics = compare(loaded, patched, clip_vision=vision(768))
     assert metrics["clip"]["forgotten"]["clip_image"] < 100 and "CLIP score of forgotten prompts" in words
     assert all({"clip_before", "clip_after"} <= set(s) for s in metrics["shots"]) and metrics["clip"]["no_text_score_because"] == ""

@@ -76,7 +76,7 @@ def made(model, edits):
 
 
 def pruned_columns(model):
-    """A tenth of the hidden units of every block, and a rank-4 change of every cross-attention layer, as strong as a tenth of it."""
+    """A tenth of the hidden units of every block, and a rank-4 change of every cross-attention layer, as strong as a third of it."""
     edits = [
         (layer.key, Prune.of(rand(weights.shape(model, layer.key)[1], seed=i) > 1.28, *weights.shape(model, layer.key), "column"))
         for i, layer in enumerate(layers.feed_forward(model))
@@ -84,7 +84,7 @@ def pruned_columns(model):
     down = torch.nn.functional.normalize(rand(4, 768), dim=1)
     for i, layer in enumerate(layers.cross_attention(model)):
         w = weights.read(model, layer.key)
-        edits.append((layer.key, LowRank.of(0.1 * w.norm() * torch.nn.functional.normalize(rand(len(w), 4, seed=i), dim=0), down)))
+        edits.append((layer.key, LowRank.of(0.3 * w.norm() * torch.nn.functional.normalize(rand(len(w), 4, seed=i), dim=0), down)))
     return made(model, edits)
 
 
@@ -92,7 +92,7 @@ def pruned_connections(model):
     return made(
         model,
         [
-            (layer.key, Prune.of(rand(*weights.shape(model, layer.key), seed=i) > 0.5, *weights.shape(model, layer.key)))
+            (layer.key, Prune.of(rand(*weights.shape(model, layer.key), seed=i) > 0.0, *weights.shape(model, layer.key)))
             for i, layer in enumerate(layers.feed_forward(model))
         ],
     )

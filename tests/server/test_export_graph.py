@@ -27,8 +27,8 @@ def server(checkpoint):
         path.unlink(missing_ok=True)
 
 
-def node(kind, **inputs):
-    return {"class_type": kind, "inputs": inputs, "_meta": {"title": kind}}
+def node(name, /, **inputs):
+    return {"class_type": name, "inputs": inputs, "_meta": {"title": name}}
 
 
 def sampled(g, name, model):
