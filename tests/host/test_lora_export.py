@@ -76,9 +76,9 @@ def made(model, edits):
 
 
 def pruned_columns(model):
-    """A tenth of the hidden units of every block, and a rank-4 change of every cross-attention layer, as strong as a third of it."""
+    """A fifteenth of the hidden units of every block, and a rank-4 change of every cross-attention layer, as strong as a third of it."""
     edits = [
-        (layer.key, Prune.of(rand(weights.shape(model, layer.key)[1], seed=i) > 1.28, *weights.shape(model, layer.key), "column"))
+        (layer.key, Prune.of(rand(weights.shape(model, layer.key)[1], seed=i) > 1.5, *weights.shape(model, layer.key), "column"))
         for i, layer in enumerate(layers.feed_forward(model))
     ]
     down = torch.nn.functional.normalize(rand(4, 768), dim=1)
