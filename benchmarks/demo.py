@@ -12,13 +12,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageDraw, ImageFont
 
 from world import captions, checkpoint
 from world.evaluate import judge_picture
 from world.sprites import OBJECTS, SIZE, STYLES, SUPERCLASS, TWIN
 
-from . import workflow
+from . import sheet, workflow
 from .server import BASE, Server
 
 FORGET = ("fox", "house", "ice cream")
@@ -96,37 +95,6 @@ def pixels(picture):
     return torch.from_numpy(small).movedim(-1, 0).contiguous()
 
 
-def grid(plan, pictures, rights, path):
-    """A sheet of before/after pairs, forgotten ones first, a tick or a cross at what the judge saw."""
-    cell, columns, head = (300, 128), 4, 36
-    sections = [("Forgotten", [k for k, s in enumerate(plan) if s.forgot]), ("Kept", [k for k, s in enumerate(plan) if not s.forgot])]
-    height = sum(head + cell[1] * -(-len(ks) // columns) for _, ks in sections)
-    sheet = Image.new("RGB", (cell[0] * columns + 16, height + 16), (250, 250, 247))
-    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(13)
-    y = 8
-    for title, ks in sections:
-        draw.text((12, y + 6), f"{title}: before > after, same seed", (28, 32, 38), ImageFont.load_default(18))
-        y += head
-        for j, k in enumerate(ks):
-            x0, y0 = 12 + cell[0] * (j % columns), y + cell[1] * (j // columns)
-            for when in (0, 1):
-                big = pictures[when][k].resize((pictures[when][k].width * 72 // 64, 72), Image.NEAREST)
-                if big.width > 136:
-                    big = big.resize((136, 68), Image.NEAREST)
-                sheet.paste(big, (x0 + when * 144, y0))
-                good = all(there != (gone and when == 1) for gone, there in rights[when][k])
-                draw.text(
-                    (x0 + when * 144, y0 + 92),
-                    "as it should be" if good else "not as it should be",
-                    (46, 125, 90) if good else (192, 66, 52),
-                    ImageFont.load_default(11),
-                )
-            draw.text((x0, y0 + 75), plan[k].caption.text, (28, 32, 38), font)
-        y += cell[1] * -(-len(ks) // columns)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    sheet.save(path)
-
-
 def score(rights, gone):
     """Mean of what the judge found among forgotten (`gone`) or kept labels."""
     return float(np.mean([there for shot in rights for forgotten, there in shot if forgotten == gone]))
@@ -163,7 +131,7 @@ def main():
     for label, gone in (("forgotten", True), ("kept", False)):
         print(f"accuracy on {label}: before {score(rights[0], gone):.2f}, after {score(rights[1], gone):.2f}")
     path = OUT / "demo.png"
-    grid(plan, pictures, rights, path)
+    sheet.save([(s.caption.text, s.forgot) for s in plan], pictures, rights, path)
     print(f"picture: {path}")
     forgot, kept = score(rights[1], True), score(rights[1], False) / max(score(rights[0], False), 1e-9)
     print(f"demo: forgot {forgot:.2f} kept {kept:.2f} seconds {time.time() - start:.0f}")

@@ -19,6 +19,7 @@ from shapes import random_model
 from world import captions, checkpoint
 from world.sprites import OBJECTS, STYLES
 
+from . import sheet
 from .world import studio
 
 saliency = pack.module("nodes.host.saliency")
@@ -64,7 +65,7 @@ def recall(found, planted):
 def shots(names, each, styles=()):
     """Captions of objects in judged sentences, and of styles."""
     plain = [captions.plain(n, JUDGED[(i + j) % len(JUDGED)]) for i, n in enumerate(names) for j in range(each)]
-    return plain + [captions.styled(OBJECTS[(5 * j + i) % 24], s, "{a} by {style}") for i, s in enumerate(styles) for j in range(4)]
+    return plain + [captions.styled(OBJECTS[(5 * j + i) % 24], s, "{a} by {style}") for i, s in enumerate(styles) for j in range(2)]
 
 
 def accuracy(s, plan, model=None, steps=12):
@@ -117,7 +118,7 @@ def world(shares, quick):
         print(entry, flush=True)
         return entry
 
-    planted_shots = shots([*names, *OBJECTS], 2, STYLES)
+    planted_shots = shots(names, 4) + shots(OBJECTS, 1, STYLES)
     forget = {score: measured(s, "\n".join(gone), score=score)[0] for score in found}
     for f in forget.values():
         for granularity in ("connection", "neuron", "row"):
@@ -125,6 +126,10 @@ def world(shares, quick):
                 add(f"planted {', '.join(gone)}", f, gone, kept, planted_shots, granularity=granularity, r2=r2)
     if not quick:
         best = {"granularity": BEST["granularity"], "r2": BEST["r2"]}
+        chosen, *_ = masks.fuse([forget[BEST["score"]]], **best)
+        with torch.inference_mode():
+            patched = patching.apply(s.model, chosen)[0]
+        sheet.of_studio(s, shots(gone, 2) + shots([names[-1], *OBJECTS[1::3]], 1), gone, patched, Path("output") / "fia.png")
         add(
             "planted, the best again with more pictures",
             forget[BEST["score"]],
