@@ -23,7 +23,7 @@ def to_image(picture):
 def bar_charts(title, charts, width=760):
     """IMAGE of horizontal bar charts under one title.
 
-    charts: list of (heading, rows); a row is (label, value in 0..1, text, colour). Values are clipped to the axis.
+    charts: list of (heading, rows); a row is (label, value in 0..1, text, colour). Values are clipped to the axis; NaN has no bar.
     """
     line, head, left, right = 20, 34, 190, 110
     height = 46 + sum(head + line * len(rows) + 12 for _, rows in charts)
@@ -39,7 +39,7 @@ def bar_charts(title, charts, width=760):
             draw.line((x, y, x, y + line * len(rows)), GRID)
         for label, value, text, colour in rows:
             draw.text((left - 8, y + line // 2), _fit(draw, label, left - 24), INK, _font(12), anchor="rm")
-            span = min(max(value, 0), 1) * (width - left - right)
+            span = (min(max(value, 0), 1) if value == value else 0) * (width - left - right)
             draw.rectangle((left, y + 4, left + max(span, 1), y + line - 4), colour)
             draw.text((left + span + 6, y + line // 2), text, INK, _font(12), anchor="lm")
             y += line

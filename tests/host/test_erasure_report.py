@@ -270,11 +270,17 @@ def test_clip_scores(loaded, monkeypatch):
     inner = clip.cond_stage_model.clip_l
     monkeypatch.setattr(inner, "return_projected_pooled", True)  # as SD2.x and SDXL have it
     monkeypatch.setattr(inner, "options_default", (*inner.options_default[:2], True))
+    projection = inner.transformer.text_projection.weight  # SD1.x loads none, so there is anything in it
+    monkeypatch.setattr(projection, "data", torch.eye(*projection.shape, dtype=projection.dtype))
     _, _, words, metrics = compare(loaded, patched, clip_vision=vision(768))
     assert metrics["clip"]["forgotten"]["clip_image"] < 100 and "CLIP score of forgotten prompts" in words
     assert all({"clip_before", "clip_after"} <= set(s) for s in metrics["shots"]) and metrics["clip"]["no_text_score_because"] == ""
     wrong = compare(loaded, patched, clip_vision=vision(64))[3]["clip"]
     assert "64" in wrong["no_text_score_because"] and "768" in wrong["no_text_score_because"]
+
+
+def test_a_bar_without_a_number_is_drawn():
+    assert torch.isfinite(report.bar_charts("Title", [("Scores", [("cat", float("nan"), "nan", report.NEUTRAL)])])).all()
 
 
 def test_the_sheet_holds_long_names_and_missing_pictures():
