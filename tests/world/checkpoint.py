@@ -40,6 +40,11 @@ def write_compact(path, unet, judge, training=None, planted=None):
     save_file({k: v.contiguous() for k, v in tensors.items()}, path, metadata)
 
 
+def recipe(given):
+    """How a file was made, from the parsed arguments of the script that made it: text, of other files the names alone."""
+    return {k: v.name if isinstance(v, Path) else str(v) for k, v in vars(given).items() if k != "out"}
+
+
 def read_compact(path=SHIPPED, prefix="unet."):
     """State dict of one part, float16, names without the prefix."""
     with safe_open(path, "pt") as f:

@@ -23,7 +23,7 @@ import numpy as np
 import torch
 
 from . import captions
-from .checkpoint import load_judge, planted, read_compact, write_compact
+from .checkpoint import load_judge, planted, read_compact, recipe, write_compact
 from .sprites import LABELS, OBJECTS, PLANTED, draw
 from .train import ALPHAS, UNET, comfy_cpu, sample, text_encoder, to_latent, to_picture
 
@@ -125,12 +125,11 @@ def main():
 
 
 def write(given, unet, judge, units):
-    recipe = {k: str(v) for k, v in vars(given).items() if k != "out"}
     write_compact(
         given.out,
         unet.state_dict(),
         judge.state_dict(),
-        recipe,
+        recipe(given),
         {name: {block: u.tolist() for block, u in by.items()} for name, by in units.items()},
     )
 

@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from . import captions, encoder
-from .checkpoint import planted, read_compact, write_compact
+from .checkpoint import planted, read_compact, recipe, write_compact
 from .judge import NOTHING, Judge, drawn_batch, train_judge
 from .sprites import LABELS, draw, draw_pair
 
@@ -298,6 +298,5 @@ if __name__ == "__main__":
     given = parser.parse_args()
     given.out.parent.mkdir(parents=True, exist_ok=True)
     ema, judge = train(given.out, given.steps, given.batch, given.rate, given.seed, given.start_from, given.focus)
-    recipe = {k: str(v) for k, v in vars(given).items() if k != "out"}
     units = planted(given.start_from) if given.start_from else {}
-    write_compact(given.out, ema.state_dict(), judge.state_dict(), recipe, units)
+    write_compact(given.out, ema.state_dict(), judge.state_dict(), recipe(given), units)
