@@ -46,7 +46,8 @@ def plain(names, each):
     return [captions.plain(n, PLAIN[(i + j) % len(PLAIN)]) for i, n in enumerate(names) for j in range(each)]
 
 
-def styled(names, styles):
+def styled(names):
+    styles = list(STYLES)
     return [captions.styled(n, styles[i % len(styles)], STYLED[i % 2]) for i, n in enumerate(names)]
 
 
@@ -66,7 +67,7 @@ def rate(table, names):
 
 def kept_shots(names, each):
     kept = [n for n in OBJECTS if n not in names]
-    return plain([*kept, *SUPERCLASSES], each) + styled(kept, STYLES)
+    return plain([*kept, *SUPERCLASSES], each) + styled(kept)
 
 
 def sequence(s, names, variant, before, each, **settings):
@@ -79,7 +80,7 @@ def sequence(s, names, variant, before, each, **settings):
             patched = patching.apply(s.model, patch)[0]
             last = len(done) + 1 == len(names)
             gone = names[: len(done) + 1]
-            table = accuracy(s, plain(gone, 8 if last else 4) + (styled(gone, STYLES) if last else []), patched)
+            table = accuracy(s, plain(gone, 8 if last else 4) + (styled(gone) if last else []), patched)
             kept = accuracy(s, kept_shots(names, each if last else 1), patched)
         row = {n: round(table[n], 3) for n in gone}
         shares = rate(kept, before) / rate(before, before)
