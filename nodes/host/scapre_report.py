@@ -2,6 +2,7 @@
 
 from . import forecast, report
 
+TOO_FAR = 0.17  # drift of what is kept; measured: at 0.17 nearly all of it was still drawn right, at 0.19 a tenth was lost
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 
 
@@ -22,7 +23,7 @@ class Found:
         shown = [(n, x, f"{x:.0%} left", report.GOOD if x < 0.3 else report.BAD) for x, n in shown]
         top = max([c for _, c in self.changes] + [1e-9])
         layers = [(label, c / top, f"{c:.2%}", report.NEUTRAL) for label, c in self.changes[:40]]
-        kept = [("everything kept", self.drift, f"{self.drift:.1%} moved", report.GOOD if self.drift < 0.2 else report.BAD)]
+        kept = [("everything kept", self.drift, f"{self.drift:.1%} moved", report.GOOD if self.drift <= TOO_FAR else report.BAD)]
         words = [
             (h.name, h.survival, f"{max(h.survival, 0):.0%} left", report.GOOD if h.survival > 0.9 else report.BAD)
             for h in self.hits[: forecast.SHOWN]
@@ -62,6 +63,6 @@ class Found:
         lines += forecast.describe(self.hits)
         if worst[0] > 0.5:
             lines.append(f"WARNING: '{worst[1]}' is hardly touched; raise 'erase' or lower 'preserve'.")
-        if self.drift > 0.2:
+        if self.drift > TOO_FAR:
             lines.append("WARNING: kept prompts move a lot; raise 'preserve', lower 'erase', or list what you care about under 'keep'.")
         return "\n".join([*lines, "Next: connect the patch to Apply Unlearn Patch and compare pictures with the same seed."])

@@ -2,6 +2,7 @@
 
 import copy
 import math
+import re
 from types import SimpleNamespace
 
 import pytest
@@ -256,6 +257,27 @@ def test_the_node_hands_on_every_variant_and_setting(loaded, kept_list):
     for name, defaults in VARIANTS.DEFAULTS.items():
         out = node.execute(loaded[0], loaded[1], kept_list, {"variant": name, **defaults}, "all", False, "{concept}", estimator="graded")
         assert out[0].provenance[0]["settings"].items() >= defaults.items()
+
+
+def test_concepts_are_pushed_past_zero_as_far_as_what_is_kept_allows(loaded, kept_list):
+    def found(**settings):
+        """(all changes side by side, how far kept prompts move, the share past zero that is told)."""
+        patch, _, words = solve(loaded, kept_list, **settings)
+        share = re.search(r"pushed (\d+)% past zero", words)
+        moved = float(re.search(r"Kept prompts move by ([\d.]+)%", words)[1]) / 100
+        return torch.cat([change_of(e).flatten() for _, e in patch.edits]), moved, float(share[1]) / 100 if share else 0.0
+
+    plain, moved, share = found(overshoot=0.0)
+    assert share == 0 and moved > 0
+    for settings, most in (({"drift": 0.0}, 0.0), ({"overshoot": 0.5, "drift": 1.0}, 0.5), ({"overshoot": 9.0, "drift": 2 * moved}, 9.0)):
+        further, drift, share = found(**settings)
+        factor = float(further @ plain / plain.square().sum())
+        assert float((further - factor * plain).norm() / further.norm()) < 1e-3  # nothing else changes
+        assert factor == pytest.approx(1 + share, abs=0.006) and share <= most
+        if most < 1:
+            assert share == most  # nothing left to spend, or all that is wanted
+        else:
+            assert drift == pytest.approx(settings["drift"], abs=6e-4)
 
 
 def test_unknown_variants_and_settings_are_named(loaded):

@@ -11,7 +11,8 @@ the model learns to do without them. Then each concept's units (their rows of `f
 halves, and their columns of `ff.net.2`) are trained alone on its sprite mixed with old pictures, while the others' columns are held at
 zero, so where a concept lives is known and exclusive. Then the rest of the model, which never sees the new sprites, learns to draw the old
 ones beside them. Last, every planted unit learns to be silent where its concept is not named; without that, units of the outer blocks
-answered to any prompt, so that no measurement could tell them from the rest (recall 0.18).
+answered to any prompt, so that no measurement could tell them from the rest (recall 0.18). The shipped world has not been through this
+last step yet: it was trained on from BESIDE and averaged (world/average.py).
 """
 
 import argparse
