@@ -275,6 +275,7 @@ def interrupted(monkeypatch, number, step):
 def test_a_run_that_was_cut_off_goes_on_to_the_bit(small, monkeypatch, tmp_path, number, step):
     import comfy.model_management as mm
 
+    monkeypatch.setattr(rounds, "EVERY", 1)  # so that the rate changes, too
     monkeypatch.setattr(resuming, "path", lambda name: tmp_path / f"{name}.safetensors")
     whole = train(small, TWO)
     again = interrupted(monkeypatch, number, step)
@@ -398,6 +399,17 @@ def test_a_round_ends_when_the_concept_is_gone(small, monkeypatch):
     monkeypatch.setattr(rounds.Trainer, "measure", lambda self, name: next(left))
     _, losses, _, report = train(small, steps=20, stop_at=0.3)
     assert len(losses["loss"]) == 4 and "fox: 4 steps, 10% left" in report and "WARNING" not in report
+
+
+@pytest.mark.parametrize("left,rates", [(1.0, [1, 1.5, 2.25, 3, 3]), (0.5, [1, 1, 1.5, 2.25, 3]), (0.26, [1, 1, 1, 1.5, 2.25])])
+def test_the_rate_rises_while_a_concept_fades_too_slowly(small, monkeypatch, left, rates):
+    """In five steps it is to fade to 0.25 by two and a half: to 0.57, 0.33, 0.19 and 0.11 after the first four."""
+    monkeypatch.setattr(rounds, "EVERY", 1), monkeypatch.setattr(rounds, "FASTEST", 3.0)
+    seen, real = [], rounds.Trainer._move
+    monkeypatch.setattr(rounds.Trainer, "measure", lambda self, name: left)
+    monkeypatch.setattr(rounds.Trainer, "_move", lambda self, done, pace: (seen.append(pace), real(self, done, pace)))
+    train(small, steps=5, stop_at=0.25)
+    assert seen == rates
 
 
 def test_what_is_left_starts_at_one(small):
