@@ -1,6 +1,7 @@
 """The nodes an artist sees."""
 
 from .apply_unlearn_patch import ApplyUnlearnPatch
+from .collateral_forecast import CollateralForecast
 from .concept_saliency import ConceptSaliency
 from .dynamic_mask_trainer import DynamicMaskTrainer
 from .erasure_report import ErasureReport
@@ -26,5 +27,6 @@ NODES = [
     SaveUnlearnLoRA,
     SaveUnlearnedCheckpoint,
     ErasureReport,
+    CollateralForecast,
     DynamicMaskTrainer,
 ]

@@ -1,0 +1,99 @@
+"""The words of the nodes in other languages: complete, true to the schemas, and nothing that is not there."""
+
+import re
+import shutil
+from pathlib import Path
+
+import folder_paths
+import pytest
+from app.custom_node_manager import CustomNodeManager
+from comfy_api.latest import io
+
+import pack
+
+SCHEMAS = [node.define_schema() for node in pack.module("nodes").NODES]
+ROOT = Path(__file__).resolve().parents[2]
+LANGUAGES = ("en", "zh", "ja")
+
+
+@pytest.fixture(scope="module")
+def translations(tmp_path_factory):
+    """What ComfyUI itself reads out of `locales`."""
+    custom_nodes = tmp_path_factory.mktemp("custom_nodes")
+    shutil.copytree(ROOT / "locales", custom_nodes / "unlearn" / "locales")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(folder_paths, "get_folder_paths", lambda kind: [str(custom_nodes)])
+        return CustomNodeManager().build_translations()
+
+
+def by_option(tips):
+    """One tooltip for an input that several options of a dynamic combo have: the frontend knows only one key for all of them."""
+    same = set(tips.values())
+    return same.pop() if len(same) == 1 else "\n".join(f"{option}: {tip}" for option, tip in tips.items())
+
+
+def inputs(schema):
+    """Key, name and tooltip of each input, as the frontend looks them up: nested ids come as `outer.inner`, and a dot becomes _."""
+    for i in schema.inputs:
+        yield i.id, i.display_name or i.id, i.tooltip
+        if isinstance(i, io.Autogrow.Input):
+            yield from ((f"{i.id}_{name}", name, i.template.input.tooltip) for name in i.template.names)
+        elif isinstance(i, io.DynamicCombo.Input):
+            tips = {}
+            for option in i.options:
+                for inner in option.inputs:
+                    tips.setdefault(inner.id, {})[option.key] = inner.tooltip
+            yield from ((f"{i.id}_{name}", name, by_option(said)) for name, said in tips.items())
+
+
+def english(schema):
+    """A node's entry in nodeDefs.json as its schema says it."""
+    outputs = ((str(n), o.display_name or o.io_type, o.tooltip) for n, o in enumerate(schema.outputs))
+    entry = lambda rows: {key: {"name": name, "tooltip": tooltip} for key, name, tooltip in rows}
+    return {
+        "display_name": schema.display_name,
+        "description": schema.description,
+        "inputs": entry(inputs(schema)),
+        "outputs": entry(outputs),
+    }
+
+
+def flat(words, path=""):
+    """{path: text} of all texts in nested dicts."""
+    return {p: t for k, v in words.items() for p, t in (flat(v, f"{path}{k}.") if isinstance(v, dict) else {path + k: v}).items()}
+
+
+EXPECTED = flat({s.node_id: english(s) for s in SCHEMAS})
+
+
+def test_there_are_these_languages(translations):
+    assert set(translations) == set(LANGUAGES)
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_each_language_has_every_text_and_no_other(translations, language):
+    found = flat(translations[language]["nodeDefs"])
+    missing, unknown = EXPECTED.keys() - found.keys(), found.keys() - EXPECTED.keys()
+    assert not missing and not unknown
+    assert all(text.strip() for text in found.values())
+    assert set(translations[language]["nodeCategories"]) == {part for s in SCHEMAS for part in s.category.split("/")}
+
+
+def test_english_is_what_the_schemas_say(translations):
+    found = flat(translations["en"]["nodeDefs"])
+    assert not {path: text for path, text in EXPECTED.items() if found.get(path) != text}
+
+
+@pytest.mark.parametrize("language", [code for code in LANGUAGES if code != "en"])
+def test_translations_are_translated_and_keep_figures_and_placeholders(translations, language):
+    found = flat(translations[language]["nodeDefs"])
+    for path, text in EXPECTED.items():
+        if path.endswith((".tooltip", ".description")):
+            assert not found[path].isascii(), path
+            assert all(part in found[path] for part in re.findall(r"\{\w+\}|\d+(?:\.\d+)?|\bmodels/\w+", text)), path
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_names_and_descriptions_read_the_same_through_the_frontend(translations, language):
+    for path, text in flat(translations[language]["nodeDefs"]).items():  # it reads tooltips raw and all others as vue-i18n messages
+        assert path.endswith(".tooltip") or not re.search(r"[@{}|%]", text), path
