@@ -1,0 +1,316 @@
+"""The real frontend in a headless Chromium: templates, help, search, links, the Run button, in the classic and the Vue renderer.
+
+What the screen looked like at the end of each test lies in output/browser/.
+"""
+
+import json
+import re
+
+import pytest
+
+from benchmarks import draw, pictures, workflow
+from benchmarks.server import BASE, Server
+from world import checkpoint as world
+
+pytestmark = pytest.mark.browser
+ROOT = workflow.FOLDER.parent
+SHOTS = ROOT / "output" / "browser"
+SAVED = [BASE / "models" / "unlearn_patches" / "my_patch.safetensors", BASE / "models" / "loras" / "my_unlearn_lora.safetensors"]
+# What the stock page says by itself: optional files that are not there, and no network for the sizes of missing models.
+STOCK = re.compile("404|Content Security Policy|Fetch API cannot load")
+EVENTS = ("execution_start", "executing", "execution_cached", "execution_success", "execution_error", "execution_interrupted")
+TAB = {"viewport": {"width": 1600, "height": 1000}}
+
+
+@pytest.fixture(scope="module")
+def server(checkpoint, tmp_path_factory):
+    """A host with settings of its own, so that an artist's stay as they are."""
+    user = tmp_path_factory.mktemp("user")
+    (user / "default").mkdir()
+    (user / "default" / "comfy.settings.json").write_text(json.dumps({"Comfy.TutorialCompleted": True, "Comfy.Workflow.Persist": False}))
+    with Server("--user-directory", str(user), log=BASE / "test-browser.log") as running:
+        yield running
+    for path in SAVED:
+        path.unlink(missing_ok=True)
+
+
+@pytest.fixture(scope="module")
+def context():
+    api = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed")
+    if draw.chromium() is None:
+        pytest.skip("no Chromium on this machine (on Debian: apt install chromium)")
+    SHOTS.mkdir(parents=True, exist_ok=True)
+    with api.sync_playwright() as play:
+        browser = draw.launched(play)
+        yield browser.new_context(**TAB)
+        browser.close()
+
+
+class Tab:
+    """A tab with the frontend in it; `errors` are its console's, without the stock page's own."""
+
+    def __init__(self, context, server):
+        self.page, self.errors = context.new_page(), []
+        self.page.on("console", lambda m: m.type == "error" and not STOCK.search(m.text) and self.errors.append(m.text))
+        self.page.on("pageerror", lambda e: self.errors.append(str(e)))
+        self.page.on(
+            "response", lambda r: r.status >= 400 and "ComfyUI-Unlearn" in r.url and "/en." not in r.url and self.errors.append(r.url)
+        )
+        draw.ready(self.page, server)
+        self.js("names => { window.seen = []; for (const n of names) app.api.addEventListener(n, e => seen.push([n, e.detail])) }", EVENTS)
+
+    def js(self, code, *args):
+        return self.page.evaluate(code, *args)
+
+    def load(self, name, vue=False):
+        """Opens an example workflow with the sprite world's checkpoint chosen."""
+        self.page.keyboard.press("Escape")
+        for setting, value in (("VueNodes.Enabled", vue), ("RightSidePanel.IsOpen", False)):
+            self.js("([name, value]) => app.extensionManager.setting.set(`Comfy.${name}`, value)", [setting, value])
+        text = json.dumps(workflow.load(name)).replace(workflow.SDXL, world.NAME).replace(workflow.CHECKPOINT, world.NAME)
+        self.errors.clear()
+        self.js("w => app.loadGraphData(w)", json.loads(text))
+        self.page.wait_for_function("n => app.graph._nodes.length === n", arg=len(json.loads(text)["nodes"]))
+        self.page.wait_for_timeout(1200)
+        return self
+
+    def put(self, name, **more):
+        """Writes the sprite world's words, sizes and few steps into the widgets, and `more` into the samplers."""
+        graph = pictures.small(name, muted=True, quick=True)
+        for node in graph.values():
+            node["inputs"].update(more if node["class_type"] == "KSampler" else {})
+        values = {i: {k: v for k, v in n["inputs"].items() if not isinstance(v, list)} for i, n in graph.items()}
+        self.js(
+            "all => { for (const n of app.graph._nodes) for (const w of n.widgets ?? []) w.value = all[n.id]?.[w.name] ?? w.value }", values
+        )
+        return self
+
+    def run(self):
+        """Presses Run and waits; returns the nodes that ran, in order, and those that did not have to."""
+        self.js("() => { seen.length = 0 }")
+        self.page.get_by_role("button", name="Run", exact=True).first.click()
+        over = "() => seen.some(([n]) => n === 'execution_success' || n === 'execution_error')"
+        self.page.wait_for_function(over, timeout=180000)
+        self.page.wait_for_timeout(500)
+        said = self.js("() => seen")
+        assert not [detail for event, detail in said if event == "execution_error"]
+        return [d for event, d in said if event == "executing" and d], [
+            i for event, d in said if event == "execution_cached" for i in d["nodes"]
+        ]
+
+    def picture(self, node, vue=False):
+        """(address, width) of what a node shows, or None."""
+        image = f"document.querySelector('[data-node-id=\"{node}\"] img')" if vue else f"app.graph.getNodeById({node})?.imgs?.[0]"
+        return self.js(f"() => {{ const i = {image}; return i ? [i.src, i.naturalWidth] : null }}")
+
+    def shot(self, name):
+        self.page.screenshot(path=SHOTS / f"{name}.png")
+
+
+@pytest.fixture(scope="module")
+def tab(context, server):
+    return Tab(context, server)
+
+
+def ids(name, *titles):
+    graph = workflow.source(name)
+    return [int(workflow.titled(graph, title)) for title in titles]
+
+
+def test_the_templates_have_pictures_and_open_with_a_click(tab):
+    page = tab.page
+    tab.js("app.extensionManager.command.execute('Comfy.BrowseTemplates')")
+    page.get_by_text("ComfyUI-Unlearn").first.click()
+    for name in workflow.SOURCES:
+        picture = page.get_by_test_id(f"template-workflow-{name}").locator("img").first
+        picture.scroll_into_view_if_needed()
+        own = "([name, side]) => document.querySelector(`[data-testid='template-workflow-${name}'] img`).naturalWidth === side"
+        page.wait_for_function(own, arg=[name, pictures.SIDE], timeout=10000)
+    tab.shot("templates")
+    page.get_by_test_id("template-workflow-quick_erase").locator("img").first.click()
+    page.get_by_test_id("error-overlay-see-errors").click()  # nobody has the checkpoint yet
+    page.get_by_test_id("missing-model-download").first.wait_for()
+    assert workflow.CHECKPOINT in page.get_by_test_id("properties-panel").inner_text()
+    assert tab.js("app.graph._nodes.length") == len(workflow.load("quick_erase")["nodes"])
+    tab.shot("template_opened")
+
+
+@pytest.mark.parametrize("vue", [False, True], ids=["classic", "vue"])
+@pytest.mark.parametrize("name", workflow.SOURCES)
+def test_an_example_loads(tab, name, vue):
+    tab.load(name, vue)
+    tab.shot(f"{name}_{'vue' if vue else 'classic'}")
+    assert not tab.errors
+    drawn = workflow.load(name)
+    assert tab.js("app.graph._nodes.filter(n => !LiteGraph.registered_node_types[n.type]).map(n => n.type)") == []
+    assert tab.page.get_by_test_id("error-overlay").count() == 0
+    if vue:
+        assert tab.page.locator("[data-testid^='node-body-']").count() == len(drawn["nodes"])
+    # What Run would send is what the file says; nodes that are switched off are left out.
+    sent, want = tab.js("app.graphToPrompt().then(p => p.output)"), workflow.to_api(drawn)
+    assert set(sent) == set(want)
+    for i, node in want.items():
+        given = {k: world.NAME if v in workflow.URLS else v for k, v in node["inputs"].items() if not isinstance(v, list)}
+        links = {k: v for k, v in node["inputs"].items() if isinstance(v, list)}
+        assert {k: sent[i]["inputs"][k] for k in (*given, *links)} == {**given, **links}, node["_meta"]["title"]
+
+
+@pytest.mark.parametrize("vue", [False, True], ids=["classic", "vue"])
+def test_run_shows_pictures_and_words(tab, vue):
+    ran, _ = tab.load("quick_erase", vue).put("quick_erase", seed=11 + vue).run()
+    before, after = ids("quick_erase", "Picture Before", "Picture After")
+    assert {str(before), str(after)} <= set(ran) and not tab.errors
+    shown = [tab.picture(i, vue) for i in (before, after)]
+    assert [width for _, width in shown] == [64, 64] and "before" in shown[0][0] and "after" in shown[1][0]
+    tab.shot(f"run_{'vue' if vue else 'classic'}")
+
+
+def test_a_changed_widget_runs_what_depends_on_it_and_nothing_else(tab):
+    tab.load("quick_erase").put("quick_erase", seed=21).run()
+    tab.js("() => { for (const n of app.graph._nodes) for (const w of n.widgets ?? []) if (w.name === 'strength') w.value = 0.5 }")
+    ran, cached = tab.run()
+    names = ("Apply Unlearn Patch", "After", "Decode After", "Picture After")
+    assert set(ran) - set(cached) == {str(i) for i in ids("quick_erase", *names)}
+    assert str(*ids("quick_erase", "ScaPre Solve")) in cached
+
+
+@pytest.mark.parametrize("word", ["erase", "forget", "unlearn"])
+def test_search_finds_the_nodes(tab, word):
+    tab.js("app.extensionManager.command.execute('Workspace.SearchBox.Toggle')")
+    box = tab.page.get_by_role("search")
+    box.get_by_role("combobox").fill(word)
+    box.get_by_test_id("result-item").filter(has_text="Apply Unlearn Patch").first.wait_for()
+    found = [text.splitlines()[0] for text in box.get_by_test_id("result-item").all_inner_texts()]
+    tab.shot(f"search_{word}")
+    tab.page.keyboard.press("Escape")
+    wanted = {"Concepts to Forget", "ScaPre Solve", "Apply Unlearn Patch", "Dynamic Mask Trainer", "Erasure Report"}
+    assert wanted <= set(found), found
+    if word == "erase":  # which is in its name; of blueprints the frontend reads other words only when they are opened
+        assert found[0] == workflow.BLUEPRINT
+
+
+def test_the_help_panel_shows_our_page(tab):
+    tab.load("quick_erase")
+    (solve,) = ids("quick_erase", "ScaPre Solve")
+    tab.js("id => { const n = app.graph.getNodeById(id); app.canvas.centerOnNode(n); app.canvas.selectNode(n) }", solve)
+    tab.page.get_by_test_id("info-button").click()
+    text = tab.page.locator(".node-help-content")
+    text.get_by_text("What to try first").wait_for()
+    page = (ROOT / "web" / "docs" / "ScaPreSolve.md").read_text(encoding="utf-8")
+    plain = lambda t: re.sub(r"[\s*`#-]+", " ", t)
+    assert plain(page.split("\n\n")[1]).strip() in plain(text.inner_text()) and not tab.errors
+    tab.shot("help")
+
+
+def test_sockets_come_and_go_with_links(tab):
+    tab.load("quick_erase")
+    apply, solve = ids("quick_erase", "Apply Unlearn Patch", "ScaPre Solve")
+
+    def change(how="", name=""):
+        """Links or cuts a socket; returns which sockets there are and which of them are linked."""
+        tab.js(
+            """([how, from, to, name]) => {
+                const node = app.graph.getNodeById(to), slot = node.inputs.findIndex((i) => i.name === `patches.${name}`)
+                if (how === 'link') app.graph.getNodeById(from).connect(0, node, slot)
+                if (how === 'cut') node.disconnectInput(slot)
+            }""",
+            [how, solve, apply, name],
+        )
+        tab.page.wait_for_timeout(300)
+        sockets = tab.js("id => app.graph.getNodeById(id).inputs.map(i => [i.name, i.link != null])", apply)
+        return {k.removeprefix("patches."): linked for k, linked in sockets if k.startswith("patches.")}
+
+    assert change() == {"patch0": True, "patch1": False}
+    assert change("link", "patch1") == {"patch0": True, "patch1": True, "patch2": False}
+    assert change("link", "patch2") == {"patch0": True, "patch1": True, "patch2": True, "patch3": False}
+    sent = tab.js("app.graphToPrompt().then(p => p.output)")[str(apply)]["inputs"]
+    assert [k for k in sent if k.startswith("patches.")] == ["patches.patch0", "patches.patch1", "patches.patch2"]
+    assert change("cut", "patch1") == {"patch0": True, "patch1": True, "patch2": False}
+    assert change("cut", "patch0") == {"patch0": True, "patch1": False}
+    assert not tab.errors
+
+
+def test_the_blueprint_is_one_box_that_runs(tab):
+    """Found by search, placed, linked between loader and sampler; it forgets."""
+    tab.load("quick_erase").put("quick_erase", seed=31)
+    page = tab.page
+    tab.js("app.extensionManager.command.execute('Workspace.SearchBox.Toggle')")
+    page.get_by_role("search").get_by_role("combobox").fill(workflow.BLUEPRINT)
+    page.get_by_test_id("result-item").filter(has_text=workflow.BLUEPRINT).first.click()
+    page.wait_for_timeout(500)
+    page.mouse.move(300, 900)
+    page.mouse.click(300, 900)
+    page.wait_for_timeout(1000)
+    loader, after, apply, words = ids("quick_erase", "Load Checkpoint", "After", "Apply Unlearn Patch", "Report in Words")
+    box = tab.js(
+        """([name, loader, after, apply, words]) => {
+            const at = (id) => app.graph.getNodeById(id), box = app.graph._nodes.find((n) => n.title === name)
+            const put = (from, slot, to, input) => at(from).connect(slot, at(to), at(to).inputs.findIndex((i) => i.name === input))
+            put(loader, 0, box.id, 'model'); put(loader, 1, box.id, 'clip')
+            put(box.id, 0, after, 'model'); put(box.id, 2, words, 'source')
+            app.graph.remove(at(apply))
+            box.pos = [490, 830]; app.canvas.centerOnNode(box)
+            for (const w of box.widgets) w.value = {forget: 'fox -> animal', keep: 'cat'}[w.name] ?? w.value
+            return [String(box.id), box.inputs.map((i) => i.name), box.widgets.map((w) => w.name), box.outputs.map((o) => o.name)]
+        }""",
+        [workflow.BLUEPRINT, loader, after, apply, words],
+    )
+    assert box[1:] == [
+        ["model", "clip", "forget", "keep", "kind", "strength"],
+        ["forget", "keep", "kind", "strength"],
+        ["model", "report_image", "report"],
+    ]
+    ran, _ = tab.run()
+    assert [i for i in ran if i.startswith(f"{box[0]}:")] and not tab.errors
+    tab.shot("blueprint")
+
+
+def test_export_and_reload_by_its_own_note(tab):
+    """Run, R, a box with Ctrl around group 2, Ctrl+M, Run: as the note in it says."""
+    for path in SAVED:
+        path.unlink(missing_ok=True)
+    tab.load("export_and_reload").put("export_and_reload", seed=41).run()
+    assert all(path.exists() for path in SAVED)
+    page = tab.page
+    area = tab.js(
+        """() => {
+            const g = app.graph._groups[1]
+            app.canvas.ds.scale = 0.6; app.canvas.ds.offset = [120 - g.pos[0], 300 - g.pos[1]]
+            app.canvas.setDirty(true, true)
+            return g.size
+        }"""
+    )
+    at = lambda x, y: (round((x + 120) * 0.6), round((y + 300) * 0.6))  # of a place in the group, on the screen
+    page.keyboard.press("r")
+    page.wait_for_timeout(1500)
+    page.keyboard.down("Control")
+    page.mouse.move(*at(-10, -5))
+    page.mouse.down()
+    page.mouse.move(*at(area[0] / 2, area[1] / 2), steps=4)
+    page.mouse.move(*at(area[0] + 10, area[1] + 10), steps=4)
+    page.mouse.up()
+    page.keyboard.press("m")
+    page.keyboard.up("Control")
+    page.wait_for_timeout(500)
+    tab.shot("export_switched_on")
+    assert tab.js("app.graph._nodes.filter(n => n.mode === LiteGraph.NEVER).map(n => n.title)") == ["Save Unlearned Checkpoint"]
+    ran, _ = tab.run()
+    titles = ("Picture: from patch", "Picture: from LoRA")
+    assert {str(i) for i in ids("export_and_reload", *titles)} <= set(ran) and not tab.errors
+    tab.shot("export_reloaded")
+
+
+def test_a_second_tab_leaves_the_first_alone(context, server, tab):
+    before, after = ids("quick_erase", "Picture Before", "Picture After")
+    tab.load("quick_erase").put("quick_erase", seed=51).run()
+    mine, graph = [tab.picture(i) for i in (before, after)], tab.js("JSON.stringify(app.graph.serialize())")
+    tab.js("() => { seen.length = 0 }")
+    other = Tab(context, server)
+    other.load("quick_erase").put("quick_erase", seed=52)
+    other.run()
+    assert [tab.picture(i) for i in (before, after)] == mine and tab.js("JSON.stringify(app.graph.serialize())") == graph
+    assert tab.js("seen.filter(([n]) => n === 'executing')") == [] and not tab.errors and not other.errors
+    assert other.picture(after)[0] != mine[1][0]
+    other.page.close()
+    ran, cached = tab.run()
+    assert not tab.errors and str(*ids("quick_erase", "ScaPre Solve")) in cached
