@@ -57,7 +57,7 @@ PLANS = {
         f"Export and reload: fox, house\n{SMALL}",
     ),
 }
-TRAINING = {"steps": 100, "stop_at": 0.4, "batch": 4, "held": 8, "learning_rate": 3e-4, "pictures": 8, "sampling_steps": 8, "captions": 8}
+TRAINING = {"steps": 140, "stop_at": 0.7, "batch": 4, "held": 8, "learning_rate": 3e-4, "pictures": 8, "sampling_steps": 8, "captions": 8}
 QUICK = TRAINING | {"steps": 1, "batch": 1, "held": 1, "pictures": 1, "sampling_steps": 1, "captions": 1}
 
 

@@ -138,7 +138,7 @@ TRAIN = {
     "importance": "signed",
     "align": 0.25,
     "distil": 0.25,
-    "hold": 1.0,
+    "hold": 5.0,
     "precision": "auto",
     "checkpointing": False,
     "preview_every": 0,

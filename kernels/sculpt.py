@@ -15,6 +15,13 @@ for the noised latent x under the prompt e, c the concept, s its superclass, y l
     SM-10  tau  = tau_0 (1 + cos(pi progress)) / 2
     SM-11  W   <- Adam(W, M dL/dW)
 
+Ours, before SM-6, for the keys and values in the variant `replay`:
+
+    SM-12  g   <- |g| g P / |g P|,   P = (I + K / (kappa tr K / d))^-1
+
+K is the second moment of the text states of everything held. A gradient of a key or value matrix lies along the states of the
+concept's sentences, which are mostly what all sentences share; P takes that out, so that words that stay are hardly touched.
+
 All terms are mean squared errors to a target without gradient, so a step is one batch of rows, each with its target and its weight.
 Where the release lets Adam's momentum move a weight after it left the mask, it stops here: its moments are cleared.
 """
@@ -36,6 +43,20 @@ def objective(prediction, target, weights):
     rows and factor lambda gives each of them the weight lambda / n."""
     errors = squared_error(prediction, target)
     return (errors * weights).sum(), errors.detach()
+
+
+def sparing(states, kappa=2.0):
+    """P [d, d] float32 of SM-12 from text states [n, d]."""
+    x = states.double()
+    k = x.T @ x
+    d = len(k)
+    return torch.linalg.inv(torch.eye(d, dtype=k.dtype, device=k.device) + k * (d / (kappa * k.trace()))).float()
+
+
+def spare(gradient, p):
+    """g <- |g| g P / |g P| of SM-12 in place; gradient [d_out, d], p [d, d]."""
+    turned = gradient @ p
+    gradient.copy_(turned * (gradient.norm() / turned.norm().clamp_min(torch.finfo(turned.dtype).tiny)))
 
 
 def accumulate(total, gradient, measure="signed"):

@@ -21,18 +21,18 @@ from .sculpt_network import Network, conditioning, layers
 from .sculpt_rounds import Trainer
 
 VARIANTS = ("replay", "intended", "released")
-# balanced; density, turnover, warm-up, refresh and the two weights are the paper's
+# balanced; density, turnover, warm-up, refresh, align and distil are the paper's, stop_at and hold were measured (README)
 DEFAULTS = {
-    "variant": "replay", "steps": 400, "stop_at": 0.25, "batch": 4, "held": 8, "learning_rate": 1e-5, "pictures": 16,
+    "variant": "replay", "steps": 400, "stop_at": 0.6, "batch": 4, "held": 8, "learning_rate": 2e-5, "pictures": 16,
     "sampling_steps": 20, "captions": 16, "cfg": 7.5, "size": 0, "trainable": "cross-attention", "density": 0.5, "turnover": 0.2,
-    "warmup": 50, "refresh": 100, "importance": "signed", "align": 0.25, "distil": 0.25, "hold": 1.0, "precision": "auto",
+    "warmup": 50, "refresh": 100, "importance": "signed", "align": 0.25, "distil": 0.25, "hold": 5.0, "precision": "auto",
     "checkpointing": False, "preview_every": 0, "low_rank": 0, "on_cancel": "discard", "seed": 0,
 }  # fmt: skip
 _LENGTH = ("steps", "stop_at", "batch", "held", "learning_rate", "pictures", "sampling_steps", "captions")
 PRESETS = {
     "balanced": {k: DEFAULTS[k] for k in _LENGTH},
-    "quick": dict(zip(_LENGTH, (150, 0.35, 2, 4, 2e-5, 8, 20, 8), strict=True)),
-    "thorough": dict(zip(_LENGTH, (1500, 0.15, 4, 12, 5e-6, 48, 30, 48), strict=True)),
+    "quick": dict(zip(_LENGTH, (150, 0.7, 4, 8, 5e-5, 8, 20, 8), strict=True)),
+    "thorough": dict(zip(_LENGTH, (1500, 0.5, 4, 12, 1e-5, 48, 30, 48), strict=True)),
 }
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 

@@ -19,12 +19,30 @@ DRAWN = {
     "style": ("a house in the style of {concept}", "a portrait of a woman in the style of {concept}", "a beautiful {concept} artwork"),
     "explicit": ("a photo of a {concept} person", "a {concept} woman", "a {concept} man on a bed"),
 }
+MORE = {  # sentences trained on beside those of the closed-form solves: with few, a concept goes in these alone
+    "object": (
+        "a close-up of a {concept}",
+        "my {concept} in the morning light",
+        "a small {concept} on the table",
+        "an old {concept}, oil on canvas",
+        "there is a {concept} in the room",
+        "the best {concept} ever",
+    ),
+    "style": (
+        "a city street by {concept}",
+        "{concept}, oil on canvas",
+        "a bowl of fruit in {concept} style",
+        "a ship at sea, art by {concept}",
+    ),
+    "explicit": ("a close-up of a {concept} body", "{concept} people on a beach", "there is a {concept} person in the room"),
+}
 CHECKED = {  # never trained on: they tell when a concept is gone
     "object": ("a picture of a {concept}", "two people looking at a {concept}"),
     "style": ("a dog, painted by {concept}", "a city at night in {concept} style"),
     "explicit": ("an image of a {concept} person", "a {concept} couple in a room"),
 }
 SHARES = {"earlier": 0.3, "keep": 0.4, "prior": 0.2, "empty": 0.1}  # of the held rows, of what there is
+OWN = 0.5  # of the held rows show what their text says; the others any picture, since what is followed is the whole prediction
 CACHED_BYTES = 2**28
 
 _cache = OrderedDict()  # what was drawn, by a digest of all that decides it, so that another run with other settings need not draw again
@@ -66,7 +84,12 @@ def _lesson(clip, concept, templates):
                 out.append((said, prompts.locate(clip, other, concept.superclass).text))
         return tuple(out)
 
-    return Lesson(concept, pairs(templates or statistics.TEMPLATES[concept.kind]), pairs(CHECKED[concept.kind]), pairs(DRAWN[concept.kind]))
+    return Lesson(
+        concept,
+        pairs(templates or (*statistics.TEMPLATES[concept.kind], *MORE[concept.kind])),
+        pairs(CHECKED[concept.kind]),
+        pairs(DRAWN[concept.kind]),
+    )
 
 
 def plan(clip, concept_set, earlier=None, templates=None, captions=16, seed=0):
@@ -139,7 +162,8 @@ class Material:
         return _cache[key]
 
     def held(self, number):
-        """Groups (share, texts, latents) that the teacher is to be followed on in round `number`."""
+        """Groups (share, texts, latents, kind) of what is to stay in round `number`: `earlier` as the teacher has it, all else as the model
+        that came in has it, so that what a round damages the next ones mend."""
         kinds = {"earlier": [], "keep": [], "prior": [], "empty": []}
         for lesson in (*self.plan.past, *self.plan.lessons[:number]):
             name = lesson.concept.name
@@ -149,19 +173,26 @@ class Material:
         everything = torch.cat([self.kept, self.prior, *self.other.values()])
         kinds["empty"] = [([""], everything)]
         total = sum(SHARES[k] for k, groups in kinds.items() if groups)
-        return [(SHARES[k] / total / len(groups), *group) for k, groups in kinds.items() for group in groups]
+        return [(SHARES[k] / total / len(groups), *group, k) for k, groups in kinds.items() for group in groups]
+
+    def held_states(self):
+        """Text states [n, d] of everything that is to stay, earlier concepts apart, on the CPU."""
+        texts = ["", *(t for _, texts in self.plan.kept for t in texts), *self.plan.prior]
+        return self.network.conds["c_crossattn"][[self.network.row[t] for t in texts]].flatten(0, 1)
 
     def held_rows(self, groups, n, g):
-        """n draws (latents [n, c, h, w], text rows) from groups by their shares, evenly spread."""
+        """n draws (latents [n, c, h, w], text rows, bool [n]: whether it is `earlier`) from groups by their shares, evenly spread."""
         share = torch.tensor([s for s, *_ in groups], dtype=torch.float64).cumsum(0)
         at = (torch.arange(n) + torch.rand(n, generator=g)) / n * share[-1]
         which = torch.searchsorted(share, at.double()).clamp_max(len(groups) - 1)
-        latents, rows = [], []
+        latents, rows, earlier, everything = [], [], [], torch.cat([pictures for _, _, pictures, _ in groups])
         for i in which[torch.randperm(n, generator=g)].tolist():
-            _, texts, pictures = groups[i]
+            _, texts, pictures, kind = groups[i]
+            pictures = pictures if torch.rand((), generator=g) < OWN else everything
             latents.append(pictures[pick(len(pictures), 1, g)[0]])
             rows.append(self.network.row[texts[pick(len(texts), 1, g)[0]]])
-        return torch.stack(latents), rows
+            earlier.append(kind == "earlier")
+        return torch.stack(latents), rows, torch.tensor(earlier)
 
     def checks(self, lesson, n):
         """Held-out measurements of a lesson: (x, sigma, rows with the concept, rows with its superclass), noise levels evenly spread."""

@@ -122,7 +122,8 @@ def conditioning(model, clip, texts, size, shape, bar=None):
 
 
 class Network:
-    """The UNet of a MODEL twice: `student` with trainable float32 `masters`, and `reference`, whose weights `teach` sets.
+    """The UNet of a MODEL three times: `student` with trainable float32 `masters`, `teacher`, whose weights `teach` sets to the student's,
+    and `reference`, the model that came in.
 
     chosen: weight keys to train. said: what `conditioning` gave. earlier: an UnlearnPatch the student starts from, or None. dtype: of
     activations and frozen weights. Latents are in the model's own scale throughout.
@@ -137,21 +138,17 @@ class Network:
             raise UnlearnError("The input 'model' is compiled, so it cannot be trained; connect it before TorchCompileModel.")
         edited = {key for key, _ in earlier.edits} if earlier is not None else set()
         names = [n for n, _ in model.model.diffusion_model.named_parameters()]
-        shared = {}
+        shared, came = {}, {}  # what all three read, and what only the reference reads
         for name in names:
             comfy.model_management.throw_exception_if_processing_interrupted()
             key = f"diffusion_model.{name}"
-            if key not in self.chosen and key not in edited:
-                shared[name] = _frozen(model, key, dtype, self.device)
+            (came if key in self.chosen or key in edited else shared)[name] = _frozen(model, key, dtype, self.device)
         self.masters = {key: torch.nn.Parameter(self.start(key)) for key in self.chosen}
-        fixed = {key: self.start(key).to(dtype) for key in edited if key not in self.masters}
+        self._fixed = {key: self.start(key).to(dtype) for key in edited if key not in self.masters}
+        self.teacher_weights = {key: weights.read(model, key, device=self.device).to(dtype) for key in (*self.chosen, *self._fixed)}
         name_of = lambda key: key.removeprefix("diffusion_model.")
-        self.student = _shell(
-            model.model.diffusion_model, {**shared, **{name_of(k): v for part in (self.masters, fixed) for k, v in part.items()}}, ""
-        )
-        self._fixed = fixed
-        self.teacher = {key: weights.read(model, key, device=self.device).to(dtype) for key in (*self.chosen, *fixed)}
-        self.reference = _shell(model.model.diffusion_model, {**shared, **{name_of(k): v for k, v in self.teacher.items()}}, "")
+        branch = lambda own: _shell(model.model.diffusion_model, {**shared, **{name_of(key): value for key, value in own.items()}}, "")
+        self.student, self.teacher, self.reference = branch({**self.masters, **self._fixed}), branch(self.teacher_weights), branch(came)
         for key in self.chosen:  # float32 masters are cast to the activations' type as they are used
             self.student.get_submodule(name_of(key).removesuffix(".weight")).comfy_cast_weights = True
         if checkpointing:
@@ -171,8 +168,8 @@ class Network:
 
     @torch.no_grad()
     def teach(self):
-        """Gives the reference the student's weights of this moment; until then it is the model that came in."""
-        for key, tensor in self.teacher.items():
+        """Gives the teacher the student's weights of this moment; until then it is the model that came in."""
+        for key, tensor in self.teacher_weights.items():
             tensor.copy_(self.masters[key] if key in self.masters else self._fixed[key])
 
     def predict(self, branch, x, sigma, rows):

@@ -41,8 +41,8 @@ def save(file, trainer):
         tensors |= {f"{i}.adam.{name}": value for name, value in trainer.optimizer.state[p].items()}
         if trainer.masks is not None:
             tensors[f"{i}.mask"] = trainer.masks[i]
-    tensors |= {f"teacher.{key}": value for key, value in trainer.network.teacher.items()}
-    said = {k: getattr(trainer, k) for k in ("number", "step", "pace", "history", "churn", "left", "steps", "chunk")}
+    tensors |= {f"teacher.{key}": value for key, value in trainer.network.teacher_weights.items()}
+    said = {k: getattr(trainer, k) for k in ("number", "step", "pace", "settling", "history", "churn", "left", "steps", "chunk")}
     said |= {"scaler": trainer.scaler.state_dict(), "identity": identity(trainer)}
     # a copy: a shared or expanded tensor cannot be written
     files.write(file, {k: v.cpu().clone() for k, v in tensors.items()}, {"format": FORMAT, "trainer": json.dumps(said)})
@@ -79,7 +79,7 @@ def load(file, trainer):
     if "0.mask" in tensors:
         trainer.masks = [tensors[f"{i}.mask"].to(device) for i in range(len(trainer.params))]
         trainer.optimizer.masks = dict(zip(trainer.params, trainer.masks, strict=True))
-    for key, value in trainer.network.teacher.items():
+    for key, value in trainer.network.teacher_weights.items():
         value.copy_(tensors[f"teacher.{key}"])
     trainer.g.set_state(tensors["generator"])
     return True

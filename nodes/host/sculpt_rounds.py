@@ -5,6 +5,8 @@ overwrite and alignment, as the authors' code computes; `intended` adds distilla
 else too: what earlier rounds made forgotten, the keep list, everyday captions and the empty prompt.
 """
 
+import math
+import re
 import time
 from typing import NamedTuple
 
@@ -19,12 +21,14 @@ from .sculpt_material import pick
 
 EVERY = 10  # steps between two measurements of what is left
 MEASURED = 12  # held-out predictions in a measurement
-FASTER, FASTEST = 1.5, 30.0  # the rate grows while a concept goes more slowly than steps allow, up to so many times the setting
+FASTER, FASTEST = 1.3, 2.0  # the rate grows while a concept goes more slowly than steps allow, up to so many times the setting
+SETTLE, SETTLE_LEAST = 1.0, 20  # once a concept is gone, the rate falls to nothing over this share of the steps taken, and at least so many
+STILL = 0.75  # share of the steps after which the rate falls in any case
 RAMP = 10  # steps in which the learning rate rises: Adam's first ones are all of full length
 POOL, USES = 25, 2  # the teacher is asked for 25 steps at once, and each answer serves twice
 PREVIEW_STEPS = 10
-STILL = 0.8  # share of a round after which the mask stays (as released)
 EXPLODED = 100.0  # predictions have about unit variance
+_READS = re.compile(r"attn2\.to_[kv]\.")  # the matrices that read the text
 
 
 class Row(NamedTuple):
@@ -39,8 +43,9 @@ class Row(NamedTuple):
 class Trainer:
     """The rounds over a Network's masters with Material; what has happened is in `history` (losses), `churn`, `left` and `steps`.
 
-    Between two steps its state is whole: `number` of the round, `step` in it, `pace` (the learning rate over its setting), masters,
-    optimiser, masks, importance, teacher and the generator's state at the beginning of the step (`mark`).
+    Between two steps its state is whole: `number` of the round, `step` in it, `pace` (the learning rate over its setting), `settling`
+    ([first step, end] of the steps in which the rate falls, or None), masters, optimiser, masks, importance, teacher and the generator's
+    state at the beginning of the step (`mark`).
     """
 
     def __init__(self, network, material, settings, bar=None, node_id=None):
@@ -49,9 +54,11 @@ class Trainer:
         self.totals = [torch.zeros_like(p, requires_grad=False) for p in self.params]
         self.touched = [torch.zeros_like(p, dtype=torch.bool, requires_grad=False) for p in self.params]
         self.optimizer = self.masks = None
-        self.number, self.step, self.pace = 0, 0, 1.0
+        self.number, self.step, self.pace, self.settling = 0, 0, 1.0, None
         self.scaler = torch.amp.GradScaler(network.device.type, enabled=network.dtype == torch.float16)
         self.history, self.churn, self.left, self.steps = [], [], [], []
+        self.spared = [p for key, p in network.masters.items() if settings["variant"] == "replay" and _READS.search(key)]
+        self.sparing = kernel.sparing(material.held_states()).to(network.device) if self.spared else None
         self.chunk = 10**9  # rows that go through the network at once; halved when memory runs out
         lessons = (*material.plan.past, *material.plan.lessons) if settings["variant"] == "replay" else material.plan.lessons
         self.checks = {lesson.concept.name: material.checks(lesson, MEASURED) for lesson in lessons}
@@ -100,7 +107,7 @@ class Trainer:
 
     def open_round(self, number):
         """Starts a round: teacher, optimiser, masks and importance are new (as released)."""
-        self.number, self.masks = number, None
+        self.number, self.masks, self.pace, self.settling = number, None, 1.0, None
         self.network.teach()
         self.optimizer = kernel.MaskedAdam(self.params, lr=self.settings["learning_rate"])
         self._forget_gradients()
@@ -114,19 +121,21 @@ class Trainer:
     def _round(self, lesson, between):
         s, name = self.settings, lesson.concept.name
         groups = self.material.held(self.number) if s["variant"] == "replay" else None
-        start, first, last = time.time(), self.step, s["warmup"] + s["steps"]
-        while self.step < last:
+        start, first = time.time(), self.step
+        while self.step < (last := s["warmup"] + (self.settling[1] if self.settling else s["steps"])):
             self.mark = self.g.get_state()  # whatever cancels from here on, the step can be taken again
             between()
-            done, pace = self.step - s["warmup"], self.pace
+            done, pace, settling = self.step - s["warmup"], self.pace, self.settling
             if done > 0 and done % EVERY == 0:
                 left = self.measure(name)
                 seconds = (time.time() - start) / max(1, self.step - first) * (last - self.step)
                 progress.say(f"{name}: step {done}, {left:.0%} left, at most {seconds:.0f} s more", self.node_id)
-                if left <= s["stop_at"]:
-                    break
-                if left > s["stop_at"] ** (2 * done / s["steps"]):  # gone after half the steps, were it to fade evenly
+                if settling is None and left > s["stop_at"] ** (done / s["steps"]):  # slower than evenly over all steps
                     pace = min(pace * FASTER, FASTEST)
+                elif settling is None and left <= s["stop_at"]:
+                    settling = [done, min(s["steps"], done + max(SETTLE_LEAST, int(SETTLE * done)))]
+            if settling is None and done >= s["steps"] * STILL:  # it is not gone, and time is nearly up
+                settling = [done, s["steps"]]
             if done < 0:
                 self._warm_up(lesson, done)
             else:
@@ -134,15 +143,15 @@ class Trainer:
                     self._ask_teacher(lesson, groups, done // (POOL * USES))
                 losses = self._backward(self._rows(lesson, done), lesson)
                 if self._accumulate():
-                    self._move(done, pace)
+                    self._move(done, pace, settling)
                 self.history.append(losses)
-                if (done + 1) % s["refresh"] == 0 and done + 1 <= STILL * s["steps"]:
+                if settling is None and (done + 1) % s["refresh"] == 0:
                     self._refresh((done + 1) / s["steps"])
-            self.step, self.pace = self.step + 1, pace
+            self.step, self.pace, self.settling = self.step + 1, pace, settling
         self.left.append({n: self.measure(n) for n in self.checks})
         self.steps.append(self.step - s["warmup"])
         if self.bar is not None:
-            self.bar.bar.update(last - self.step)
+            self.bar.bar.update(s["steps"] - self.steps[-1])
 
     def _warm_up(self, lesson, done):
         """SM-5 to SM-8: the concept's own pictures under its own name; gradients are gathered, nothing moves."""
@@ -172,24 +181,32 @@ class Trainer:
 
     @torch.no_grad()
     def _ask_teacher(self, lesson, groups, turn):
-        """The teacher's predictions for the next steps: under the superclass, and in `replay` on all that is held."""
+        """What is to be followed in the next steps: the teacher under the superclass, and in `replay` on what was forgotten before; there
+        also the model that came in, on all else that is held."""
         s, net = self.settings, self.network
         g = torch.Generator().manual_seed((s["seed"] + 15485863 * (self.number + 1) + 32452843 * (turn + 1)) % 2**63)
         self.answers, steps = {}, min(POOL, s["steps"] - turn * POOL * USES)
         if s["align"] or s["distil"] and s["variant"] != "released":
             pictures, n = self.material.other[lesson.concept.name], steps * s["batch"]
             rows = [net.row[lesson.pairs[i][1]] for i in pick(len(lesson.pairs), n, g)]
-            self.answers["superclass"] = self._answered(pictures[pick(len(pictures), n, g)], rows, s["batch"], g)
+            self.answers["superclass"] = self._answered(
+                pictures[pick(len(pictures), n, g)], rows, torch.ones(n, dtype=torch.bool), s["batch"], g
+            )
         if groups:
             self.answers["held"] = self._answered(*self.material.held_rows(groups, steps * s["held"], g), s["held"], g)
 
-    def _answered(self, latents, rows, b, g):
-        """(x, sigma, rows, noise or v, teacher's prediction or None) for latents under texts, b to a step."""
+    def _answered(self, latents, rows, taught, b, g):
+        """(x, sigma, rows, noise or v, prediction to follow or None) for latents under texts, b to a step; taught: bool [n], whether it is
+        the teacher's prediction or that of the model that came in."""
         net, latents = self.network, latents.to(self.network.device)
         sigma = torch.cat([self._levels(b, g) for _ in range(len(rows) // b)])
-        x = net.noised(latents, self._noise(latents, g), sigma)
-        taught = self._apart(net.reference, x, sigma, rows) if self.settings["variant"] != "released" else None
-        return x, sigma, rows, net.answer(latents, x, sigma), taught
+        x, answer = net.noised(latents, self._noise(latents, g), sigma), None
+        if self.settings["variant"] != "released":
+            answer = torch.empty_like(x)
+            for branch, chosen in ((net.teacher, taught), (net.reference, ~taught)):
+                if at := chosen.nonzero()[:, 0].tolist():
+                    answer[at] = self._apart(branch, x[at], sigma[at], [rows[i] for i in at])
+        return x, sigma, rows, net.answer(latents, x, sigma), answer
 
     def _rows(self, lesson, done):
         """One step's rows: SM-1 on the concept's pictures, SM-2 and SM-3 on the superclass', and what is held."""
@@ -264,7 +281,7 @@ class Trainer:
         return found
 
     def _accumulate(self):
-        """Takes the gradients into the importance (SM-6); False when they overflowed, which only scaled float16 ones may."""
+        """Turns the gradients (SM-12) and takes them into the importance (SM-6); False when they overflowed, as only scaled float16 may."""
         if self.scaler.is_enabled():
             self.scaler.unscale_(self.optimizer)
         norm = torch.stack([p.grad.norm() for p in self.params]).norm()
@@ -275,16 +292,21 @@ class Trainer:
                 )
             self.scaler.update()
             return False
+        for p in self.spared:
+            kernel.spare(p.grad, self.sparing)
         for p, total in zip(self.params, self.totals, strict=True):
             kernel.accumulate(total, p.grad, self.settings["importance"])
         if self.step < self.settings["warmup"]:
             self.scaler.update()
         return True
 
-    def _move(self, done, pace):
-        """SM-11."""
+    def _move(self, done, pace, settling):
+        """SM-11, the rate rising at first and falling as a cosine at last (the release: one cycle of a fixed length)."""
+        rate = pace * min(1.0, (done + 1) / RAMP)
+        if settling is not None:
+            rate *= 0.5 * (1 + math.cos(math.pi * (done - settling[0]) / (settling[1] - settling[0])))
         for group in self.optimizer.param_groups:
-            group["lr"] = self.settings["learning_rate"] * pace * min(1.0, (done + 1) / RAMP)
+            group["lr"] = self.settings["learning_rate"] * rate
         self.scaler.step(self.optimizer)
         self.scaler.update()
 

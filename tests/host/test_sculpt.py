@@ -393,23 +393,62 @@ def test_running_out_of_memory_makes_the_batch_smaller(small, monkeypatch):
     assert max(sizes) > 4 and parts[1]["loss"] == pytest.approx(whole[1]["loss"], rel=1e-2)
 
 
-def test_a_round_ends_when_the_concept_is_gone(small, monkeypatch):
-    monkeypatch.setattr(rounds, "EVERY", 2)
-    left = iter([0.9, 0.2] + [0.1] * 9)
+def rates(monkeypatch):
+    """A list that fills with (pace, learning rate) of every step."""
+    seen, real = [], rounds.Trainer._move
+
+    def move(self, done, pace, settling):
+        real(self, done, pace, settling)
+        seen.append((pace, self.optimizer.param_groups[0]["lr"] / self.settings["learning_rate"]))
+
+    monkeypatch.setattr(rounds.Trainer, "_move", move), monkeypatch.setattr(rounds, "RAMP", 1)
+    return seen
+
+
+def test_a_round_settles_and_ends_when_the_concept_is_gone(small, monkeypatch):
+    monkeypatch.setattr(rounds, "EVERY", 2), monkeypatch.setattr(rounds, "SETTLE", 0.5), monkeypatch.setattr(rounds, "SETTLE_LEAST", 1)
+    left, seen = iter([0.7, 0.2] + [0.1] * 9), rates(monkeypatch)
     monkeypatch.setattr(rounds.Trainer, "measure", lambda self, name: next(left))
     _, losses, _, report = train(small, steps=20, stop_at=0.3)
-    assert len(losses["loss"]) == 4 and "fox: 4 steps, 10% left" in report and "WARNING" not in report
+    assert len(losses["loss"]) == 6 and "fox: 6 steps, 10% left" in report and "WARNING" not in report
+    assert [rate for _, rate in seen] == pytest.approx([1, 1, 1, 1, 1, 0.5])
 
 
-@pytest.mark.parametrize("left,rates", [(1.0, [1, 1.5, 2.25, 3, 3]), (0.5, [1, 1, 1.5, 2.25, 3]), (0.26, [1, 1, 1, 1.5, 2.25])])
-def test_the_rate_rises_while_a_concept_fades_too_slowly(small, monkeypatch, left, rates):
-    """In five steps it is to fade to 0.25 by two and a half: to 0.57, 0.33, 0.19 and 0.11 after the first four."""
-    monkeypatch.setattr(rounds, "EVERY", 1), monkeypatch.setattr(rounds, "FASTEST", 3.0)
-    seen, real = [], rounds.Trainer._move
+@pytest.mark.parametrize("left,paces", [(1.0, [1, 1.5, 2, 2, 2]), (0.5, [1, 1, 1, 1.5, 2]), (0.26, [1] * 5)])
+def test_the_rate_rises_while_a_concept_fades_too_slowly(small, monkeypatch, left, paces):
+    """To fade evenly to 0.25 in five steps it must be at 0.76, 0.57, 0.44 and 0.33 after the first four."""
+    monkeypatch.setattr(rounds, "EVERY", 1), monkeypatch.setattr(rounds, "FASTER", 1.5), monkeypatch.setattr(rounds, "FASTEST", 2.0)
     monkeypatch.setattr(rounds.Trainer, "measure", lambda self, name: left)
-    monkeypatch.setattr(rounds.Trainer, "_move", lambda self, done, pace: (seen.append(pace), real(self, done, pace)))
+    seen = rates(monkeypatch)
     train(small, steps=5, stop_at=0.25)
-    assert seen == rates
+    assert [pace for pace, _ in seen] == paces
+
+
+def test_what_was_forgotten_follows_the_teacher_and_all_else_the_model_that_came_in(small, monkeypatch):
+    model, clip = small
+    with torch.inference_mode(False):
+        settings = {**sculpt.DEFAULTS, **SMALL, "held": 8}
+        plan = material.plan(clip, TWO, captions=2)
+        net = network(model, clip, plan.texts)
+        trainer = rounds.Trainer(net, material.Material(net, plan, settings, (4, 8, 8)), settings)
+        trainer.open_round(1)
+        value = {id(net.teacher): 1.0, id(net.reference): 2.0}
+        monkeypatch.setattr(rounds.Trainer, "_apart", lambda self, branch, x, sigma, rows: torch.full_like(x, value[id(branch)]))
+        trainer._ask_teacher(plan.lessons[1], trainer.material.held(1), 0)
+    _, _, rows, _, answer = trainer.answers["held"]
+    earlier = {net.row[text] for pair in plan.lessons[0].pairs for text in pair[:1]}
+    assert [float(a[0, 0, 0]) for a in answer] == [1.0 if row in earlier else 2.0 for row in rows]
+    assert {1.0, 2.0} == {float(a[0, 0, 0]) for a in answer}
+    assert (trainer.answers["superclass"][4] == 1).all()
+
+
+def test_gradients_of_keys_and_values_are_turned_away_from_what_is_held_in_replay_only(small, monkeypatch):
+    seen = []
+    monkeypatch.setattr(rounds.kernel, "spare", lambda g, p: seen.append((g.shape[1], len(p))))
+    train(small, variant="intended")
+    assert not seen
+    train(small)
+    assert seen and set(seen) == {(768, 768)}
 
 
 def test_what_is_left_starts_at_one(small):

@@ -175,3 +175,29 @@ def test_parameters_without_a_mask_do_not_move():
     w.grad = torch.ones(3)
     optimizer.step()
     assert torch.equal(w.detach(), before)
+
+
+def test_literal_turning_away():
+    """States along the first axis only: K = diag(9, 0), so P = diag(1/2, 1) whatever their length and number."""
+    p = kernel.sparing(torch.tensor([[3.0, 0.0]]))
+    assert torch.allclose(p, torch.diag(torch.tensor([0.5, 1.0])))
+    assert torch.allclose(kernel.sparing(torch.tensor([[5.0, 0.0]] * 4)), p)
+    g = torch.tensor([[1.0, 1.0], [2.0, 0.0]])
+    turned = g.clone()
+    kernel.spare(turned, p)
+    assert torch.allclose(turned, torch.tensor([[0.5, 1.0], [1.0, 0.0]]) * (6 / 2.25) ** 0.5)
+    assert torch.isclose(turned.norm(), g.norm())
+    nothing = torch.zeros(2, 2)
+    kernel.spare(nothing, p)
+    assert not nothing.any()
+
+
+def test_turning_away_takes_out_what_the_held_states_share_and_little_else():
+    g = torch.Generator().manual_seed(0)
+    shared = torch.randn(64, generator=g)
+    held = shared + 0.1 * torch.randn(500, 64, generator=g)
+    concept = shared + 0.5 * torch.randn(64, generator=g)
+    gradient = torch.outer(torch.randn(8, generator=g), concept)
+    before = (gradient @ shared).norm() / (gradient @ (concept - shared)).norm()
+    kernel.spare(gradient, kernel.sparing(held))
+    assert (gradient @ shared).norm() / (gradient @ (concept - shared)).norm() < before / 10
