@@ -1,7 +1,7 @@
 """`dev.py bench draw`: draws the example workflows and the subgraph blueprint in the real frontend and saves what it says, with a picture
 of each under output/.
 
-Needs Playwright and a Chromium, which tests and the demo do not.
+Needs Playwright and a Chromium, which beside it only the browser tests do.
 """
 
 import argparse

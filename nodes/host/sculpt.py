@@ -21,7 +21,7 @@ from .sculpt_network import Network, conditioning, layers
 from .sculpt_rounds import Trainer
 
 VARIANTS = ("replay", "intended", "released")
-# balanced; density, turnover, warm-up, refresh, align and distil are the paper's, stop_at and hold were measured (README)
+# balanced; density, turnover, warm-up, refresh, align and distil are the paper's; hold is what was measured, stop_at near it (README)
 DEFAULTS = {
     "variant": "replay", "steps": 400, "stop_at": 0.6, "batch": 4, "held": 8, "learning_rate": 2e-5, "pictures": 16,
     "sampling_steps": 20, "captions": 16, "cfg": 7.5, "size": 0, "trainable": "cross-attention", "density": 0.5, "turnover": 0.2,
@@ -160,7 +160,7 @@ def _losses(history):
 def _picture(trainer, changes):
     left = trainer.left[-1] if trainer.left else {}
     goal = trainer.settings["stop_at"]
-    shown = [(n, x, f"{x:.0%} left", report.GOOD if x <= 1.5 * goal else report.BAD) for n, x in list(left.items())[:24]]
+    shown = [(n, x, f"{x:.0%} left", report.GOOD if x <= 1.1 * goal else report.BAD) for n, x in list(left.items())[:24]]
     longest = max([*trainer.steps, 1])
     names = [lesson.concept.name for lesson in trainer.material.plan.lessons]
     steps = [(n, x / longest, f"{x} steps", report.NEUTRAL) for n, x in list(zip(names, trainer.steps, strict=False))[:24]]

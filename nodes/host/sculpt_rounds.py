@@ -84,7 +84,9 @@ class Trainer:
         row = sum(n for at, n in kept.items() if at not in own)
         rows = s["batch"] * (1 + bool(s["align"] or s["distil"])) + s["held"] * (s["variant"] == "replay")
         trained = sum(p.numel() for p in self.params)
-        fixed = trained * (6 * 4 + 2) + sum(p.numel() * p.element_size() for p in net.reference.parameters())
+        fixed = trained * (6 * 4 + 2) + sum(
+            p.numel() * p.element_size() for p in (*net.reference.parameters(), *net.teacher_weights.values())
+        )
         if not comfy.model_management.is_device_cpu(net.device):
             room = comfy.model_management.get_free_memory(net.device) - trained * 4 * 4
             self.chunk = max(1, min(self.chunk, int(room // max(1, row))))
