@@ -7,7 +7,7 @@ sentences of their own, as concepts are, and judged by the share of what they ad
 from typing import NamedTuple
 
 from ...kernels import forecast as kernel
-from . import prompts, statistics, weights
+from . import patching, prompts, statistics, weights
 from .layers import cross_attention
 from .progress import Progress
 from .states import States, default_folder
@@ -106,7 +106,10 @@ def look(clip, fetch, keep, words, states, moments, known=None):
 
 def of_patch(model, clip, patch, forgotten=(), keep=(), node_id=None, strength=1.0):
     """Hits of any UnlearnPatch on a MODEL, made by whatever method: what its edits of keys and values at `strength` do to the words of
-    the general prior and to the texts of `keep`. forgotten: names to leave out. The model is not changed."""
+    the general prior and to the texts of `keep`. forgotten: names to leave out. The model is not changed.
+
+    Raises UnlearnError for a patch of another architecture or a CLIP of another width."""
+    patching.check_keys(model, patch)
     layers = cross_attention(model)
     bar = Progress(len(layers) + 1, node_id)
     moments = Moments()
@@ -122,6 +125,7 @@ def of_patch(model, clip, patch, forgotten=(), keep=(), node_id=None, strength=1
         bar.step()
     fetch = States(clip, default_folder()).fetch
     words, states = statistics.read_words(clip, fetch, forgotten)
+    prompts.check_width(states.shape[-1], w0.shape[1])
     hits = look(clip, fetch, tuple(keep), words, states, moments)
     bar.step()
     return hits

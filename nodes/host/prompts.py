@@ -76,6 +76,14 @@ def locate(clip, template, concept):
     return Prompt(text, concept, start + 1, until, total + 1)
 
 
+def check_width(found, width):
+    """Raises UnlearnError when token states of width `found` are not what a model of text width `width` reads."""
+    if found != width:
+        raise UnlearnError(
+            f"The input 'clip' gives states of width {found} and the model reads width {width}; connect the CLIP of the same checkpoint."
+        )
+
+
 def encode(clip, texts, progress=None):
     """Text -> token states float32 [77, d] on the CPU, each text encoded once, `BATCH` at a time through ComfyUI's CLIP.
 

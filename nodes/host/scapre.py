@@ -7,7 +7,7 @@ from ..concept_text import format_concept
 from ..errors import UnlearnError
 from ..types import UnlearnPatch
 from ..version import VERSION
-from . import forecast, statistics, variants, weights
+from . import forecast, prompts, statistics, variants, weights
 from .adapters import LowRank
 from .layers import cross_attention
 from .progress import Progress
@@ -54,7 +54,7 @@ def solve(
     plan = statistics.plan(clip, concepts, templates, prior, expand)
     bar = Progress(len(plan.texts) + 2 * len(layers), node_id)
     states = States(clip, folder or default_folder())
-    _check_width(states.fetch(plan.kept[:1]), width)
+    prompts.check_width(next(iter(states.fetch(plan.kept[:1]).values())).shape[-1], width)
     stats = statistics.measure(plan, states.fetch, tokens, target, bar)
     channels = variants.Channels(stats, estimator) if settings.get("informax") else None
 
@@ -104,14 +104,6 @@ def _settings(variant, given):
     if wrong := [k for k in given if k not in known]:
         raise UnlearnError(f"The variant '{variant}' has no setting '{wrong[0]}'; it has {', '.join(known)}.")
     return {**known, **given}
-
-
-def _check_width(states, width):
-    found = next(iter(states.values())).shape[-1]
-    if found != width:
-        raise UnlearnError(
-            f"The input 'clip' gives states of width {found} and the model reads width {width}; connect the CLIP of the same checkpoint."
-        )
 
 
 def _edits(model, layers, change, plain, bar):

@@ -109,11 +109,7 @@ def conditioning(model, clip, texts, size, shape, bar=None):
             states = prompts.encode(clip, texts, bar)
             cond["cross_attn"] = torch.stack([states[t] for t in texts])
         key = next(k for k in model.model.state_dict().keys() if k.endswith("attn2.to_k.weight"))
-        width, have = weights.shape(model, key)[1], cond["cross_attn"].shape[-1]
-        if width != have:
-            raise UnlearnError(
-                f"The input 'clip' gives states of width {have} and the model reads width {width}; connect the CLIP of the same checkpoint."
-            )
+        prompts.check_width(cond["cross_attn"].shape[-1], weights.shape(model, key)[1])
         room = torch.zeros(len(texts), *shape)
         (cond,) = comfy.samplers.encode_model_conds(model.model.extra_conds, [cond], room, torch.device("cpu"), "positive")
         found = {n: v.cond.detach().cpu() for n, v in cond["model_conds"].items() if torch.is_tensor(v.cond)}

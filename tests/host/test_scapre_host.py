@@ -350,6 +350,16 @@ def test_forecast_of_an_empty_patch_is_quiet(loaded, patch):
     assert all(abs(h.survival - 1) < 1e-5 for h in hits) and hits[0].name and "none loses" in forecast.describe(hits)[0]
 
 
+def test_the_forecast_names_a_patch_or_clip_of_another_model(loaded, patch, monkeypatch):
+    forecast = pack.module("nodes.host.forecast")
+    stranger = types.UnlearnPatch((("diffusion_model.no.such.weight", patch.edits[0][1]),), patch.fingerprint, ())
+    with pytest.raises(UnlearnError, match="'model' lacks 1 of the weights"):
+        forecast.of_patch(loaded[0], loaded[1], stranger)
+    monkeypatch.setattr(forecast.statistics, "read_words", lambda *_: (["cat"], torch.ones(1, 1024)))
+    with pytest.raises(UnlearnError, match="'clip' gives states of width 1024 and the model reads width 768"):
+        forecast.of_patch(loaded[0], loaded[1], patch)
+
+
 def test_states_are_kept_on_disk_and_bounded(loaded, kept_list, tmp_path):
     states = pack.module("nodes.host.states")
     first = solve(loaded, kept_list, folder=tmp_path)[0]

@@ -13,8 +13,9 @@ halves, and their columns of `ff.net.2`) are trained alone on its sprite mixed w
 zero, so where a concept lives is known and exclusive. Then the rest of the model, which never sees the new sprites, learns to draw the old
 ones beside them. Last, every planted unit learns to be silent where its concept is not named and loud wherever it is, at every noise level,
 and the rest learns to live with that. Without it, units of the outer blocks answered to any prompt, or only to a sprite that already
-showed, and no measurement could tell them from the rest (recall 0.18). The shipped world went through these two lines three times (110, 90
-and 60 steps; the first two counted loudness over the whole batch), and then through training with a focus on what had come out worst (key, axe, fish, truck).
+showed, and no measurement could tell them from the rest (recall 0.18). The shipped world went through these two lines three times (110,
+90 and 60 steps; the first two counted loudness over the whole batch), and then through training with a focus on what had come out worst
+(key, axe, fish, truck).
 """
 
 import argparse
