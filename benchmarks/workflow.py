@@ -35,6 +35,23 @@ def to_api(workflow, muted=False):
     return graph
 
 
+def filled(workflow, graph):
+    """A UI-format workflow with the values of an API graph of the same nodes and inputs, and nothing said of models to download."""
+    workflow = json.loads(json.dumps(workflow))
+    for node in workflow["nodes"]:
+        node.get("properties", {}).pop("models", None)
+        if (given := graph.get(str(node["id"]))) is None or not node.get("widgets_values"):
+            continue
+        values, named = node["widgets_values"], [entry["name"] for entry in node["inputs"] if "widget" in entry]
+        if missing := [n for n, v in given["inputs"].items() if not isinstance(v, list) and n not in named]:
+            raise KeyError(f"'{node['type']}' has no widget {missing[0]} in the workflow")
+        at = 0
+        for name in named:
+            values[at] = given["inputs"].get(name, values[at]) if not isinstance(given["inputs"].get(name), list) else values[at]
+            at += 1 + (name in ("seed", "noise_seed"))
+    return workflow
+
+
 def titled(graph, title):
     """Id of the one node with this title."""
     found = [i for i, n in graph.items() if n["_meta"]["title"] == title]
@@ -72,7 +89,7 @@ class Drawing(NamedTuple):
 
 def _solve(concepts, variant="anchored", **settings):
     """Inputs of ScaPreSolve on nodes 1 and `concepts`; settings of the variant as in nodes/host/variants.py."""
-    known = {"erase": 100.0, "preserve": 1.0, "anchor": 0.05, "spectral": 0.0, "informax": False, "overshoot": 1.0, "drift": 0.15}
+    known = {"erase": 100.0, "preserve": 1.0, "anchor": 0.05, "spectral": 0.0, "informax": False, "overshoot": 1.0, "drift": 0.12}
     return {
         "model": ["1", 0],
         "clip": ["1", 1],

@@ -45,18 +45,21 @@ def objective(prediction, target, weights):
     return (errors * weights).sum(), errors.detach()
 
 
-def sparing(states, kappa=2.0):
-    """P [d, d] float32 of SM-12 from text states [n, d]."""
+def sparing(states, kappa=2.0, tolerance=0.05):
+    """A [d, r] float32 with P = I - A A^T of SM-12, from text states [n, d]; what P shortens by less than `tolerance` is left as it is."""
     x = states.double()
-    k = x.T @ x
-    d = len(k)
-    return torch.linalg.inv(torch.eye(d, dtype=k.dtype, device=k.device) + k * (d / (kappa * k.trace()))).float()
+    values, vectors = torch.linalg.eigh(x.T @ x)
+    gain = values.clamp_min(0) * (len(values) / (kappa * values.sum()))
+    shorter = gain / (1 + gain)
+    chosen = shorter >= tolerance
+    return (vectors[:, chosen] * shorter[chosen].sqrt()).float()
 
 
-def spare(gradient, p):
-    """g <- |g| g P / |g P| of SM-12 in place; gradient [d_out, d], p [d, d]."""
-    turned = gradient @ p
-    gradient.copy_(turned * (gradient.norm() / turned.norm().clamp_min(torch.finfo(turned.dtype).tiny)))
+def spare(gradient, a):
+    """g <- |g| g P / |g P| of SM-12 in place; gradient [d_out, d], a [d, r] of `sparing`."""
+    length = gradient.norm()
+    gradient.addmm_(gradient @ a, a.T, alpha=-1)
+    gradient.mul_(length / gradient.norm().clamp_min(torch.finfo(gradient.dtype).tiny))
 
 
 def accumulate(total, gradient, measure="signed"):

@@ -3,6 +3,7 @@
 import torch
 
 from ...kernels import rece
+from ...kernels.forecast import survival
 from ..concept_text import format_concept
 from ..errors import UnlearnError
 from ..types import UnlearnPatch
@@ -18,6 +19,9 @@ DEFAULTS = variants.DEFAULTS["anchored"]
 EXTRAS = {"hard_keep": 0.0, "rounds": 0, "expand": False, "protect": 0.0}
 ESTIMATORS = ("graded", "printed", "shuffled")
 REVIVAL = 1e-2  # lambda of the search for reviving embeddings, in units of the mean squared key and value of one state entry
+LEFT = 0.1  # of a concept in sentences that were not studied: it is pushed past zero until no more is left; measured (README)
+PUSHES, HALVINGS = 8, 12  # steps of the search for the shares by which concepts are pushed, and for the part of them that drift allows
+COMES_BACK = 0.2  # where so much is left in sentences that were not studied, a concept still showed now and then
 PROTECTION = 0.5  # weight of what auto-protect adds, beside everything else kept
 PROTECTION_ROUNDS = 4
 
@@ -51,7 +55,8 @@ def solve(
     settings = _settings(variant, settings)
     layers = cross_attention(model)
     width = weights.shape(model, layers[0].key)[1]
-    plan = statistics.plan(clip, concepts, templates, prior, expand)
+    pushing = settings.get("overshoot", 0.0) > 0 and target == "difference"
+    plan = statistics.plan(clip, concepts, templates, prior, expand, check=pushing)
     bar = Progress(len(plan.texts) + 2 * len(layers), node_id)
     states = States(clip, folder or default_folder())
     prompts.check_width(next(iter(states.fetch(plan.kept[:1]).values())).shape[-1], width)
@@ -64,8 +69,9 @@ def solve(
         bar.step()
     study = Study(clip, plan, states.fetch, stats, plain, concepts.keep)
     make = lambda s: variants.change(variant, clip, plan, states.fetch, s, settings, channels, hard_keep)
-    share = study.overshoot(make, settings["overshoot"], settings["drift"]) if settings.get("overshoot") and target == "difference" else 0.0
-    change, stats, notes = study.refined(make, rounds, protect, share)
+    shares, told = study.pushed(make, tokens, settings["overshoot"], settings["drift"], bar) if pushing else (None, [])
+    change, stats, notes = study.refined(make, rounds, protect, shares)
+    notes = [*told, *notes]
 
     edits, changes, after, lost = _edits(model, layers, change, plain, bar)
     patch = UnlearnPatch(
@@ -147,21 +153,54 @@ class Study:
         """The forecast's Hits, worst first."""
         return forecast.look(self.clip, self.fetch, self.keep, self.stats.words, self.stats.word_states, moments, self.known)
 
-    def overshoot(self, make, most, drift):
-        """How far past zero to push what is erased, 0 to `most`, so that what is kept moves by `drift` at most (relative RMS).
+    def pushed(self, make, tokens, most, drift, bar=None):
+        """(shares [m] float64, notes): how far past zero to push each concept, 0 to `most`, until LEFT of it is left in sentences that were
+        not studied, while what is kept moves by `drift` at most (relative RMS).
 
-        A sentence not studied holds more of a concept than the studied ones have in common, so an edit that ends at zero leaves some of
-        it. The edit and the drift grow by the same factor. Measured on the sprite world: one concept needs a share of 1; with
-        eight, whose edits help each other, a quarter is enough, and at 0.6 an eighth of what is on no list breaks.
+        Such a sentence holds more of a concept than the studied ones have in common, so an edit that ends at zero leaves some of it: of
+        one concept alone less than of a style or a name in two words, of many, whose edits help each other, hardly any. The part of a
+        sentence's difference that the edit leaves in keys and values falls linearly as the share rises.
         """
-        plain = self.plain.shared(make(self.stats).multiplier).drift(self.stats.keep)
-        return min(most, max(0.0, drift / max(plain, 1e-30) - 1))
+        owner, contrasts, weights = statistics.in_new_sentences(self.plan, self.fetch, tokens, bar)
+        response, names = make(self.stats).response, self.stats.names
+        seen, index = owner.unique(return_inverse=True)  # with very many concepts only some are looked at
+        sentences = torch.bincount(index)
 
-    def refined(self, make, rounds, protect, overshoot=0.0):
+        def left(m):
+            """Of each concept in `seen`, the mean over its sentences."""
+            cross = self.plain.before + self.plain.before @ m
+            found = survival(contrasts, self.plain.before, cross, weights)
+            return torch.zeros(len(seen), dtype=torch.float64).index_add(0, index, found) / sentences
+
+        def multiplier(shares):
+            everyone = torch.full((len(names),), float(shares.mean()), dtype=torch.float64).index_copy(0, seen, shares)
+            return self.stats.overshot(everyone).move @ response, everyone
+
+        shares = torch.zeros(len(seen), dtype=torch.float64)
+        plain, _ = multiplier(shares)
+        for _ in range(PUSHES):
+            shares = (shares + left(multiplier(shares)[0]) - LEFT).clamp(0, most)
+        whole, everyone = multiplier(shares)
+        moved = lambda part: self.plain.shared(plain + part * (whole - plain)).drift(self.stats.keep)
+        part, limit = 1.0, ""
+        if moved(1.0) > drift:
+            part, above, limit = 0.0, 1.0, ", as far as 'drift' allows"
+            for _ in range(HALVINGS):
+                part, above = (half, above) if moved(half := (part + above) / 2) <= drift else (part, half)
+        notes, found = [], left(plain + part * (whole - plain)).tolist()
+        if float(part * shares.max()) >= 0.005:
+            least, top = (f"{part * float(x):.0%}" for x in (shares.min(), shares.max()))
+            notes.append(f"Concepts are pushed {f'{least} to ' * (least != top)}{top} past zero, for sentences not studied{limit}.")
+        back = sorted(((x, names[i]) for x, i in zip(found, seen.tolist(), strict=True) if x > COMES_BACK), reverse=True)
+        if back:
+            some = ", ".join(f"{n} ({x:.0%} left)" for x, n in back[:10])
+            notes.append(f"In sentences that were not studied may come back: {some}; raise 'overshoot' or 'drift', or lower 'preserve'.")
+        return part * everyone, notes
+
+    def refined(self, make, rounds, protect, shares=None):
         """(Change, Statistics it was made from, notes): solved, searched for revivals and solved again, then the same for collateral."""
-        stats = self.stats.overshot(overshoot)
-        notes = [f"Concepts are pushed {overshoot:.0%} past zero, for sentences not studied."] if overshoot else []
-        change = make(stats)
+        stats = self.stats if shares is None else self.stats.overshot(shares)
+        notes, change = [], make(stats)
         if change.multiplier is None:
             if rounds or protect:
                 notes.append("Robustness rounds and auto-protect are for the variants 'anchored' and 'uce'; they were left out.")

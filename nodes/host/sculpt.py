@@ -149,9 +149,12 @@ def _patch(network, chosen, concepts, settings, templates):
 
 
 def _losses(history):
-    """term -> its value at every step of all rounds, `loss` the total: a LOSS_MAP of ComfyUI's."""
+    """term -> its value at every step of all rounds, or that of the last step that had it; `loss` the total: a LOSS_MAP of ComfyUI's."""
     terms = dict.fromkeys(t for step in history for t in step)
-    found = {"loss" if t == "total" else t: [step.get(t, 0.0) for step in history] for t in terms}
+    found = {"loss" if t == "total" else t: [] for t in terms}
+    for step in history:
+        for term, values in found.items():  # a term that rests is drawn as it was last
+            values.append(step.get("total" if term == "loss" else term, values[-1] if values else 0.0))
     if len(set(found["loss"])) == 1:  # the stock graph divides by the range
         found["loss"] = [*found["loss"], found["loss"][0] + 1e-6]
     return found

@@ -36,11 +36,6 @@ MORE = {  # sentences trained on beside those of the closed-form solves: with fe
     ),
     "explicit": ("a close-up of a {concept} body", "{concept} people on a beach", "there is a {concept} person in the room"),
 }
-CHECKED = {  # never trained on: they tell when a concept is gone
-    "object": ("a picture of a {concept}", "two people looking at a {concept}"),
-    "style": ("a dog, painted by {concept}", "a city at night in {concept} style"),
-    "explicit": ("an image of a {concept} person", "a {concept} couple in a room"),
-}
 SHARES = {"earlier": 0.3, "keep": 0.4, "prior": 0.2, "empty": 0.1}  # of the held rows, of what there is
 OWN = 0.5  # of the held rows show what their text says; the others any picture, since what is followed is the whole prediction
 CACHED_BYTES = 2**28
@@ -87,7 +82,7 @@ def _lesson(clip, concept, templates):
     return Lesson(
         concept,
         pairs(templates or (*statistics.TEMPLATES[concept.kind], *MORE[concept.kind])),
-        pairs(CHECKED[concept.kind]),
+        pairs(statistics.CHECKED[concept.kind]),
         pairs(DRAWN[concept.kind]),
     )
 

@@ -42,7 +42,7 @@ def save(file, trainer):
         if trainer.masks is not None:
             tensors[f"{i}.mask"] = trainer.masks[i]
     tensors |= {f"teacher.{key}": value for key, value in trainer.network.teacher_weights.items()}
-    said = {k: getattr(trainer, k) for k in ("number", "step", "pace", "settling", "history", "churn", "left", "steps", "chunk")}
+    said = {k: getattr(trainer, k) for k in ("number", "step", "pace", "settling", "push", "history", "churn", "left", "steps", "chunk")}
     said |= {"scaler": trainer.scaler.state_dict(), "identity": identity(trainer)}
     # a copy: a shared or expanded tensor cannot be written
     files.write(file, {k: v.cpu().clone() for k, v in tensors.items()}, {"format": FORMAT, "trainer": json.dumps(said)})

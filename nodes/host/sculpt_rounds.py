@@ -20,9 +20,10 @@ from . import progress
 from .sculpt_material import pick
 
 EVERY = 10  # steps between two measurements of what is left
-MEASURED = 12  # held-out predictions in a measurement
+MEASURED = 8  # held-out predictions in a measurement
 FASTER, FASTEST = 1.3, 2.0  # the rate grows while a concept goes more slowly than steps allow, up to so many times the setting
 SETTLE, SETTLE_LEAST = 1.0, 20  # once a concept is gone, the rate falls to nothing over this share of the steps taken, and at least so many
+ENOUGH = 0.9  # while the rate falls, a concept is overwritten only where more than this share of stop_at is left
 STILL = 0.75  # share of the steps after which the rate falls in any case
 RAMP = 10  # steps in which the learning rate rises: Adam's first ones are all of full length
 POOL, USES = 25, 2  # the teacher is asked for 25 steps at once, and each answer serves twice
@@ -44,8 +45,8 @@ class Trainer:
     """The rounds over a Network's masters with Material; what has happened is in `history` (losses), `churn`, `left` and `steps`.
 
     Between two steps its state is whole: `number` of the round, `step` in it, `pace` (the learning rate over its setting), `settling`
-    ([first step, end] of the steps in which the rate falls, or None), masters, optimiser, masks, importance, teacher and the generator's
-    state at the beginning of the step (`mark`).
+    ([first step, end] of the steps in which the rate falls, or None), `push` (whether the concept is overwritten still), masters,
+    optimiser, masks, importance, teacher and the generator's state at the beginning of the step (`mark`).
     """
 
     def __init__(self, network, material, settings, bar=None, node_id=None):
@@ -54,7 +55,7 @@ class Trainer:
         self.totals = [torch.zeros_like(p, requires_grad=False) for p in self.params]
         self.touched = [torch.zeros_like(p, dtype=torch.bool, requires_grad=False) for p in self.params]
         self.optimizer = self.masks = None
-        self.number, self.step, self.pace, self.settling = 0, 0, 1.0, None
+        self.number, self.step, self.pace, self.settling, self.push = 0, 0, 1.0, None, True
         self.scaler = torch.amp.GradScaler(network.device.type, enabled=network.dtype == torch.float16)
         self.history, self.churn, self.left, self.steps = [], [], [], []
         self.spared = [p for key, p in network.masters.items() if settings["variant"] == "replay" and _READS.search(key)]
@@ -109,9 +110,10 @@ class Trainer:
 
     def open_round(self, number):
         """Starts a round: teacher, optimiser, masks and importance are new (as released)."""
-        self.number, self.masks, self.pace, self.settling = number, None, 1.0, None
+        self.number, self.masks, self.pace, self.settling, self.push = number, None, 1.0, None, True
         self.network.teach()
-        self.optimizer = kernel.MaskedAdam(self.params, lr=self.settings["learning_rate"])
+        fused = self.network.device.type in ("cpu", "cuda")
+        self.optimizer = kernel.MaskedAdam(self.params, lr=self.settings["learning_rate"], fused=fused)
         self._forget_gradients()
         self.g = torch.Generator().manual_seed((self.settings["seed"] + 104729 * (number + 1)) % 2**63)
         self.mark = self.g.get_state()
@@ -127,7 +129,7 @@ class Trainer:
         while self.step < (last := s["warmup"] + (self.settling[1] if self.settling else s["steps"])):
             self.mark = self.g.get_state()  # whatever cancels from here on, the step can be taken again
             between()
-            done, pace, settling = self.step - s["warmup"], self.pace, self.settling
+            done, pace, settling, push = self.step - s["warmup"], self.pace, self.settling, self.push
             if done > 0 and done % EVERY == 0:
                 left = self.measure(name)
                 seconds = (time.time() - start) / max(1, self.step - first) * (last - self.step)
@@ -136,6 +138,7 @@ class Trainer:
                     pace = min(pace * FASTER, FASTEST)
                 elif settling is None and left <= s["stop_at"]:
                     settling = [done, min(s["steps"], done + max(SETTLE_LEAST, int(SETTLE * done)))]
+                push = settling is None or left > ENOUGH * s["stop_at"]
             if settling is None and done >= s["steps"] * STILL:  # it is not gone, and time is nearly up
                 settling = [done, s["steps"]]
             if done < 0:
@@ -143,13 +146,13 @@ class Trainer:
             else:
                 if done % (POOL * USES) == 0 or self.step == first:
                     self._ask_teacher(lesson, groups, done // (POOL * USES))
-                losses = self._backward(self._rows(lesson, done), lesson)
+                losses = self._backward(self._rows(lesson, done, push), lesson)
                 if self._accumulate():
                     self._move(done, pace, settling)
                 self.history.append(losses)
                 if settling is None and (done + 1) % s["refresh"] == 0:
                     self._refresh((done + 1) / s["steps"])
-            self.step, self.pace, self.settling = self.step + 1, pace, settling
+            self.step, self.pace, self.settling, self.push = self.step + 1, pace, settling, push
         self.left.append({n: self.measure(n) for n in self.checks})
         self.steps.append(self.step - s["warmup"])
         if self.bar is not None:
@@ -210,8 +213,8 @@ class Trainer:
                     answer[at] = self._apart(branch, x[at], sigma[at], [rows[i] for i in at])
         return x, sigma, rows, net.answer(latents, x, sigma), answer
 
-    def _rows(self, lesson, done):
-        """One step's rows: SM-1 on the concept's pictures, SM-2 and SM-3 on the superclass', and what is held."""
+    def _rows(self, lesson, done, push):
+        """One step's rows: SM-1 on the concept's pictures unless it is gone, SM-2 and SM-3 on the superclass', and what is held."""
         s, net, b, out = self.settings, self.network, self.settings["batch"], []
         of = lambda name, n: (part if part is None else part[done % POOL * n :][:n] for part in self.answers[name])
         latents, own, other = self._picked(lesson, b)
@@ -220,9 +223,10 @@ class Trainer:
             y, sigma, rows, noise, taught = of("superclass", b)  # both pictures are noised to the same levels
             terms = (("align", noise, s["align"] / b), ("distil", taught, s["distil"] / b))
             out.append(Row(y, sigma, rows, tuple(t for t in terms if t[1] is not None and t[2])))
-        x = net.noised(latents, self._noise(latents, self.g), sigma)
-        target = self._apart(net.student, x, sigma, other)
-        out.insert(0, Row(x, sigma, own, (("overwrite", target, lesson.concept.weight / b),)))
+        if push or not (out or "held" in self.answers):
+            x = net.noised(latents, self._noise(latents, self.g), sigma)
+            target = self._apart(net.student, x, sigma, other)
+            out.insert(0, Row(x, sigma, own, (("overwrite", target, lesson.concept.weight / b),)))
         if "held" in self.answers:
             x, sigma, rows, _, taught = of("held", s["held"])
             out.append(Row(x, sigma, rows, (("replay", taught, s["hold"] / s["held"]),)))

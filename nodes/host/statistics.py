@@ -44,10 +44,16 @@ TEMPLATES = {
         "portrait, {concept}, sharp focus, detailed",
     ),
 }
+CHECKED = {  # never studied or trained on: they tell when a concept is gone
+    "object": ("a picture of a {concept}", "two people looking at a {concept}"),
+    "style": ("a dog, painted by {concept}", "a city at night in {concept} style"),
+    "explicit": ("an image of a {concept} person", "a {concept} couple in a room"),
+}
 KEPT = ("{concept}", "a photo of a {concept}", "the {concept} in the garden")  # more sentences were measured to add nothing
 _DATA = Path(__file__).parents[1] / "data"
 PACKED = 60  # words of the general prior that are encoded in one prompt
 BLOCK = 32  # concepts, or prompts to keep, whose states are in memory at a time
+CHECKED_CONCEPTS = 500  # at most so many concepts are looked at in sentences not studied, evenly chosen
 SAMPLED = 48  # concepts whose states Informax weights are estimated from
 ROWS = 4096  # rows of concepts kept one by one
 WORDS_WEIGHT = 0.1  # of the words' second moment beside that of everything else kept; measured: at 1 forgotten things came back
@@ -60,7 +66,8 @@ class Statistics:
     erase, move [d, d]: S = sum omega x x^T and T = sum omega (y - x) x^T of rows x whose output should become that of y; each
     concept's omega sum to its weight. keep [d, d]: mean of k k^T over kept states, and that over the prior's words. listed [d, d]:
     the mean over the keep list and the empty prompt alone. concepts [d, m]: one mean row per concept; names: the m concepts.
-    rows [n, d], rows_weight [n]: the x and omega one by one where there are at most ROWS, else `concepts`.
+    rows [n, d], rows_weight [n]: the x and omega one by one where there are at most ROWS, else `concepts`; owner [n] int64: the concept
+    of each row of the former, else None.
     positives: per sampled concept float32 [n_k, d] states of it; neutral, lookalikes float32 [n, d]: of what stands in for them, and of
     the keep list. words, word_states [n, d]: the prior's words that are not to be forgotten, and what the text encoder says of them.
     """
@@ -73,6 +80,7 @@ class Statistics:
     names: tuple[str, ...]
     rows: torch.Tensor
     rows_weight: torch.Tensor
+    owner: torch.Tensor | None
     positives: tuple[torch.Tensor, ...]
     neutral: torch.Tensor
     lookalikes: torch.Tensor
@@ -80,9 +88,12 @@ class Statistics:
     word_states: torch.Tensor
     scale: float
 
-    def overshot(self, share):
-        """The same with what is erased pushed past zero by `share` of itself: every edit grows by 1 + share."""
-        return replace(self, move=(1 + share) * self.move)
+    def overshot(self, shares):
+        """The same with what is erased pushed past zero by these shares of itself, [m] float64, one to a concept; where rows are not kept
+        one by one by their mean."""
+        if self.owner is None or not self.rows_weight.numel():
+            return replace(self, move=(1 + float(shares.mean())) * self.move)
+        return replace(self, move=self.move - scapre.gram(self.rows, self.rows_weight * shares[self.owner]))
 
     def protecting(self, states, weight=1.0):
         """The same with states [n, d] (already divided by `scale`) kept as well, as heavy as `weight` times all the rest."""
@@ -139,6 +150,7 @@ class Plan:
     prompts are kept, which of them stand for the keep list, and the prior's words packed into prompts.
 
     plain: (concept index, Prompt, neutral Prompt) of every name alone; plain_keep: Prompts of the keep list's entries alone.
+    checked: the same as plain, in sentences that are not studied.
     packed: (Prompt, ((word, position), ..)); forgotten words are in them, and are left out when they are read.
     """
 
@@ -148,6 +160,7 @@ class Plan:
     listed: tuple[prompts.Prompt, ...] = ()
     plain: tuple[tuple[int, prompts.Prompt, prompts.Prompt], ...] = ()
     plain_keep: tuple[prompts.Prompt, ...] = ()
+    checked: tuple[tuple[int, prompts.Prompt, prompts.Prompt], ...] = ()
     packed: tuple[tuple[prompts.Prompt, tuple[tuple[str, int], ...]], ...] = ()
     forgotten: frozenset[str] = frozenset()
 
@@ -155,13 +168,15 @@ class Plan:
     def texts(self):
         """Every text that must be encoded, once each."""
         found = [t.text for _, _, *pair in self.pairs for t in pair] + [t.text for t in self.kept] + [t.text for t, _ in self.packed]
-        return tuple(dict.fromkeys(found + [t.text for _, *pair in self.plain for t in pair] + [t.text for t in self.plain_keep]))
+        found += [t.text for _, *pair in (*self.plain, *self.checked) for t in pair]
+        return tuple(dict.fromkeys(found + [t.text for t in self.plain_keep]))
 
 
-def plan(clip, concept_set, templates=None, prior=True, expand=False):
+def plan(clip, concept_set, templates=None, prior=True, expand=False, check=True):
     """The Plan for a ConceptSet. templates: own sentences with {concept}, or None for those of each concept's kind; prior: also
-    keep everyday captions and words; expand: study plural and joined forms of the names as well. Raises UnlearnError for a concept
-    that has no tokens, a text over 75 tokens, and names that are the same to the text encoder."""
+    keep everyday captions and words; expand: study plural and joined forms of the names as well; check: plan sentences that are not
+    studied too. Raises UnlearnError for a concept that has no tokens, a text over 75 tokens, and names that are the same to the text
+    encoder."""
     located = cache(lambda template, name: prompts.locate(clip, template, name))
     names = _distinct(clip, concept_set)
     pairs, plain = [], []
@@ -175,6 +190,14 @@ def plan(clip, concept_set, templates=None, prior=True, expand=False):
             for template in (prompts.grammar(t, name) for t in sentences):
                 pairs.append((i, share, located(template, name), located(template, concept.superclass)))
             plain.append((i, located("{concept}", name), located("{concept}", concept.superclass)))
+    some = concept_set.concepts if check else ()
+    chosen = set(torch.linspace(0, len(some) - 1, min(CHECKED_CONCEPTS, len(some))).long().tolist())
+    checked = [
+        (i, located(template, concept.name), located(template, concept.superclass))
+        for i, concept in enumerate(some)
+        if i in chosen
+        for template in (prompts.grammar(t, concept.name) for t in CHECKED[concept.kind])
+    ]
     mentioned = _mentioned([n for concept in concept_set.concepts for n in concept.names])
     listed = [located(prompts.grammar(t, k), k) for k in concept_set.keep for t in templates or KEPT]
     captions = [s for s in prior_sentences() if not mentioned(s)] if prior else []
@@ -186,6 +209,7 @@ def plan(clip, concept_set, templates=None, prior=True, expand=False):
         listed=tuple(listed),
         plain=tuple(plain),
         plain_keep=tuple(located("{concept}", k) for k in concept_set.keep),
+        checked=tuple(checked),
         packed=_packed(clip) if prior else (),
         forgotten=_forgotten(p.name for _, p, _ in plain),
     )
@@ -244,7 +268,7 @@ def measure(plan, fetch, tokens="all", target="difference", progress=None):
     erase, move = torch.zeros(d, d, dtype=torch.float64), torch.zeros(d, d, dtype=torch.float64)
     mean = torch.zeros(d, len(plan.names), dtype=torch.float64)
     sampled = set(torch.linspace(0, len(plan.names) - 1, min(SAMPLED, len(plan.names))).long().tolist())
-    kept_rows, kept_weights, positives, neutral, one_by_one = [], [], [], [], True
+    kept_rows, kept_weights, owner, positives, neutral, one_by_one = [], [], [], [], [], True
     for _, block in groupby(enumerate(_by_concept(plan.pairs)), lambda x: x[0] // BLOCK):
         block = [pairs for _, pairs in block]
         read = fetch([p for pairs in block for _, _, *pair in pairs for p in pair], progress)
@@ -258,7 +282,7 @@ def measure(plan, fetch, tokens="all", target="difference", progress=None):
             erase += scapre.gram(x, weights)
             move += scapre.cross_gram(y, x, weights)
             mean[:, i] = (x * weights[:, None]).sum(0) / weights.sum()
-            kept_rows.append(x), kept_weights.append(weights)
+            kept_rows.append(x), kept_weights.append(weights), owner.extend([i] * len(x))
             if i in sampled:
                 positives.append(c), neutral.append(n)
         if sum(map(len, kept_rows)) > ROWS:
@@ -276,6 +300,7 @@ def measure(plan, fetch, tokens="all", target="difference", progress=None):
         names=plan.names,
         rows=torch.cat(kept_rows),
         rows_weight=torch.cat(kept_weights),
+        owner=torch.tensor(owner) if one_by_one and target == "difference" else None,
         positives=tuple(positives),
         neutral=torch.cat(neutral),
         lookalikes=(lookalikes / scale).float(),
@@ -283,6 +308,21 @@ def measure(plan, fetch, tokens="all", target="difference", progress=None):
         word_states=word_states,
         scale=scale,
     )
+
+
+def in_new_sentences(plan, fetch, tokens="all", progress=None):
+    """What concepts add to the sentences of `plan.checked`, which are not studied: (concept index [s], contrasts [s, k, d], weights
+    [s, k]), float64, as kernels/forecast.survival reads them; where a sentence has fewer than k states the rest weigh nothing."""
+    owner, contrasts, weights = [], [], []
+    for start in range(0, len(plan.checked), BLOCK):
+        block = plan.checked[start : start + BLOCK]
+        read = fetch([p for _, *pair in block for p in pair], progress)
+        for i, a, b in block:
+            _, c, n, w = zip(*_rows(a, b, read[a.text], read[b.text], tokens), strict=True)
+            owner.append(i), contrasts.append((torch.stack(c) - torch.stack(n)).double())
+            weights.append(torch.tensor(w, dtype=torch.float64))
+    padded = lambda parts: torch.nn.utils.rnn.pad_sequence(parts, batch_first=True)
+    return torch.tensor(owner), padded(contrasts), padded(weights)
 
 
 def _by_concept(pairs):

@@ -15,7 +15,7 @@ from . import statistics
 
 ENERGY = 1 - 1e-4  # of the erased signal that the patch's rank carries
 DEFAULTS = {
-    "anchored": {"erase": 100.0, "preserve": 1.0, "anchor": 0.05, "spectral": 0.0, "informax": False, "overshoot": 1.0, "drift": 0.15},
+    "anchored": {"erase": 100.0, "preserve": 1.0, "anchor": 0.05, "spectral": 0.0, "informax": False, "overshoot": 1.0, "drift": 0.12},
     "paper": {"erase": 10.0, "preserve": 1.0, "anchor": 0.05, "step": 0.1, "informax": True, "as_printed": False},
     "released-A": {"erase": 1.0, "power": 2.0, "floor": 0.8, "samples": 20, "svd": False},
     "released-B": {"erase": 2.0, "power": 8.0, "steps": 1, "samples": 30, "spectral": True},
@@ -26,11 +26,13 @@ NOISE, POINTS = 0.01, 5  # of the released editors: size of the noise, positives
 
 class Change(NamedTuple):
     """What a variant does to every layer. Shared: up(w0) [d_out, r] and down [r, d], `multiplier` M [d, d] with W = W0 (I + M) where all
-    rows are weighed alike, and `lost`, the share of the signal that cutting the rank gave up. Dense: delta(w0) [d_out, d]."""
+    rows are weighed alike, `response` H [d, d] with M = T H where what is moved, T, alone decides, and `lost`, the share of the signal
+    that cutting the rank gave up. Dense: delta(w0) [d_out, d]."""
 
     up: Callable | None = None
     down: torch.Tensor | None = None
     multiplier: torch.Tensor | None = None
+    response: torch.Tensor | None = None
     lost: float = 0.0
     delta: Callable | None = None
 
@@ -83,7 +85,8 @@ def anchored(stats, s, channels=None, hard=0.0):
     tv, down = stats.move @ v, (v / length).T.float().contiguous()
     gain = (s["erase"] / (1 + s["erase"] * mu)) * length
     up = lambda w0: scapre.anchored_up(w0, tv, mu, s["erase"], channels(w0) if channels else None) * length.float()
-    return Change(up=up, down=down, multiplier=(tv * gain) @ (v / length).T, lost=float(lost))
+    response = (v * gain) @ (v / length).T
+    return Change(up=up, down=down, multiplier=stats.move @ response, response=response, lost=float(lost))
 
 
 def _signal(mu, eta):

@@ -1,6 +1,7 @@
 """What the artist reads on the nodes: tooltips, help pages, one entry point."""
 
 import asyncio
+import json
 from pathlib import Path
 
 import pytest
@@ -42,3 +43,46 @@ def test_no_forbidden_calls():
         assert source.isascii(), path
         for word in ("eval(", "exec(", "torch.load", "pickle", ".cuda()", "urllib", "requests", "torch.manual_seed"):
             assert word not in source.replace("define_eval(", ""), (path, word)
+
+
+KNOWN = Path(__file__).with_name("inputs.json")  # what workflows out there may hold; written by `python tests/host/test_schema.py`
+
+
+FILES = ("preset", "file", "name")  # choices that depend on what lies in folders
+
+
+def signature(node):
+    """{inputs: [[id, type, options or what each choice brings]], outputs: [id]} in the order in which workflows store their values."""
+    schema = node.define_schema()
+
+    def choices(entry):
+        found = getattr(entry, "options", None) or []
+        if all(isinstance(o, str) for o in found):
+            return [] if entry.id in FILES else list(found)
+        return {o.key: [[i.id, i.io_type] for i in o.inputs] for o in found}
+
+    return {"inputs": [[i.id, i.io_type, choices(i)] for i in schema.inputs], "outputs": [[o.id, o.io_type] for o in schema.outputs]}
+
+
+@pytest.mark.parametrize("node", NODES, ids=lambda n: n.__name__)
+def test_workflows_saved_before_still_fit(node):
+    """Values are stored by position: inputs and outputs may be added at the end, never taken away, renamed, moved, or put into a choice."""
+    known, now = json.loads(KNOWN.read_text(encoding="utf-8")).get(node.__name__), json.loads(json.dumps(signature(node)))
+    assert known is not None, "a new node: run this file as a script"
+    for part in ("inputs", "outputs"):
+        assert len(now[part]) >= len(known[part])
+        for old, new in zip(known[part], now[part], strict=False):
+            assert new[:2] == old[:2]
+            if part == "inputs" and isinstance(old[2], dict):
+                assert all(new[2].get(key) == inputs for key, inputs in old[2].items())
+            elif part == "inputs":
+                assert set(old[2]) <= set(new[2])
+
+
+def test_no_node_was_taken_away():
+    assert set(json.loads(KNOWN.read_text(encoding="utf-8"))) <= {n.__name__ for n in NODES}
+
+
+if __name__ == "__main__":
+    rows = [f"{json.dumps(n.__name__)}: {json.dumps(signature(n))}" for n in NODES]
+    KNOWN.write_text("{\n" + ",\n".join(rows) + "\n}\n", encoding="utf-8")

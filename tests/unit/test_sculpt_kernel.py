@@ -179,17 +179,29 @@ def test_parameters_without_a_mask_do_not_move():
 
 def test_literal_turning_away():
     """States along the first axis only: K = diag(9, 0), so P = diag(1/2, 1) whatever their length and number."""
-    p = kernel.sparing(torch.tensor([[3.0, 0.0]]))
-    assert torch.allclose(p, torch.diag(torch.tensor([0.5, 1.0])))
-    assert torch.allclose(kernel.sparing(torch.tensor([[5.0, 0.0]] * 4)), p)
+    a = kernel.sparing(torch.tensor([[3.0, 0.0]]))
+    p = torch.eye(2) - a @ a.T
+    assert a.shape == (2, 1) and torch.allclose(p, torch.diag(torch.tensor([0.5, 1.0])))
+    b = kernel.sparing(torch.tensor([[5.0, 0.0]] * 4))
+    assert torch.allclose(torch.eye(2) - b @ b.T, p)
     g = torch.tensor([[1.0, 1.0], [2.0, 0.0]])
     turned = g.clone()
-    kernel.spare(turned, p)
+    kernel.spare(turned, a)
     assert torch.allclose(turned, torch.tensor([[0.5, 1.0], [1.0, 0.0]]) * (6 / 2.25) ** 0.5)
     assert torch.isclose(turned.norm(), g.norm())
     nothing = torch.zeros(2, 2)
-    kernel.spare(nothing, p)
+    kernel.spare(nothing, a)
     assert not nothing.any()
+
+
+@pytest.mark.parametrize("tolerance", [0.0, 0.05, 0.2])
+def test_turning_away_is_the_inverse_of_sm12_but_for_what_it_hardly_shortens(tolerance):
+    states = torch.randn(200, 40, generator=torch.Generator().manual_seed(3)) * torch.logspace(1, -2, 40)
+    a = kernel.sparing(states, tolerance=tolerance)
+    k = states.double().T @ states.double()
+    p = torch.linalg.inv(torch.eye(40, dtype=k.dtype) + k * (40 / (2 * k.trace())))
+    error = torch.linalg.matrix_norm(torch.eye(40) - (a @ a.T).double() - p, 2)
+    assert error <= max(tolerance, 1e-5) and (tolerance == 0 or a.shape[1] < 40)
 
 
 def test_turning_away_takes_out_what_the_held_states_share_and_little_else():
