@@ -58,6 +58,7 @@ PLANS = {
     ),
 }
 TRAINING = {"steps": 140, "stop_at": 0.7, "batch": 4, "held": 8, "learning_rate": 3e-4, "pictures": 8, "sampling_steps": 8, "captions": 8}
+SAVED = [BASE / "models" / folder / f"my_{name}.safetensors" for folder, name in (("unlearn_patches", "patch"), ("loras", "unlearn_lora"))]
 QUICK = TRAINING | {"steps": 1, "batch": 1, "held": 1, "pictures": 1, "sampling_steps": 1, "captions": 1}
 
 
@@ -131,7 +132,7 @@ def main():
     parser.add_argument("names", nargs="*", default=list(PLANS), help="example workflows, all by default")
     names = parser.parse_args().names or list(PLANS)
     checkpoint.expand(BASE / "models" / "checkpoints")
-    with Server("--disable-metadata") as server:
+    with Server("--disable-metadata", leaves=SAVED) as server:
         for name in names:
             start, (_, gone, kept, title) = time.time(), PLANS[name]
             shots = list(zip((*gone, *kept), runs(server, name, (*gone, *kept)), strict=True))

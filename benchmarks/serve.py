@@ -17,6 +17,7 @@ from . import pictures, workflow
 from .server import BASE, HOST, command, free_port
 
 EXAMPLES = "sprite_world"  # a node pack without nodes, so that the template browser lists the examples once more, ready to run
+PACKS = ("--whitelist-custom-nodes", "ComfyUI-Unlearn", EXAMPLES)
 
 
 def examples():
@@ -33,6 +34,11 @@ def examples():
             made = workflow.filled(workflow.load(name), graph)
             (folder / f"{name}.json").write_text(json.dumps(made), encoding="utf-8")
             (folder / f"{name}.jpg").write_bytes((workflow.FOLDER / f"{name}.jpg").read_bytes())
+
+
+def address(url, name="quick_erase"):
+    """Where a server opens on one of the examples."""
+    return f"{url}/?template={name}&source={EXAMPLES}"
 
 
 def when_ready(url, process, say, seconds=180):
@@ -54,16 +60,15 @@ def main():
     examples()
     port = given.port or free_port()
     url = f"http://127.0.0.1:{port}"
-    first = f"{url}/?template=quick_erase&source={EXAMPLES}"
+    first = address(url)
     env = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
-    packs = ("--whitelist-custom-nodes", "ComfyUI-Unlearn", EXAMPLES)
 
     def say():
         print(f"\nComfyUI with Unlearn: {first}\nPress Run there; Ctrl+C here stops it.\n", flush=True)
         if not given.no_browser:
             webbrowser.open(first)
 
-    process = subprocess.Popen(command(port, *packs, *more), cwd=HOST, env=env)
+    process = subprocess.Popen(command(port, *PACKS, *more), cwd=HOST, env=env)
     threading.Thread(target=when_ready, args=(url, process, say), daemon=True).start()
     try:
         return process.wait()

@@ -37,9 +37,10 @@ class Failed(RuntimeError):
 
 
 class Server:
-    """A running host; `with Server() as s: s.run(graph)`. Its log is `s.log`."""
+    """A running host; `with Server() as s: s.run(graph)`. Its log is `s.log`; the files in `leaves` go when it ends."""
 
-    def __init__(self, *more, log=None):
+    def __init__(self, *more, log=None, leaves=()):
+        self.leaves = leaves
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.client = uuid.uuid4().hex
@@ -152,3 +153,5 @@ class Server:
 
     def __exit__(self, *_):
         self.stop()
+        for path in self.leaves:
+            path.unlink(missing_ok=True)

@@ -41,10 +41,6 @@ class CollateralForecast(io.ComfyNode):
         )
         keep = concepts.keep if concepts else ()
         hits = forecast.of_patch(model, clip, patch, forgotten, keep, cls.hidden.unique_id, strength)
-        rows = [
-            (h.name, h.survival, f"{max(h.survival, 0):.0%} left", report.GOOD if h.survival > 0.9 else report.BAD)
-            for h in hits[: 2 * forecast.SHOWN]
-        ]
         words = "\n".join(forecast.describe(hits))
         progress.say(words, cls.hidden.unique_id)
-        return io.NodeOutput(report.bar_charts("Collateral Forecast", [("What words hit hardest keep of what they say", rows)]), words)
+        return io.NodeOutput(report.bar_charts("Collateral Forecast", [(forecast.TITLE, forecast.bars(hits, 2 * forecast.SHOWN))]), words)

@@ -17,7 +17,7 @@ import latent_preview
 import torch
 
 from ..errors import UnlearnError
-from . import lockstep, prompts, report, statistics, weights
+from . import forecast, lockstep, prompts, report, statistics, weights
 from .saliency import own_size
 
 DEFAULTS = {"seed": 7, "seeds": 2, "kept": 4, "steps": 20, "cfg": 7.0, "size": 0, "sampler": "ddim", "scheduler": "ddim_uniform"}
@@ -90,6 +90,8 @@ def compare(before, after, clip, vae, concepts, templates=(), clip_vision=None, 
     touched = weight_changes(before, after)
     metrics = measure(shots, touched)
     metrics |= {"settings": settings, "clip": _clip_scores(shots, clip_vision, score_clip or clip) if clip_vision is not None else None}
+    hits, told = _forecast(before, after, clip, concepts, touched, lambda: live.step(0))
+    metrics["forecast"] = [h._asdict() for h in hits]
     code, words = verdict(metrics)
     metrics["verdict"] = {"code": code, "text": words, "nothing_below": NOTHING, "damaged_from": DAMAGED, "suffers_from": SUFFERS}
     metrics["shots"] = [
@@ -98,7 +100,7 @@ def compare(before, after, clip, vae, concepts, templates=(), clip_vision=None, 
     ]
     colour = {"worked": report.GOOD, "partly": report.WARN, "side_effects": report.WARN, "changed": report.NEUTRAL}.get(code, report.BAD)
     sheet = report.to_image(report.pairs_sheet("Erasure Report", words, colour, _sections(shots)))
-    return sheet, _chart(shots, touched, metrics), _text(metrics, touched, words), metrics
+    return sheet, _chart(shots, touched, metrics, hits), _text(metrics, touched, words, told), metrics
 
 
 class _Live:
@@ -165,6 +167,17 @@ def _decode(vae, shots, when, live):
         for shot, picture in zip(part, pictures.view(len(part), *pictures.shape[-3:]), strict=True):
             shot.pictures[when], shot.shown[when] = picture, report.thumbnail(picture)
         live.step(0)
+
+
+def _forecast(before, after, clip, concepts, touched, step):
+    """(forecast Hits, lines on them): what the change of keys and values does to words that nobody drew; nothing where they are alike."""
+    if not any("attn2.to_k" in key or "attn2.to_v" in key for key, *_ in touched["layers"]):
+        return [], []
+    try:
+        hits = forecast.of_models(before, after, clip, [n for c in concepts.concepts for n in c.names], concepts.keep, step)
+    except UnlearnError as error:  # the pictures are drawn: they are shown in any case
+        return [], [f"No forecast: {error}"]
+    return hits, forecast.describe(hits) if hits else []
 
 
 def weight_changes(before, after):
@@ -328,7 +341,7 @@ def _label(key):
     return key.removeprefix("diffusion_model.").removesuffix(".weight").replace("_blocks", "").replace("transformer.", "")
 
 
-def _chart(shots, touched, metrics):
+def _chart(shots, touched, metrics, hits=()):
     rows, charts = [], []
     for name, gone in dict.fromkeys((s.name, s.forgotten) for s in shots):
         part = [s.change["pixels"] for s in shots if (s.name, s.forgotten) == (name, gone)]
@@ -342,6 +355,8 @@ def _chart(shots, touched, metrics):
         scores = [(g, f, v) for g in ("forgotten", "kept") for f, v in clip[g].items()]
         named = {"clip_before": "to the prompt, before", "clip_after": "to the prompt, after", "clip_image": "before to after"}
         charts.append(("CLIP score", [(f"{g}: {named[f]}", v / 100, f"{v:.1f}", report.NEUTRAL) for g, f, v in scores]))
+    if hits:
+        charts.append((forecast.TITLE, forecast.bars(hits)))
     layers = [(_label(key), change) for key, _, _, change in touched["layers"]]
     top = max([c for _, c in layers] + [1e-9])
     shown = [(label, c / top, f"{c:.2%}", report.NEUTRAL) for label, c in layers[:40]]
@@ -350,7 +365,7 @@ def _chart(shots, touched, metrics):
     return report.bar_charts("Erasure Report", charts)
 
 
-def _text(metrics, touched, words):
+def _text(metrics, touched, words, told=()):
     w, lines = metrics["weights"], [words]
     for group in ("forgotten", "kept"):
         if m := metrics[group]:
@@ -368,6 +383,7 @@ def _text(metrics, touched, words):
     lines.append(f"{w['touched']:,} of {w['total']:,} weights differ ({w['share']:.2%}), in {len(touched['layers'])} layers.")
     if most := max(touched["layers"], key=lambda x: x[3], default=None):
         lines.append(f"Changed most: {_label(most[0])} by {most[3]:.1%}.")
+    lines += told
     lines.append("A changed picture is not proof that a concept is gone: look at the pairs, and try prompts and seeds of your own.")
     return "\n".join(lines)
 

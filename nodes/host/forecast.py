@@ -6,8 +6,10 @@ sentences of their own, as concepts are, and judged by the share of what they ad
 
 from typing import NamedTuple
 
+import torch
+
 from ...kernels import forecast as kernel
-from . import patching, prompts, statistics, weights
+from . import patching, prompts, report, statistics, weights
 from .layers import cross_attention
 from .progress import Progress
 from .states import States, default_folder
@@ -16,6 +18,7 @@ ROWS = 640  # of each matrix, evenly spread, that moments are taken from; sums o
 SUSPECTS = 16  # words of the prior that get a second look
 SENTENCE = statistics.KEPT[1]  # what they are studied in; each sentence more costs time
 SHOWN = 12
+TITLE = "Forecast: what words hit hardest keep of what they say"
 
 
 class Hit(NamedTuple):
@@ -110,25 +113,45 @@ def of_patch(model, clip, patch, forgotten=(), keep=(), node_id=None, strength=1
 
     Raises UnlearnError for a patch of another architecture or a CLIP of another width."""
     patching.check_keys(model, patch)
-    layers = cross_attention(model)
-    bar = Progress(len(layers) + 1, node_id)
-    moments = Moments()
     edits = {}
     for key, edit in patch.edits:
         edits.setdefault(key, []).append(edit)
-    for layer in layers:
-        w0 = weights.read(model, layer.key)
-        w = w0.clone()
-        for edit in edits.get(layer.key, ()):
-            w += edit.change(w, strength)
-        moments.edited(w0, w - w0)
-        bar.step()
+
+    def pairs():
+        for layer in layers:
+            w0 = weights.read(model, layer.key)
+            yield w0, sum((edit.change(w0, strength) for edit in edits.get(layer.key, ())), torch.zeros_like(w0))
+
+    layers = cross_attention(model)
+    bar = Progress(len(layers) + 1, node_id)
+    return _of_changes(clip, pairs(), forgotten, keep, bar.step)
+
+
+def of_models(before, after, clip, forgotten=(), keep=(), step=lambda: None):
+    """Hits of what stands between two MODELs of one kind, as `of_patch`. step: called layer by layer.
+
+    Raises UnlearnError for models without cross-attention or a CLIP of another width."""
+    read = ((weights.read(before, layer.key), weights.read(after, layer.key)) for layer in cross_attention(before))
+    return _of_changes(clip, ((w0, w - w0) for w0, w in read), forgotten, keep, step)
+
+
+def _of_changes(clip, pairs, forgotten, keep, step):
+    """Hits of (W0, its change) of every layer."""
+    moments = Moments()
+    for w0, delta in pairs:
+        moments.edited(w0, delta)
+        step()
     fetch = States(clip, default_folder()).fetch
     words, states = statistics.read_words(clip, fetch, forgotten)
     prompts.check_width(states.shape[-1], w0.shape[1])
     hits = look(clip, fetch, tuple(keep), words, states, moments)
-    bar.step()
+    step()
     return hits
+
+
+def bars(hits, n=SHOWN):
+    """Rows of a bar chart of the n words hit hardest, titled `TITLE`."""
+    return [(h.name, h.survival, f"{max(h.survival, 0):.0%} left", report.GOOD if h.survival > 0.9 else report.BAD) for h in hits[:n]]
 
 
 def describe(hits, bound=0.9):

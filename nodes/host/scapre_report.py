@@ -24,13 +24,9 @@ class Found:
         top = max([c for _, c in self.changes] + [1e-9])
         layers = [(label, c / top, f"{c:.2%}", report.NEUTRAL) for label, c in self.changes[:40]]
         kept = [("everything kept", self.drift, f"{self.drift:.1%} moved", report.GOOD if self.drift <= TOO_FAR else report.BAD)]
-        words = [
-            (h.name, h.survival, f"{max(h.survival, 0):.0%} left", report.GOOD if h.survival > 0.9 else report.BAD)
-            for h in self.hits[: forecast.SHOWN]
-        ]
         charts = [("What each concept still adds to keys and values", shown), ("Kept prompts", kept)]
-        if words:
-            charts.append(("Forecast: what words hit hardest keep of what they say", words))
+        if self.hits:
+            charts.append((forecast.TITLE, forecast.bars(self.hits)))
         if self.channels is not None and self.channels.seen:
             at = (0.05, 0.25, 0.5, 0.75, 0.95)
             charts.append(

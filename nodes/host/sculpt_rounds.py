@@ -19,9 +19,9 @@ from ..errors import UnlearnError
 from . import progress
 from .sculpt_material import pick
 
-EVERY = 10  # steps between two measurements of what is left
+EVERY = 5  # steps between two measurements of what is left
 MEASURED = 8  # held-out predictions in a measurement
-FASTER, FASTEST = 1.3, 2.0  # the rate grows while a concept goes more slowly than steps allow, up to so many times the setting
+FASTER, FASTEST = 1.14, 2.0  # the rate grows while a concept goes more slowly than steps allow, up to so many times the setting
 SETTLE, SETTLE_LEAST = 1.0, 20  # once a concept is gone, the rate falls to nothing over this share of the steps taken, and at least so many
 ENOUGH = 0.9  # while the rate falls, a concept is overwritten only where more than this share of stop_at is left
 STILL = 0.75  # share of the steps after which the rate falls in any case

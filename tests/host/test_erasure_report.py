@@ -81,6 +81,24 @@ def test_noise_at_strength_2_damaged_everything(loaded):
     assert digest(model) == before
 
 
+def test_the_forecast_stands_beside_the_pictures(loaded, monkeypatch):
+    """That of the patch itself; none where keys and values are alike; and what makes it impossible costs the report nothing."""
+    model, clip, _ = loaded
+    patch = noise_patch(model, 0.5)
+    patched = patching.apply(model, patch)[0]
+    _, chart, words, metrics = compare(loaded, patched)
+    names, keep = [n for c in CONCEPTS.concepts for n in c.names], CONCEPTS.keep
+    hits = erasure.forecast.of_patch(model, clip, patch, names, keep)
+    assert [f["name"] for f in metrics["forecast"]] == [h.name for h in hits] and {"key", "tree"} <= {h.name for h in hits}
+    assert [f["survival"] for f in metrics["forecast"]] == pytest.approx([h.survival for h in hits], abs=1e-4)
+    assert all(line in words for line in erasure.forecast.describe(hits))
+    monkeypatch.setattr(erasure.forecast.statistics, "read_words", lambda *_: (["cat"], torch.ones(1, 1024)))
+    _, plain, words, metrics = compare(loaded, patched)
+    assert metrics["forecast"] == [] and "No forecast: The input 'clip' gives states of width 1024" in words
+    assert plain.shape[1] < chart.shape[1]
+    assert compare(loaded, model.clone())[3]["forecast"] == []
+
+
 def test_pictures_without_numbers_are_damage(loaded):
     patched = loaded[0].clone()
     patched.set_model_sampler_post_cfg_function(lambda args: args["denoised"] * float("nan"))

@@ -303,6 +303,20 @@ def test_each_concept_is_pushed_until_little_is_left_of_it_in_new_sentences(load
         assert left["pushed", c.name] == pytest.approx(host.LEFT, abs=0.03)
 
 
+def test_of_very_many_concepts_some_are_looked_at(loaded, kept_list, monkeypatch):
+    """One of the two is looked at: the other is pushed as far. Where rows are not kept one by one all grow by the same factor."""
+    statistics = pack.module("nodes.host.statistics")
+    change = lambda **how: torch.cat([change_of(e).flatten() for _, e in solve(loaded, kept_list, drift=1.0, **how)[0].edits])
+    plain, free = change(overshoot=0.0), change()
+    monkeypatch.setattr(statistics, "CHECKED_CONCEPTS", 1)
+    some = change()
+    monkeypatch.setattr(statistics, "ROWS", 1)
+    summed = change()
+    factor = float(summed @ plain / plain.square().sum())
+    assert factor > 1.05 and float((summed - factor * plain).norm() / summed.norm()) < 1e-3
+    assert float((some - summed).norm() / summed.norm()) < 1e-3 < float((free - summed).norm() / summed.norm())
+
+
 def test_what_may_come_back_is_named(loaded, kept_list):
     words = solve(loaded, kept_list, overshoot=1.0, drift=0.0, preserve=20.0)[2]
     assert re.search(r"not studied may come back: [\w ]+ \(\d\d% left\)", words)

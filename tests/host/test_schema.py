@@ -48,7 +48,7 @@ def test_no_forbidden_calls():
 KNOWN = Path(__file__).with_name("inputs.json")  # what workflows out there may hold; written by `python tests/host/test_schema.py`
 
 
-FILES = ("preset", "file", "name")  # choices that depend on what lies in folders
+OTHERS = ("preset", "file", "name", "sampler", "scheduler")  # choices that depend on what lies in folders, and the host's own
 
 
 def signature(node):
@@ -58,7 +58,7 @@ def signature(node):
     def choices(entry):
         found = getattr(entry, "options", None) or []
         if all(isinstance(o, str) for o in found):
-            return [] if entry.id in FILES else list(found)
+            return [] if entry.id in OTHERS else list(found)
         return {o.key: [[i.id, i.io_type] for i in o.inputs] for o in found}
 
     return {"inputs": [[i.id, i.io_type, choices(i)] for i in schema.inputs], "outputs": [[o.id, o.io_type] for o in schema.outputs]}

@@ -414,6 +414,24 @@ def test_a_round_settles_and_ends_when_the_concept_is_gone(small, monkeypatch):
     assert [rate for _, rate in seen] == pytest.approx([1, 1, 1, 1, 1, 0.5])
 
 
+def test_what_is_gone_is_not_overwritten_further_while_the_rate_falls(small, monkeypatch):
+    """At 0.2 of 0.3 it rests, at 0.29 it goes on: the loss of a term that rests is drawn as it was."""
+    monkeypatch.setattr(rounds, "EVERY", 2), monkeypatch.setattr(rounds, "SETTLE", 2.0), monkeypatch.setattr(rounds, "STILL", 1.0)
+    left, seen, real = iter([0.7, 0.2, 0.1, 0.29] + [0.1] * 9), [], rounds.Trainer._rows
+
+    def rows(self, lesson, done, push):
+        found = real(self, lesson, done, push)
+        seen.append("overwrite" in [name for r in found for name, *_ in r.terms])
+        return found
+
+    monkeypatch.setattr(rounds.Trainer, "_rows", rows), monkeypatch.setattr(rounds, "SETTLE_LEAST", 1)
+    monkeypatch.setattr(rounds.Trainer, "measure", lambda self, name: next(left))
+    _, losses, _, _ = train(small, steps=20, stop_at=0.3)
+    assert seen == [True] * 4 + [False] * 4 + [True] * 2 + [False] * 2
+    overwrite = losses["overwrite"]
+    assert overwrite[4:8] == [overwrite[3]] * 4 and overwrite[8] != overwrite[3]
+
+
 @pytest.mark.parametrize("left,paces", [(1.0, [1, 1.5, 2, 2, 2]), (0.5, [1, 1, 1, 1.5, 2]), (0.26, [1] * 5)])
 def test_the_rate_rises_while_a_concept_fades_too_slowly(small, monkeypatch, left, paces):
     """To fade evenly to 0.25 in five steps it must be at 0.76, 0.57, 0.44 and 0.33 after the first four."""

@@ -11,15 +11,12 @@ from benchmarks.server import BASE, Server
 from world import checkpoint as world
 
 pytestmark = pytest.mark.server
-SAVED = [BASE / "models" / "unlearn_patches" / "my_patch.safetensors", BASE / "models" / "loras" / "my_unlearn_lora.safetensors"]
 
 
 @pytest.fixture(scope="module")
 def server(checkpoint):
-    with Server(log=BASE / "test-server-examples.log") as running:
+    with Server(log=BASE / "test-server-examples.log", leaves=pictures.SAVED) as running:
         yield running
-    for path in SAVED:
-        path.unlink(missing_ok=True)
 
 
 @pytest.mark.parametrize("name", workflow.SOURCES)

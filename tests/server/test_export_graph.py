@@ -21,10 +21,8 @@ FILES += [MODELS / "checkpoints" / f"{NAME}_{how}.safetensors" for how in ("stoc
 
 @pytest.fixture(scope="module")
 def server(checkpoint):
-    with Server(log=BASE / "test-server-export.log") as running:
+    with Server(log=BASE / "test-server-export.log", leaves=FILES) as running:
         yield running
-    for path in FILES:
-        path.unlink(missing_ok=True)
 
 
 def node(name, /, **inputs):
