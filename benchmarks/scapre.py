@@ -9,6 +9,7 @@ import argparse
 import json
 import resource
 import sys
+import tempfile
 import time
 
 import torch
@@ -115,6 +116,54 @@ def scale(log=print, counts=(1, 10, 50, 100, 1000, 10000), eta=100.0):
     }
 
 
+def size(concepts=50, log=print):
+    """Bytes of the patch of 50 common words on a random UNet of SD1.5's true shape, read by the sprite world's text encoder; what applying
+    it adds to loading the model from a file, both the median of five; and its size on SDXL's shape at the same rank."""
+    import comfy.model_management
+    import comfy.sd
+    from safetensors.torch import save_file
+
+    from shapes import random_model
+
+    from .scapre_world import CACHE, patching, scapre, text
+    from .world import studio
+
+    words = pack.module("nodes.host.statistics").prior_words()[200 : 200 + concepts]
+    model, clip = random_model("SD1.5"), studio().clip
+    with torch.inference_mode(), tempfile.TemporaryDirectory() as folder:
+        start = time.perf_counter()
+        patch = scapre.solve(model, clip, text.parse("\n".join(f"{w} -> thing" for w in words)), folder=CACHE)[0]
+        seconds, file = time.perf_counter() - start, f"{folder}/unet.safetensors"
+        unet = {
+            k.removeprefix("diffusion_model."): v.half() for k, v in model.model.state_dict().items() if k.startswith("diffusion_model.")
+        }
+        save_file(unet, file)
+        del model, unet
+        took = {"plain": [], "patched": []}
+        for _ in range(5):
+            for how in took:
+                comfy.model_management.unload_all_models()
+                start = time.perf_counter()
+                loaded = comfy.sd.load_diffusion_model(file)
+                loaded = patching.apply(loaded, patch)[0] if how == "patched" else loaded
+                comfy.model_management.load_models_gpu([loaded])
+                took[how].append(time.perf_counter() - start)
+                del loaded
+    plain, patched = (sorted(t)[2] for t in took.values())
+    rank = patch.edits[0][1].weights[1].shape[0]
+    found = {
+        "size_concepts": concepts,
+        "rank": rank,
+        "sd15_mb": round(patch.nbytes / 2**20, 2),
+        "sdxl_mb_at_that_rank": round((sum(2 * w for w in SDXL_WIDTHS) * rank * 2 + rank * 2048 * 4) / 2**20, 1),
+        "solve_with_encoding_seconds": round(seconds, 1),
+        "load_seconds": round(plain, 2),
+        "load_patched_over_plain": round(patched / plain, 3),
+    }
+    log(str(found))
+    return found
+
+
 def world(counts, names, pictures, log=print):
     """Every variant at every count with a keep list, and the default without one."""
     from .scapre_world import Bench, shots
@@ -140,7 +189,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--json", action="store_true", help="end with one JSON object")
     parser.add_argument("--concepts", type=int, default=50, help="of the comparison with the row-by-row solution")
-    parser.add_argument("--part", choices=["all", "speed", "scale", "world"], default="all")
+    parser.add_argument("--part", choices=["all", "speed", "scale", "size", "world"], default="all")
     parser.add_argument("--counts", default="1,4,8,12", help="how many objects of the sprite world are forgotten")
     parser.add_argument("--variants", default="anchored,paper,released-A,released-B,uce")
     parser.add_argument("--pictures", type=int, default=3, help="of every object in plain sentences")
@@ -151,6 +200,8 @@ def main():
         result |= speed(given.concepts, log=log)
     if given.part in ("all", "scale"):
         result |= scale(log)
+    if given.part in ("all", "size"):
+        result |= size(log=log)
     if given.part in ("all", "world"):
         result |= world([int(c) for c in given.counts.split(",")], given.variants.split(","), given.pictures, log)
     print(json.dumps(result) if given.json else "\n".join(f"{k}: {v}" for k, v in result.items()))

@@ -89,7 +89,7 @@ class Drawing(NamedTuple):
 
 def _solve(concepts, variant="anchored", **settings):
     """Inputs of ScaPreSolve on nodes 1 and `concepts`; settings of the variant as in nodes/host/variants.py."""
-    known = {"erase": 100.0, "preserve": 1.0, "anchor": 0.05, "spectral": 0.0, "informax": False, "overshoot": 1.0, "drift": 0.12}
+    known = {"erase": 100.0, "preserve": 1.0, "anchor": 0.05, "spectral": 0.0, "informax": False, "overshoot": 1.0, "drift": 0.14}
     return {
         "model": ["1", 0],
         "clip": ["1", 1],

@@ -15,7 +15,7 @@ from . import statistics
 
 ENERGY = 1 - 1e-4  # of the erased signal that the patch's rank carries
 DEFAULTS = {
-    "anchored": {"erase": 100.0, "preserve": 1.0, "anchor": 0.05, "spectral": 0.0, "informax": False, "overshoot": 1.0, "drift": 0.12},
+    "anchored": {"erase": 100.0, "preserve": 1.0, "anchor": 0.05, "spectral": 0.0, "informax": False, "overshoot": 1.0, "drift": 0.14},
     "paper": {"erase": 10.0, "preserve": 1.0, "anchor": 0.05, "step": 0.1, "informax": True, "as_printed": False},
     "released-A": {"erase": 1.0, "power": 2.0, "floor": 0.8, "samples": 20, "svd": False},
     "released-B": {"erase": 2.0, "power": 8.0, "steps": 1, "samples": 30, "spectral": True},

@@ -235,6 +235,7 @@ def test_the_help_panel_shows_our_page(tab):
     page = (ROOT / "web" / "docs" / "ScaPreSolve.md").read_text(encoding="utf-8")
     plain = lambda t: re.sub(r"[\s*`#-]+", " ", t)
     assert plain(page.split("\n\n")[1]).strip() in plain(text.inner_text()) and not tab.errors
+    tab.page.wait_for_function("() => document.querySelector('.node-help-content img')?.naturalWidth > 400", timeout=10000)
     tab.shot("help")
 
 

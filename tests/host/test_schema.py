@@ -1,10 +1,13 @@
 """What the artist reads on the nodes: tooltips, help pages, one entry point."""
 
+import ast
 import asyncio
 import json
+import re
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 import pack
 
@@ -28,11 +31,25 @@ def test_everything_has_a_tooltip_and_a_help_page(node):
         assert entry.tooltip and len(entry.tooltip) > 20, (schema.node_id, entry.id)
     page = ROOT / "web" / "docs" / f"{schema.node_id}.md"
     assert page.is_file() and all(i.id in page.read_text(encoding="utf-8") for i in flat(schema.inputs)), page.name
+    (picture,) = re.findall(r"!\[[^]]+\]\(([^)]+)\)", page.read_text(encoding="utf-8"))
+    with Image.open(page.parent / picture) as seen:
+        assert seen.width >= 400
 
 
 def test_the_entry_point_lists_the_nodes():
     extension = asyncio.run(pack.load().comfy_entrypoint())
     assert asyncio.run(extension.get_node_list()) == NODES
+
+
+def test_a_scanner_that_only_reads_the_source_finds_every_node():
+    """As ComfyUI-Manager and others do: a class of ComfyNode whose schema gives its node_id in plain letters."""
+    found = set()
+    for path in (ROOT / "nodes").glob("*.py"):
+        for part in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(part, ast.ClassDef) and any(ast.unparse(base) == "io.ComfyNode" for base in part.bases):
+                calls = [c for c in ast.walk(part) if isinstance(c, ast.Call) and ast.unparse(c.func) == "io.Schema"]
+                found |= {k.value.value for c in calls for k in c.keywords if k.arg == "node_id" and isinstance(k.value, ast.Constant)}
+    assert found == {n.__name__ for n in NODES}
 
 
 def test_no_forbidden_calls():
