@@ -279,8 +279,9 @@ def measure(plan, fetch, tokens="all", target="difference", progress=None):
                 raise UnlearnError(
                     f"'{plan.names[i]}' and what it should turn into are the same to the text encoder; write something wider behind '->'."
                 )
-            erase += scapre.gram(x, weights)
-            move += scapre.cross_gram(y, x, weights)
+            own = scapre.gram(x, weights)
+            erase += own
+            move += -own if target == "difference" else scapre.cross_gram(y, x, weights)  # what a concept adds is to become nothing
             mean[:, i] = (x * weights[:, None]).sum(0) / weights.sum()
             kept_rows.append(x), kept_weights.append(weights), owner.extend([i] * len(x))
             if i in sampled:
