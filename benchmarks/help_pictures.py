@@ -122,9 +122,9 @@ LAYOUT = """([beside, ids]) => {
         let x = 480
         for (const other of right) {
             const image = at(other).type === 'PreviewImage'
-            at(other).pos = [x, y]; at(other).setSize([image ? 520 : 420, image ? 520 : 300]); x += image ? 560 : 460
+            at(other).pos = [x, y]; at(other).setSize([image ? 520 : 420, image ? 460 : 300]); x += image ? 560 : 460
         }
-        boxes[id] = [0, y - 34, x - 60, 40 + Math.max(node.size[1], ...right.map((o) => at(o).size[1]))]
+        boxes[id] = [0, y - 52, x - 50, 90 + Math.max(node.size[1], ...right.map((o) => at(o).size[1]))]
         y += boxes[id][3] + 200
     }
     return boxes

@@ -19,14 +19,9 @@ import torch
 
 
 def gram(states, weights=None):
-    """Second moment sum_t omega_t c_t c_t^T, [d, d] float64, of states [n, d]; weights [n], none below 0, default to 1."""
+    """Second moment sum_t omega_t c_t c_t^T, [d, d] float64, of states [n, d]; weights [n] default to 1."""
     states = states.double()
-    if weights is not None:
-        states = states * weights.double().sqrt()[:, None]
-    if states.device.type == "cpu":  # numpy knows a product with itself and does half the work
-        states = states.numpy()
-        return torch.from_numpy(states.T @ states)
-    return states.T @ states
+    return states.T @ (states if weights is None else states * weights.double()[:, None])
 
 
 def cross_gram(targets, states, weights=None):

@@ -365,7 +365,7 @@ def _chart(shots, touched, metrics, hits=()):
     return report.bar_charts("Erasure Report", charts)
 
 
-def _text(metrics, touched, words, told=()):
+def _text(metrics, touched, words, forecast_lines=()):
     w, lines = metrics["weights"], [words]
     for group in ("forgotten", "kept"):
         if m := metrics[group]:
@@ -383,7 +383,7 @@ def _text(metrics, touched, words, told=()):
     lines.append(f"{w['touched']:,} of {w['total']:,} weights differ ({w['share']:.2%}), in {len(touched['layers'])} layers.")
     if most := max(touched["layers"], key=lambda x: x[3], default=None):
         lines.append(f"Changed most: {_label(most[0])} by {most[3]:.1%}.")
-    lines += told
+    lines += forecast_lines
     lines.append("A changed picture is not proof that a concept is gone: look at the pairs, and try prompts and seeds of your own.")
     return "\n".join(lines)
 
