@@ -82,8 +82,15 @@ class Tab:
             node["inputs"].update(more if node["class_type"] == "KSampler" else {})
         values = {i: {k: v for k, v in n["inputs"].items() if not isinstance(v, list)} for i, n in graph.items()}
         for _ in range(2):  # a choice brings widgets of its own
-            set_all = "(n, all) => { for (const w of [...(n.widgets ?? [])]) w.value = all[n.id]?.[w.name] ?? w.value }"
-            self.js(f"all => {{ for (const n of app.graph._nodes) ({set_all})(n, all) }}", values)
+            self.js(
+                """all => {
+                    for (const n of app.graph._nodes) for (const w of [...(n.widgets ?? [])]) {
+                        const value = all[n.id]?.[w.name] ?? w.value
+                        if (value !== w.value) w.value = value  // a choice set again would bring its widgets as they come
+                    }
+                }""",
+                values,
+            )
             self.page.wait_for_timeout(100)
         return self
 
@@ -101,7 +108,9 @@ class Tab:
         ]
 
     def picture(self, node, vue=False):
-        """(address, width) of what a node shows, or None."""
+        """(address, width) of what a node shows, or None; the classic canvas loads it when the node comes into view."""
+        self.js("id => app.canvas.centerOnNode(app.graph.getNodeById(id))", int(node))
+        self.page.wait_for_timeout(400)
         image = f"document.querySelector('[data-node-id=\"{node}\"] img')" if vue else f"app.graph.getNodeById({node})?.imgs?.[0]"
         return self.js(f"() => {{ const i = {image}; return i ? [i.src, i.naturalWidth] : null }}")
 
