@@ -372,7 +372,7 @@ def test_gradients_do_not_depend_on_how_the_batch_is_cut_or_recomputed(small):
             trainer.open_round(0)
             trainer.chunk = chunk
             trainer._ask_teacher(plan.lessons[0], trainer.material.held(0), 0)
-            terms = trainer._backward(trainer._rows(plan.lessons[0], 0), plan.lessons[0])
+            terms = trainer._backward(trainer._rows(plan.lessons[0], 0, True), plan.lessons[0])
             found.append((torch.cat([p.grad.flatten() for p in trainer.params]), terms))
     for grads, terms in found[1:]:
         assert torch.allclose(grads, found[0][0], rtol=1e-3, atol=1e-7)
