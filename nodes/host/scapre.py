@@ -21,7 +21,7 @@ ESTIMATORS = ("graded", "printed", "shuffled")
 REVIVAL = 1e-2  # lambda of the search for reviving embeddings, in units of the mean squared key and value of one state entry
 LEFT = -0.1  # of a concept in two sentences not studied: each is pushed past zero until this is left; at 0.05 a fox came back (README)
 PUSHES, HALVINGS = 8, 12  # steps of the search for the shares by which concepts are pushed, and for the part of them that drift allows
-COMES_BACK = 0.2  # where so much is left in sentences that were not studied, a concept still showed now and then
+COMES_BACK = 0.05  # where so much is left in sentences that were not studied, a fox was still drawn
 PROTECTION = 0.5  # weight of what auto-protect adds, beside everything else kept
 PROTECTION_ROUNDS = 4
 
