@@ -4,6 +4,7 @@ import re
 import unicodedata
 from typing import NamedTuple
 
+import comfy.model_management
 import torch
 
 from ..errors import UnlearnError
@@ -92,6 +93,7 @@ def encode(clip, texts, progress=None):
     texts = list(dict.fromkeys(texts))
     states = {}
     for i in range(0, len(texts), BATCH):
+        comfy.model_management.throw_exception_if_processing_interrupted()
         batch = texts[i : i + BATCH]
         tokens = {}
         for text in batch:

@@ -20,7 +20,7 @@ EXTRAS = {"hard_keep": 0.0, "rounds": 0, "expand": False, "protect": 0.0}
 ESTIMATORS = ("graded", "printed", "shuffled")
 REVIVAL = 1e-2  # lambda of the search for reviving embeddings, in units of the mean squared key and value of one state entry
 LEFT = -0.1  # of a concept in two sentences not studied: each is pushed past zero until this is left; at 0.05 a fox came back (README)
-PUSHES, HALVINGS = 8, 12  # steps of the search for the shares by which concepts are pushed, and for the part of them that drift allows
+PUSHES = 8  # steps of the search for the shares by which concepts are pushed
 COMES_BACK = 0.05  # where so much is left in sentences that were not studied, a fox was still drawn
 PROTECTION = 0.5  # weight of what auto-protect adds, beside everything else kept
 PROTECTION_ROUNDS = 4
@@ -184,9 +184,12 @@ class Study:
         moved = lambda part: self.plain.shared(plain + part * (whole - plain)).drift(self.stats.keep)
         part, limit = 1.0, ""
         if moved(1.0) > drift:
-            part, above, limit = 0.0, 1.0, ", as far as 'drift' allows"
-            for _ in range(HALVINGS):
-                part, above = (half, above) if moved(half := (part + above) / 2) <= drift else (part, half)
+            zero, half, one = (moved(x) ** 2 for x in (0.0, 0.5, 1.0))  # a parabola in the part
+            square = max(2 * (one - 2 * half + zero), 1e-30)
+            linear, limit = one - zero - square, ", as far as 'drift' allows"
+            part = (
+                max(0.0, (-linear + max(0.0, linear**2 - 4 * square * (zero - drift**2)) ** 0.5) / (2 * square)) if zero < drift**2 else 0.0
+            )
         notes, found = [], left(plain + part * (whole - plain)).tolist()
         if float(part * shares.max()) >= 0.005:
             least, top = (f"{part * float(x):.0%}" for x in (shares.min(), shares.max()))
