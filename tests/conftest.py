@@ -37,8 +37,8 @@ def loaded(checkpoint):
 
 @pytest.fixture(autouse=True)
 def _inference_mode(request):
-    """Host tests run as ComfyUI runs nodes: in inference mode."""
-    if "host" not in Path(request.node.path).parts:
+    """Host and reliability tests run as ComfyUI runs nodes: in inference mode."""
+    if not {"host", "reliability"} & set(Path(request.node.path).relative_to(ROOT).parts):
         yield
         return
     import torch

@@ -1,0 +1,31 @@
+"""What the reliability tests did, counted, and said in one line at the end of the run."""
+
+from collections import Counter
+
+import pytest
+
+KINDS = ("cells", "faults", "inputs", "host cannot")
+_counts, _cannot = Counter(), set()
+
+
+@pytest.fixture(scope="session")
+def tally():
+    """tally(kind, n=1, what=""): counts n of a kind; `what` names a thing the host alone cannot do, said once in the summary."""
+
+    def count(kind, n=1, what=""):
+        if kind not in KINDS:
+            raise ValueError(f"tally counts {', '.join(KINDS)}, not {kind}")
+        _counts[kind] += n
+        if what:
+            _cannot.add(what)
+
+    return count
+
+
+def pytest_terminal_summary(terminalreporter):
+    if _counts:
+        cannot = f" ({'; '.join(sorted(_cannot))})" if _cannot else ""
+        terminalreporter.write_line(
+            f"reliability: {_counts['cells']} cells of the matrix tried, {_counts['faults']} faults injected and survived, "
+            f"{_counts['inputs']} inputs fuzzed, {_counts['host cannot']} cells the host cannot{cannot}"
+        )
