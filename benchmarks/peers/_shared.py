@@ -1,0 +1,52 @@
+"""What the peers share: the text states these methods read, and their edits as a patch on the model."""
+
+import torch
+
+import pack
+
+from . import Erased
+
+adapters = pack.module("nodes.host.adapters")
+layers = pack.module("nodes.host.layers")
+patching = pack.module("nodes.host.patching")
+prompts = pack.module("nodes.host.prompts")
+types = pack.module("nodes.types")
+uce = pack.module("kernels.uce")
+weights = pack.module("nodes.host.weights")
+
+
+def stand_in(concept):
+    """What a concept turns into: its superclass, else `art` for a style as the methods' code has it, else the empty text."""
+    return concept.superclass or ("art" if concept.kind == "style" else "")
+
+
+def pairs(concepts):
+    """(name, what it turns into) of every concept and alias of a ConceptSet."""
+    return [(name, stand_in(c)) for c in concepts.concepts for name in c.names]
+
+
+def last_states(clip, texts):
+    """States [n, d] float64 of the last word token of each text, of the start token where a text is empty (as the official codes count)."""
+    read = prompts.encode(clip, texts)
+    rows = [read[t][prompts.locate(clip, "{concept}", t).last] for t in texts]
+    return torch.stack(rows).double() if rows else torch.zeros(0, len(next(iter(prompts.encode(clip, [""]).values()))[0])).double()
+
+
+def all_states(clip, texts):
+    """States [n * 77, d] float64 of every position of the texts."""
+    read = prompts.encode(clip, texts)
+    return torch.cat([read[t] for t in texts]).double()
+
+
+def multiplied(model, m, tolerance=1e-6):
+    """Edits of every cross-attention key and value W0 -> W0 (I + M), M [d, d], by M's singular values above tolerance x the largest."""
+    left, right = (part.float() for part in uce.factors(m, tolerance))
+    return [(k.key, adapters.LowRank.of((weights.read(model, k.key) @ left).half(), right)) for k in layers.cross_attention(model)]
+
+
+def erased(model, name, concepts, edits):
+    """Erased of a MODEL with edits [(weight key, edit)] on it."""
+    keys = list(dict.fromkeys(key for key, _ in edits))
+    record = {"method": name, "settings": {}, "concepts": [c.name for c in concepts.concepts]}
+    patch = types.UnlearnPatch(tuple(edits), weights.fingerprint(model, keys), (record,))
+    return Erased(patching.apply(model, patch)[0], patch.nbytes)

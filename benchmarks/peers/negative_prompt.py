@@ -1,0 +1,14 @@
+"""The names of the concepts as negative prompt: no edit, what an artist does today. Needs guidance, and every prompt anew."""
+
+from . import Erased
+
+NAME = "negative prompt"
+
+
+def names(concepts):
+    """Every name of a ConceptSet, side by side."""
+    return ", ".join(name for c in concepts.concepts for name in c.names)
+
+
+def erase(model, clip, concepts, seed=0):
+    return Erased(model, 0, negative=names(concepts))

@@ -1,0 +1,14 @@
+"""Perp-Neg (arXiv 2304.04968): the names as negative prompt, of which only what is perpendicular to the prompt is taken away.
+
+    eps = eps_0 + w ( d_+ - w_n ( d_- - <d_-, d_+> / |d_+|^2 d_+ ) ),   d = eps(text) - eps_0
+
+No edit: whoever samples uses this guidance (ComfyUI's PerpNegGuider).
+"""
+
+from . import Erased, negative_prompt
+
+NAME = "Perp-Neg"
+
+
+def erase(model, clip, concepts, seed=0):
+    return Erased(model, 0, negative=negative_prompt.names(concepts), perp=True)

@@ -1,0 +1,42 @@
+"""RECE (arXiv 2407.12383): UCE, then rounds that look for the embeddings which bring the concepts back and erase those too.
+
+    c' = ( lambda I + sum_l W_l^T W_l )^-1 ( sum_l W_l^T W0_l ) c                                                 (kernels/rece.py)
+
+for all 77 states c of each name; then W <- W (I + M) with M the UCE edit (lambda and preserve 0.1) that turns c' into the states of
+what the concept turns into at the same places, and holds all states of the empty text and of the keep list. Search lambda 1e-1 and
+three rounds, the official setting for explicit content (easy objects one round, hard objects and styles 1e-3).
+"""
+
+import torch
+
+import pack
+
+from . import _shared, uce
+
+NAME = "RECE"
+LAMBDA, ROUNDS = 1e-1, 3
+EDIT, PRESERVE = 0.1, 0.1
+kernel = pack.module("kernels.rece")
+
+
+def rounds(grams, start, c, n, keep, lam=LAMBDA, count=ROUNDS, edit=EDIT, preserve=PRESERVE):
+    """M [d, d] float64 of W = W0 (I + M) after `count` rounds from an edit M = start.
+
+    grams = sum_l W0_l^T W0_l [d, d]; c, n [m, d] what is erased and what it turns into; keep [k, d].
+    """
+    eye = torch.eye(len(grams), dtype=torch.float64)
+    total = eye + start
+    for _ in range(count):
+        again = kernel.revive(total.T @ grams @ total, total.T @ grams, c, lam)
+        total = total @ (eye + uce.multiplier(again, n, keep, edit, preserve=preserve))
+    return total - eye
+
+
+@torch.inference_mode()
+def erase(model, clip, concepts, seed=0):
+    names, others = zip(*_shared.pairs(concepts), strict=True)
+    grams = sum(w.T @ w for w in (_shared.weights.read(model, k.key).double() for k in _shared.layers.cross_attention(model)))
+    start = uce.multiplier(*uce.states(clip, concepts))
+    c, n = _shared.all_states(clip, names), _shared.all_states(clip, others)
+    m = rounds(grams, start, c, n, _shared.all_states(clip, ["", *concepts.keep]))
+    return _shared.erased(model, NAME, concepts, _shared.multiplied(model, m))

@@ -1,0 +1,117 @@
+"""The methods our pack is measured beside: their closed forms against small numbers worked out by hand or by brute force."""
+
+import math
+
+import pytest
+import torch
+
+from benchmarks.peers import mace_cfr, negative_prompt, oce, perp_neg, rece, speed, uce
+
+types = mace_cfr.pack.module("nodes.types")
+prompts = mace_cfr.prompts
+
+
+def rand(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def rows(*entries):
+    return torch.tensor(entries, dtype=torch.float64)
+
+
+def test_uce_literal():
+    # c = x is to say what y says: with lambda 1 the x column of W0 goes half way to its y column
+    m = uce.multiplier(rows([1, 0]), rows([0, 1]), torch.zeros(0, 2), lam=1.0)
+    assert torch.allclose(m, rows([-0.5, 0], [0.5, 0]))
+    w0 = rows([4, 8], [2, 6])
+    assert torch.allclose(w0 @ (torch.eye(2) + m), rows([6, 8], [4, 6]))
+
+
+def test_uce_solves_its_normal_equations():
+    w0, c, n, k = rand(3, 4), rand(2, 4, seed=1), rand(2, 4, seed=2), rand(3, 4, seed=3)
+    left = 0.5 * w0 + (w0 @ n.T) @ c + (w0 @ k.T) @ k
+    want = left @ torch.linalg.inv(0.5 * torch.eye(4) + c.T @ c + k.T @ k)
+    assert torch.allclose(w0 + w0 @ uce.multiplier(c, n, k), want)
+
+
+def test_rece_literal():
+    # half of x is left; with lambda 1/4 the embedding that brings x back is (1/4 + 1/4)^-1 1/2 x = x, and erasing it with lambda 1 to
+    # nothing halves it again
+    start, x = rows([-0.5, 0], [0, 0]), rows([1, 0])
+    m = rece.rounds(torch.eye(2).double(), start, x, torch.zeros(1, 2), torch.zeros(0, 2), lam=0.25, count=1, edit=1.0)
+    assert torch.allclose(m, rows([-0.75, 0], [0, 0]))
+
+
+def test_rece_rounds_leave_less_each_time():
+    w0, c = rand(6, 4), rand(1, 4, seed=1)
+    start = uce.multiplier(c, torch.zeros(1, 4), torch.zeros(0, 4), lam=5.0)
+    left = []
+    for count in range(4):
+        m = rece.rounds(w0.T @ w0, start, c, torch.zeros(1, 4), torch.zeros(0, 4), count=count)
+        t = torch.eye(4) + m
+        left.append(float(rece.kernel.revived(w0.T @ w0, t.T @ w0.T @ w0 @ t, t.T @ w0.T @ w0, c, 0.1)))
+    assert left[0] > 0.9 and all(a > b for a, b in zip(left, left[1:], strict=False)), left
+
+
+def test_mace_block_takes_the_same_tokens_of_both_sentences():
+    # "a [fire truck] here" -> "a [car] here": positions 0 to 7, the end token at 5 and at 4
+    a, b = prompts.Prompt("a fire truck here", "fire truck", 2, 3, 5), prompts.Prompt("a car here", "car", 2, 2, 4)
+    old, new = torch.arange(8.0)[:, None], 10 + torch.arange(8.0)[:, None]
+    c, y = mace_cfr.block(a, b, old, new, own=False)
+    assert c.flatten().tolist() == [0, 1, 4, 5, 6, 7] and y.flatten().tolist() == [10, 11, 13, 14, 15, 16]
+    c, y = mace_cfr.block(b, a, new, old, own=False)
+    assert c.flatten().tolist() == [10, 11, 13, 14, 15, 16] and y.flatten().tolist() == [0, 1, 4, 5, 6, 7]
+    c, y = mace_cfr.block(a, b, old, new, own=True)
+    assert c.flatten().tolist()[-2:] == [2, 3] and y.flatten().tolist()[-2:] == [12, 12]
+
+
+def test_mace_solves_its_normal_equations():
+    w0, c, y, k = rand(3, 4), rand(5, 4, seed=1), rand(5, 4, seed=2), rand(6, 4, seed=3)
+    prior = k.T @ k
+    want = (10 * w0 + w0 @ y.T @ c + w0 @ prior) @ torch.linalg.inv(10 * torch.eye(4) + c.T @ c + prior)
+    assert torch.allclose(w0 + w0 @ mace_cfr.multiplier(c, y, prior), want)
+
+
+def test_speed_is_the_best_change_that_leaves_the_retained_and_the_held_alone():
+    w0, c, n, k = rand(3, 6), rand(2, 6, seed=1), rand(2, 6, seed=2), rand(6, 1, seed=4)
+    retain = rand(2, 6, seed=3)
+    p = speed.projector(retain.T @ retain, 1e-9)
+    change = w0 @ (n - c).T @ speed.right(c, p, k, rho=0.7)
+    assert torch.allclose(change @ retain.T, torch.zeros(3, 2).double(), atol=1e-10)
+    assert torch.allclose(change @ k, torch.zeros(3, 1).double(), atol=1e-10)
+    # brute force: least squares over rows that are perpendicular to all of them
+    basis = torch.linalg.svd(torch.cat([retain, k.T]))[2][3:].T  # [6, 3]
+    s = c.T @ c / 2
+    want = (basis @ torch.linalg.solve(basis.T @ s @ basis + 0.7 * torch.eye(3), basis.T @ c.T @ (n - c) @ w0.T / 2)).T
+    assert torch.allclose(change, want)
+
+
+def test_speed_centres_find_clusters():
+    found = speed.centres(rows([0, 0], [0, 1], [9, 9], [9, 8]), 2)
+    assert sorted(map(tuple, found.tolist())) == [(0, 0.5), (9, 8.5)]
+
+
+def test_oce_is_the_rotation_nearest_to_its_target():
+    w0, erase, guide, keep = rand(2, 3), rand(1, 3, seed=1), rand(1, 3, seed=2), rand(1, 3, seed=3)
+    c = torch.eye(3).double()
+    r = oce.rotation(w0, erase, guide, keep, c, s=30.0, g=1.0, p=2.0, lam=1.0)
+    assert torch.allclose(r @ r.T, torch.eye(2).double()) and torch.isclose(torch.det(r), torch.tensor(1.0).double())
+    e, f = (x / x.norm() for x in ((w0 @ erase.T), (w0 @ guide.T)))
+    k = w0 @ keep.T
+    target = 2 * w0 @ w0.T + 2 * k @ k.T - 30 * (e @ e.T) @ (torch.eye(2) - f @ f.T)
+    turns = [i * math.tau / 7200 for i in range(7200)]
+    nearest = min(turns, key=lambda t: float((rows([math.cos(t), -math.sin(t)], [math.sin(t), math.cos(t)]) - target).norm()))
+    assert abs((math.atan2(r[1, 0], r[0, 0]) - nearest + math.pi) % math.tau - math.pi) < math.tau / 7200
+
+
+def test_oce_without_anything_to_erase_changes_nothing():
+    w0 = rand(3, 3)
+    same = oce.rotation(w0, rand(1, 3, seed=1), rand(1, 3, seed=1), rand(2, 3, seed=2), torch.eye(3).double())
+    assert torch.allclose(same, torch.eye(3).double(), atol=1e-9)
+
+
+@pytest.mark.parametrize("peer, perp", [(negative_prompt, False), (perp_neg, True)])
+def test_negative_prompts_name_every_concept(peer, perp):
+    concepts = types.ConceptSet((types.Concept("fox", aliases=("vixen",)), types.Concept("house")))
+    model = object()
+    assert peer.erase(model, None, concepts) == (model, 0, "fox, vixen, house", perp)
