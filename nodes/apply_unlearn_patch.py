@@ -15,7 +15,7 @@ class ApplyUnlearnPatch(io.ComfyNode):
             display_name="Apply Unlearn Patch",
             category="unlearn",
             description="Applies one or more unlearn patches to a model, in order. Place it after LoRA loaders. The model that comes in "
-            "is not changed; Save Checkpoint and Save Unlearned Checkpoint bake the patches in.",
+            "is not changed; Save Unlearned Checkpoint bakes the patches in, and so does Save Checkpoint where none runs beside its layer.",
             search_aliases=["erase", "remove", "unlearn", "forget", "censor", "concept"],
             inputs=[
                 io.Model.Input("model", tooltip="The model to patch; the same one the patches were made from, LoRAs included."),
@@ -44,24 +44,35 @@ class ApplyUnlearnPatch(io.ComfyNode):
                     default="warn",
                     tooltip="What to do when a patch was made for another base model: warn and apply all the same, or stop.",
                 ),
+                io.Combo.Input(
+                    "quantised",
+                    options=["auto", "bypass", "weights"],
+                    default="auto",
+                    optional=True,
+                    tooltip="On fp8, int8 and 4-bit models rounding lets a concept come back. 'auto' runs low-rank edits beside such "
+                    "layers, exactly; 'bypass' does so on every model; 'weights' rounds them into the weights, so that Save Checkpoint "
+                    "sees them. Try 'auto' first.",
+                ),
             ],
             outputs=[
                 io.Model.Output(display_name="model", tooltip="The patched model; connect to a sampler or to Save Checkpoint."),
-                io.String.Output("report", tooltip="What was applied, and a warning where the base model is not the patch's own."),
+                io.String.Output(
+                    "report", tooltip="What was applied and where, and a warning where the base model is not the patch's own."
+                ),
             ],
             hidden=[io.Hidden.unique_id, io.Hidden.extra_pnginfo],
         )
 
     @classmethod
-    def execute(cls, model, patches, strength, mismatch):
+    def execute(cls, model, patches, strength, mismatch, quantised="auto"):
         finite(strength=strength)
         stack = [p for p in patches.values() if p is not None]
         if not stack:
             raise UnlearnError("The input 'patches' has nothing connected; connect the patch output of an eraser such as ScaPre Solve.")
         patch = sum(stack[1:], stack[0])
-        patched, warning = patching.apply(model, patch, strength, strict=mismatch == "error")
+        patched, warning = patching.apply(model, patch, strength, strict=mismatch == "error", quantised=quantised)
         if isinstance(cls.hidden.extra_pnginfo, dict):  # ComfyUI's way to add to the metadata of files that later nodes save
             cls.hidden.extra_pnginfo.setdefault("unlearn", {})[str(cls.hidden.unique_id)] = patching.manifest_as_json(patched)
-        report = patching.describe(patch, strength) + (f"\nWARNING: {warning}" if warning else "")
+        report = patching.describe(patch, strength, patched) + (f"\nWARNING: {warning}" if warning else "")
         progress.say(report, cls.hidden.unique_id)
         return io.NodeOutput(patched, report)

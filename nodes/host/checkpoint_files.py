@@ -11,7 +11,8 @@ def save(model, clip, vae, prefix, prompt=None, extra=None):
     file's name there and how many patches it names.
 
     The metadata gets a key `unlearn`: JSON, under `saved` a list with the provenance and strength of every patch applied. (Stock save
-    nodes write what Apply Unlearn Patch left there, under its node id, and only in a run in which it was not cached.)
+    nodes write what Apply Unlearn Patch left there, under its node id, and only in a run in which it was not cached.) Edits that run beside
+    the layers are put into the weights of the file.
     Raises UnlearnError for a MODEL without any, and for a prefix that leads out of the output folder.
     """
     import folder_paths
@@ -28,5 +29,8 @@ def save(model, clip, vae, prefix, prompt=None, extra=None):
     except Exception as error:  # the host raises a bare Exception
         raise UnlearnError(f"The file name '{prefix}' leads out of the output folder; use a plain name.") from error
     extra = {**(extra or {}), "unlearn": {"saved": record}}
-    save_checkpoint(model, clip=clip, vae=vae, filename_prefix=prefix, output_dir=output, prompt=prompt, extra_pnginfo=extra)
+    # edits that run beside the layers would be lost
+    save_checkpoint(
+        patching.baked(model), clip=clip, vae=vae, filename_prefix=prefix, output_dir=output, prompt=prompt, extra_pnginfo=extra
+    )
     return f"{subfolder}/{stem}_{counter:05}_.safetensors".lstrip("/"), 0 if comfy.cli_args.args.disable_metadata else len(record)

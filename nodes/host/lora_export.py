@@ -31,7 +31,7 @@ def export(model, patch, rank=None, dtype=torch.float32, node_id=None):
     stacks = {}
     for key, edit in patch.edits:
         stacks.setdefault(key, []).append(edit)
-        if any(p[1] is edit for p in model.patches.get(key, [])):
+        if any(e is edit for e in (*(p[1] for p in model.patches.get(key, [])), *(e for e, _ in weights.beside(model).get(key, ())))):
             raise UnlearnError("The input 'model' has this patch on it already; connect the model that goes into Apply Unlearn Patch.")
     names = lora_names(model)
     bar, tensors, told = Progress(len(stacks), node_id), {}, []

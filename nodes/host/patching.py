@@ -3,7 +3,8 @@
 import json
 
 from ..errors import UnlearnError
-from . import weights
+from . import bypass, weights
+from .adapters import LowRank, Prune
 
 MANIFEST = "unlearn"  # of the attachment that follows a patched model through clones, LoRA loaders and the like
 
@@ -42,21 +43,52 @@ def check(model, patch):
     )
 
 
-def apply(model, patch, strength=1.0, strict=False):
+def apply(model, patch, strength=1.0, strict=False, quantised="auto"):
     """(clone of the MODEL with the patch at `strength`, warning text or ''); the model itself is not changed.
 
-    Raises UnlearnError on keys that do not match, and on another base model when `strict`.
+    quantised: where low-rank edits go; 'auto' beside the layers whose weights would be rounded into 8 or 4 bits, 'bypass' beside all
+    layers, 'weights' into the weights. Raises UnlearnError on keys that do not match, and on another base model when `strict`.
     """
     warning = check(model, patch)
     if strict and warning:
         raise UnlearnError(warning)
-    patched = model.clone()
-    for key, edit in patch.edits:  # one by one: a key may stand more than once in a stack
-        if not patched.add_patches({key: edit}, strength):
-            raise UnlearnError(f"The input 'model' did not accept a patch for its weight '{key}'; use a model loaded by a stock loader.")
+    patched, beside = model.clone(), dict(weights.beside(model))
+    for key, edit in patch.edits if strength else ():  # strength 0 must not even round; one by one: a key may stand twice in a stack
+        if _runs_beside(model, key, edit, quantised):
+            beside[key] = (*beside.get(key, ()), (edit, strength))
+        else:  # pruning alone does not commute with what was added before it, so that goes into the weight first
+            into_weight(patched, key, (*(beside.pop(key, ()) if isinstance(edit, Prune) else ()), (edit, strength)))
+    bypass.put(patched, beside)
     record = tuple({**p, "strength": strength} for p in patch.provenance)
     patched.set_attachments(MANIFEST, manifest(model) + record)
     return patched, warning
+
+
+def _runs_beside(model, key, edit, quantised):
+    # Rounding keeps the zeros of a Prune exactly. A Delta is no direction that must vanish: rounding adds to it what the format's own
+    # rounding of the weight had before, and beside the layer it would cost a second matrix of full size.
+    if not isinstance(edit, LowRank) or quantised == "weights" or not bypass.possible(model, key):
+        return False
+    return quantised == "bypass" or bypass.rounds(model, key)
+
+
+def into_weight(patched, key, edits):
+    """Adds ((edit, strength), ...) to a weight of a MODEL that is the caller's own clone."""
+    for edit, strength in edits:
+        if not patched.add_patches({key: edit}, strength):
+            raise UnlearnError(f"The input 'model' did not accept a patch for its weight '{key}'; use a model loaded by a stock loader.")
+
+
+def baked(model):
+    """A clone of a MODEL with the edits that run beside its layers in its weights instead, as files need them; or the MODEL itself."""
+    beside = weights.beside(model)
+    if not beside:
+        return model
+    clone = model.clone()
+    for key, edits in beside.items():
+        into_weight(clone, key, edits)
+    bypass.put(clone, {})
+    return clone
 
 
 def manifest(model):
@@ -69,8 +101,15 @@ def manifest_as_json(model):
     return json.loads(json.dumps(manifest(model), default=str))
 
 
-def describe(patch, strength):
-    """A line per patch in the stack: method, concepts, how many weights, size."""
+def describe(patch, strength, model=None):
+    """A line per patch in the stack: method, concepts, how many weights, size; and what of it runs beside the layers of a patched MODEL."""
     lines = [f"{p['method']}: forgets {', '.join(p['concepts'][:8])}{' ...' if len(p['concepts']) > 8 else ''}" for p in patch.provenance]
     keys = len({key for key, _ in patch.edits})
-    return "\n".join([*lines, f"{len(patch.edits)} edits on {keys} weights at strength {strength:g}, {patch.nbytes / 2**20:.2f} MB"])
+    lines.append(f"{len(patch.edits)} edits on {keys} weights at strength {strength:g}, {patch.nbytes / 2**20:.2f} MB")
+    if model is not None and (beside := weights.beside(model)):
+        lines.append(
+            f"{sum(map(len, beside.values()))} low-rank edits of {len(beside)} weights run beside their layers (bypass), where rounding "
+            "into 8 or 4 bits does not reach them. Save Checkpoint does not see them: use Save Unlearned Checkpoint, or set quantised to "
+            "'weights', best on an fp16 or bf16 base model, for both round."
+        )
+    return "\n".join(lines)

@@ -10,17 +10,18 @@ from ..errors import UnlearnError
 from ..types import Fingerprint
 
 SAMPLES = 64
+BESIDE = "unlearn_beside"  # of the attachment with the edits that run beside the layers (bypass.py)
 
 
 def read(model, key, patched=True, device=None):
     """Weight `key` of a MODEL as a new float32 tensor [d_out, d_in] on `device` (default CPU).
 
     Starts from the patcher's backup where one exists, for the module may hold a sibling clone's patched weight; `patched` adds
-    this model's own patches (LoRAs and the like). Raises UnlearnError on NaN or infinite entries.
+    this model's own patches (LoRAs and the like, and edits that run beside the layers). Raises UnlearnError on NaN or infinite entries.
     """
     weight, _, convert = comfy.model_patcher.get_key_weight(model.model, key)
     backup = model.backup.get(key) or model.hook_backup.get(key)  # in this order: hook_backup may be patched already
-    if _packed(weight) and convert is None:
+    if packed(weight) and convert is None:
         return _checked(_through_the_layer(model, key), key).to(device or "cpu")
     if backup is not None:
         weight = backup[0]
@@ -29,7 +30,14 @@ def read(model, key, patched=True, device=None):
         weight = convert(weight, inplace=True)  # dequantises
     if patched and key in model.patches:
         weight = comfy.lora.calculate_weight(model.patches[key], weight, key)
+    for edit, strength in beside(model).get(key, ()) if patched else ():
+        weight += edit.change(weight, strength)
     return _checked(weight, key)
+
+
+def beside(model):
+    """The edits that run beside the layers of a MODEL, not in its weights: weight key -> ((edit, strength), ...)."""
+    return model.get_attachment(BESIDE) or {}
 
 
 def _checked(weight, key):
@@ -41,7 +49,7 @@ def _checked(weight, key):
     return weight
 
 
-def _packed(weight):
+def packed(weight):
     """Whether a weight is stored in a form of its loader's own (GGUF and the like), which only the layer itself can read."""
     return not weight.is_floating_point() or hasattr(weight, "tensor_type")
 
@@ -60,16 +68,23 @@ def fingerprint(model, keys):
     """Fingerprint of the pristine, LoRA-free weights `keys` of a MODEL."""
     samples = {}
     for key in keys:
-        flat = read(model, key, patched=False).flatten()
+        weight, _, convert = comfy.model_patcher.get_key_weight(model.model, key)
+        backup = model.backup.get(key) or model.hook_backup.get(key)
+        if packed(weight) or convert is not None:  # only as a whole
+            flat = read(model, key, patched=False).flatten()
+        else:
+            flat = (weight if backup is None else backup[0]).reshape(-1)
         where = torch.linspace(0, flat.numel() - 1, min(SAMPLES, flat.numel()), dtype=torch.float64).long()
-        samples[key] = flat[where].clone()
+        # float8 is indexed as bytes
+        found = flat.view(torch.uint8)[where.to(flat.device)].view(flat.dtype) if flat.element_size() == 1 else flat[where.to(flat.device)]
+        samples[key] = _checked(found.detach().to("cpu", torch.float32, copy=True), key)
     return Fingerprint(samples)
 
 
 def shape(model, key):
     """Shape of weight `key` of a MODEL as the maths sees it (a quantised weight's logical shape)."""
     weight, _, convert = comfy.model_patcher.get_key_weight(model.model, key)
-    if _packed(weight) and convert is None:
+    if packed(weight) and convert is None:
         module = comfy.utils.get_attr(model.model, key.removesuffix(".weight"))
         return module.out_features, module.in_features
     return tuple(weight.shape)
