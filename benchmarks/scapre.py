@@ -121,12 +121,14 @@ def scale(log=print, counts=(1, 10, 50, 100, 1000, 10000), eta=100.0):
 
 def size(concepts=50, log=print):
     """Bytes of the patch of 50 common words on a random UNet of SD1.5's true shape, read by the sprite world's text encoder; what applying
-    it adds to loading the model from a file, both the median of five; and its size on SDXL's shape at the same rank."""
+    it adds to loading the checkpoint, text encoder and a very small VAE included, both the median of five; and its size on SDXL's shape at
+    the same rank."""
     import comfy.model_management
     import comfy.sd
     from safetensors.torch import save_file
 
     from shapes import random_model
+    from world.checkpoint import checkpoint_state_dict
 
     from .scapre_world import CACHE, patching, scapre, text
     from .world import studio
@@ -136,18 +138,17 @@ def size(concepts=50, log=print):
     with torch.inference_mode(), tempfile.TemporaryDirectory() as folder:
         start = time.perf_counter()
         patch = scapre.solve(model, clip, text.parse("\n".join(f"{w} -> thing" for w in words)), folder=CACHE)[0]
-        seconds, file = time.perf_counter() - start, f"{folder}/unet.safetensors"
-        unet = {
-            k.removeprefix("diffusion_model."): v.half() for k, v in model.model.state_dict().items() if k.startswith("diffusion_model.")
-        }
-        save_file(unet, file)
-        del model, unet
+        seconds, file, unet = time.perf_counter() - start, f"{folder}/checkpoint.safetensors", "diffusion_model."
+        save_file(
+            checkpoint_state_dict({k.removeprefix(unet): v for k, v in model.model.state_dict().items() if k.startswith(unet)}), file
+        )
+        del model
         took = {"plain": [], "patched": []}
         for _ in range(5):
             for how in took:
                 comfy.model_management.unload_all_models()
                 start = time.perf_counter()
-                loaded = comfy.sd.load_diffusion_model(file)
+                loaded = comfy.sd.load_checkpoint_guess_config(file)[0]
                 loaded = patching.apply(loaded, patch)[0] if how == "patched" else loaded
                 comfy.model_management.load_models_gpu([loaded])
                 took[how].append(time.perf_counter() - start)

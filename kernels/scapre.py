@@ -17,10 +17,15 @@ and since the rows of T lie in the span of the c_t, only the eigenvectors with m
 
 import torch
 
+TALL = 4  # rows per column from which a Gram matrix pays for the change of library
+
 
 def gram(states, weights=None):
-    """Second moment sum_t omega_t c_t c_t^T, [d, d] float64, of states [n, d]; weights [n] default to 1."""
+    """Second moment sum_t omega_t c_t c_t^T, [d, d] float64, of states [n, d]; weights [n] >= 0 default to 1."""
     states = states.double()
+    if states.device.type == "cpu" and len(states) >= TALL * states.shape[1]:
+        x = (states if weights is None else states * weights.double().sqrt()[:, None]).numpy()
+        return torch.from_numpy(x.T @ x)  # half the work: numpy knows that the result is symmetric, torch has no such product
     return states.T @ (states if weights is None else states * weights.double()[:, None])
 
 
@@ -77,5 +82,7 @@ def anchored_up(w0, tv, mu, eta, m=None):
     w0 [d_out, d]; tv = T V [d, r]; mu [r]; m [d_out] Informax weights or None for 1.
     """
     rows = w0.float() @ tv.float()
-    gain = eta * (torch.ones(len(w0), 1, device=rows.device) if m is None else m.float()[:, None])
-    return gain * rows / (1 + gain * mu.float())
+    if m is None:
+        return rows.mul_(eta / (1 + eta * mu.float()))
+    gain = eta * m.float()[:, None]
+    return rows.mul_(gain).div_((gain * mu.float()).add_(1))

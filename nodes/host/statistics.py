@@ -272,6 +272,7 @@ def measure(plan, fetch, tokens="all", target="difference", progress=None):
     for _, block in groupby(enumerate(_by_concept(plan.pairs)), lambda x: x[0] // BLOCK):
         block = [pairs for _, pairs in block]
         read = fetch([p for pairs in block for _, _, *pair in pairs for p in pair], progress)
+        found = []
         for pairs in block:
             i = pairs[0][0]
             x, y, weights, c, n = contrast(pairs, read, tokens, target, scale)
@@ -279,13 +280,16 @@ def measure(plan, fetch, tokens="all", target="difference", progress=None):
                 raise UnlearnError(
                     f"'{plan.names[i]}' and what it should turn into are the same to the text encoder; write something wider behind '->'."
                 )
-            own = scapre.gram(x, weights)
-            erase += own
-            move += -own if target == "difference" else scapre.cross_gram(y, x, weights)  # what a concept adds is to become nothing
+            found.append((x, y, weights))
             mean[:, i] = (x * weights[:, None]).sum(0) / weights.sum()
-            kept_rows.append(x), kept_weights.append(weights), owner.extend([i] * len(x))
+            owner.extend([i] * len(x))
             if i in sampled:
                 positives.append(c), neutral.append(n)
+        x, y, weights = (torch.cat(part) for part in zip(*found, strict=True))
+        own = scapre.gram(x, weights)
+        erase += own
+        move += -own if target == "difference" else scapre.cross_gram(y, x, weights)  # what a concept adds is to become nothing
+        kept_rows.append(x), kept_weights.append(weights)
         if sum(map(len, kept_rows)) > ROWS:
             one_by_one = False
         if not one_by_one:
