@@ -1,17 +1,37 @@
 """ComfyUI-Unlearn: makes diffusion models forget. Licence: GPL-3.0-or-later."""
 
-WEB_DIRECTORY = "./web"
+import re
 
+WEB_DIRECTORY = "./web"
+NEEDS = (0, 22)  # as requires-comfyui in pyproject.toml
+try:
+    from comfyui_version import __version__ as _host
+except ImportError:  # a host may be packed in another way; what it lacks shows below
+    _host = "an unknown version"
+
+
+def _too_old(why=""):
+    return ImportError(f"ComfyUI-Unlearn needs ComfyUI 0.22 or newer and found {_host}{why}; update ComfyUI and start it again.")
+
+
+if (_numbers := re.match(r"v?(\d+)\.(\d+)", _host)) and tuple(map(int, _numbers.groups())) < NEEDS:
+    raise _too_old()
 try:
     from comfy_api.latest import ComfyExtension, io
 except ImportError as error:
-    raise ImportError("ComfyUI-Unlearn needs ComfyUI 0.22 or newer; update ComfyUI and start it again.") from error
+    raise _too_old(f" ({error})") from None
 
 
 class UnlearnExtension(ComfyExtension):
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        from .nodes import NODES
+        """All nodes or none: what a host lacks shows in an import or a schema, and the host would register nodes up to there."""
+        try:
+            from .nodes import NODES
 
+            for node in NODES:
+                node.GET_SCHEMA()
+        except (ImportError, AttributeError) as error:
+            raise _too_old(f" ({error})") from error
         return NODES
 
 

@@ -34,15 +34,23 @@ def read(path, kind="object"):
     """ConceptSet of a .txt or .csv file; raises UnlearnError on a file that cannot be read as text or a line that cannot be used."""
     path = Path(path)
     try:
-        if path.stat().st_size > LARGEST:
+        if not path.is_file():  # a device would never end
+            raise OSError
+        with open(path, "rb") as f:
+            raw = f.read(LARGEST + 1)
+        if len(raw) > LARGEST:
             raise UnlearnError(f"The concept list '{path.name}' is larger than {LARGEST // 2**20} MB; split it.")
-        text = path.read_text(encoding="utf-8-sig")
+        text = raw.decode("utf-8-sig")
     except UnicodeDecodeError:
         raise UnlearnError(f"The concept list '{path.name}' is no UTF-8 text; save it as plain text or CSV in UTF-8.") from None
     except OSError:
         raise UnlearnError(f"The concept list '{path.name}' cannot be read; put it into ComfyUI's input folder again.") from None
     try:
         return _from_csv(text, kind) if path.suffix.lower() == ".csv" else _from_text(text, kind)
+    except csv.Error:
+        raise UnlearnError(
+            f"The concept list '{path.name}' has a cell that is no CSV; open it in a table program and save it again."
+        ) from None
     except UnlearnError as error:
         raise UnlearnError(f"In the concept list '{path.name}': {error}") from None
 
@@ -70,18 +78,30 @@ def _from_csv(text, kind):
     reader.fieldnames = columns
     concepts, keep = [], []
     for number, row in enumerate(reader, 2):
-        row = {k: " ".join((v or "").split()) for k, v in row.items() if isinstance(v, str) or v is None}
+        row = {k: concept_text.clean(v or "") for k, v in row.items() if isinstance(v, str) or v is None}
         chosen = (row.get("kind") or kind).casefold()
         if not row.get("name"):
             raise UnlearnError(f"row {number} has no name.")
         if chosen == "keep":
             keep.append(row["name"])
         elif chosen not in KINDS:
-            raise UnlearnError(f"row {number} has the kind '{chosen}'; use {', '.join(KINDS)} or keep.")
+            raise UnlearnError(f"row {number} has the kind '{concept_text.short(chosen)}'; use {', '.join(KINDS)} or keep.")
         else:
-            aliases = tuple(a for a in (" ".join(x.split()) for x in row.get("aliases", "").replace("|", ";").split(";")) if a)
-            concepts.append(Concept(row["name"], chosen, row.get("superclass", ""), aliases, _weight(row.get("weight", ""), number)))
+            aliases = tuple(a for a in (concept_text.clean(x) for x in row.get("aliases", "").replace("|", ";").split(";")) if a)
+            concept = Concept(row["name"], chosen, row.get("superclass", ""), aliases, _weight(row.get("weight", ""), number))
+            concepts.append(_plain(concept, number))
     return concept_text.checked(ConceptSet(tuple(concepts), tuple(dict.fromkeys(keep))))
+
+
+def _plain(concept, number):
+    """The concept itself; raises UnlearnError where its line, as nodes and files write it down, would be read as another."""
+    try:
+        same = concept_text.parse_concept(concept_text.format_concept(concept)) == concept
+    except UnlearnError:
+        same = False
+    if not same:
+        raise UnlearnError(f"row {number} has '->', '|', ',' or '* number' within a name; take it out.")
+    return concept
 
 
 def _weight(text, number):
@@ -90,5 +110,5 @@ def _weight(text, number):
     except ValueError:
         weight = 0
     if not 0 < weight <= 100:
-        raise UnlearnError(f"row {number} has the weight '{text}'; use a number above 0 and up to 100.")
+        raise UnlearnError(f"row {number} has the weight '{concept_text.short(text)}'; use a number above 0 and up to 100.")
     return weight

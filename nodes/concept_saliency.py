@@ -4,7 +4,7 @@ from comfy_api.latest import io
 
 from ..kernels.fia import SCORES
 from .errors import UnlearnError, finite
-from .host import progress, saliency, saliency_files
+from .host import files, progress, saliency, saliency_files
 from .host.saliency_prompts import lines
 from .types import Concepts, Saliency
 
@@ -140,7 +140,7 @@ class ConceptSaliency(io.ComfyNode):
         finite(**{k: float(settings[k]) for k in ("cfg", "ceiling", "r1")})
         if raw_statistics and settings["score"] == "wanda":
             raise UnlearnError("'raw_statistics' is for score 'paper'; with 'wanda' they are kept anyway, so leave it empty.")
-        folder = saliency_files.inside(saliency_files.models_folder(), f"{raw_statistics}.raw") if raw_statistics else None
+        folder = files.new_in(saliency_files.models_folder(), raw_statistics, ".raw") if raw_statistics else None
         found, report = saliency.collect(
             model, clip, concepts, lines(templates), lines(base), lines(contexts), folder=folder, node_id=cls.hidden.unique_id, **settings
         )

@@ -3,8 +3,8 @@
 from comfy_api.latest import io
 
 from .errors import UnlearnError
+from .host import files, saliency_files
 from .host import saliency as maps_of
-from .host import saliency_files
 from .types import Saliency
 
 
@@ -27,9 +27,10 @@ class SaveConceptSaliency(io.ComfyNode):
 
     @classmethod
     def execute(cls, saliency, name):
-        path = saliency_files.inside(saliency_files.models_folder(), f"{name.removesuffix('.safetensors')}.safetensors")
+        path = files.new(saliency_files.FOLDER, name)
         saliency_files.save(path, saliency)
-        return io.NodeOutput(path.name, ui={"text": [path.name]})
+        listed = path.relative_to(files.folders(saliency_files.FOLDER)[0].resolve()).as_posix()
+        return io.NodeOutput(listed, ui={"text": [listed]})
 
 
 class LoadConceptSaliency(io.ComfyNode):
@@ -49,12 +50,11 @@ class LoadConceptSaliency(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, name):
-        path = saliency_files.inside(saliency_files.models_folder(), name)
-        return f"{path.stat().st_mtime_ns} {path.stat().st_size}" if path.exists() else ""
+        return files.stamp(saliency_files.FOLDER, name)
 
     @classmethod
     def execute(cls, name):
-        return io.NodeOutput(saliency_files.load(saliency_files.inside(saliency_files.models_folder(), name)))
+        return io.NodeOutput(saliency_files.load(files.find(saliency_files.FOLDER, name)))
 
 
 class MergeConceptSaliency(io.ComfyNode):

@@ -79,7 +79,7 @@ class UnlearnPatch:
                         seen[id(w)] = hashlib.blake2b(w.contiguous().view(torch.uint8).numpy(), digest_size=16).digest()
                     h.update(f"{w.dtype}{tuple(w.shape)}".encode() + seen[id(w)])
                 else:
-                    h.update(repr(w).encode())
+                    h.update(f"{w!r}\0".encode())
         h.update(json.dumps(self.provenance, sort_keys=True, default=str).encode())
         return h.hexdigest()
 

@@ -1,14 +1,28 @@
-"""Files in ComfyUI's models folders: found by name and never outside them, written whole or not at all."""
+"""Files in ComfyUI's models folders: found by name and never outside them, written whole or not at all, looked at before they are read."""
 
+import contextlib
 import os
+import re
+import stat
+import threading
+import time
 from pathlib import Path
 
-from safetensors import SafetensorError
+import comfy.model_management
+import torch
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from ..errors import UnlearnError
 
 ENDING = ".safetensors"
+KEY = re.compile(r"diffusion_model(\.\w+)+\.weight")  # of a weight that a file may speak of
+LARGEST_HEADER = 100_000_000  # bytes; what safetensors itself reads
+LONGEST_PART = 200  # bytes of a part of a path: file systems take 255, and a file is written under a longer name first
+STALE = 3600  # seconds after which a half-written file is nobody's
+_RESERVED = re.compile(r"(con|prn|aux|nul|conin\$|conout\$|(com|lpt)[0-9\u00b9\u00b2\u00b3])\s*(\..*)?", re.IGNORECASE)  # by Windows
+_FORBIDDEN = re.compile(r'[\x00-\x1f\x7f<>:"|?*]')  # by Windows; a colon opens an alternate stream there
+DAMAGE = (SafetensorError, OSError, LookupError, TypeError, ValueError, AttributeError, RecursionError, OverflowError, RuntimeError)
 
 
 def folders(kind):
@@ -31,32 +45,46 @@ def listed(kind):
 
 
 def inside(folder, name):
-    """The path of `name` in a folder; raises UnlearnError for a name that leads out of it."""
-    root = Path(folder).resolve()
-    try:
-        path = (root / name).resolve()
-    except (OSError, ValueError):  # ValueError: a name with a zero byte
-        path = root
-    if not name.strip() or path == root or not path.is_relative_to(root):
-        raise UnlearnError(f"The file name {name!r} leads out of the folder; use a plain name such as 'my_file'.")
+    """The path of `name` in a folder, parts parted by / or \\ on every system, so that workflows travel; raises UnlearnError for a name
+    that leads out of it."""
+    root, path = Path(folder).resolve(), None
+    # RuntimeError: links in a circle, up to Python 3.12. ValueError: a name with a zero byte
+    with contextlib.suppress(OSError, ValueError, RuntimeError):
+        path = (root / name.replace("\\", "/")).resolve()
+    if path is None or not name.strip() or path == root or not path.is_relative_to(root):
+        raise UnlearnError(f"The file name {_short(name)} leads out of the folder; use a plain name such as 'my_file'.")
     return path
 
 
+def new_in(folder, name, ending=ENDING):
+    """The path of a new file in a folder, its ending added; raises UnlearnError for a name that leads out of the folder, or that a
+    system would refuse or take for something else: what is written on one machine must be a file on every other."""
+    stem = name.strip().removesuffix(ending).replace("\\", "/")
+    for part in stem.split("/"):
+        if not part.strip() or part.endswith((".", " ")) or _FORBIDDEN.search(part) or _RESERVED.fullmatch(part):
+            raise UnlearnError(f"The file name {_short(name)} is not a name on every system; use a plain one such as 'my_file'.")
+        if len(part.encode("utf-8", "surrogatepass")) > LONGEST_PART:
+            raise UnlearnError(f"The file name {_short(name)} is too long; use one of at most {LONGEST_PART} letters.")
+    return inside(folder, stem + ending)
+
+
 def new(kind, name):
-    """The path of a new file of a kind, its ending added; raises UnlearnError for a name that leads out of the folder."""
-    stem = name.strip().removesuffix(ENDING)
-    if not stem or stem.endswith(("/", "\\", ".")):
-        raise UnlearnError(f"The file name {name!r} is not a name; use a plain one such as 'my_file'.")
-    return inside(folders(kind)[0], stem + ENDING)
+    """The path of a new file of a kind, its ending added; raises UnlearnError as `new_in` does."""
+    return new_in(folders(kind)[0], name)
+
+
+def _short(name):
+    return ascii(name) if len(name) <= 80 else f"{ascii(name[:80])}..."
 
 
 def find(kind, name):
     """The path of an existing file of a kind; raises UnlearnError when there is none, or the name leads out of the folders."""
     for folder in folders(kind):
         path = inside(folder, name)
-        if path.is_file():
-            return path
-    raise UnlearnError(f"There is no file {name!r} in models/{kind}; press R to refresh the list and choose again.")
+        with contextlib.suppress(OSError):  # a name longer than the system takes
+            if path.is_file():
+                return path
+    raise UnlearnError(f"There is no file {_short(name)} in models/{kind}; press R to refresh the list and choose again.")
 
 
 def stamp(kind, name):
@@ -68,16 +96,57 @@ def stamp(kind, name):
     return f"{found.st_mtime_ns} {found.st_size}"
 
 
+@contextlib.contextmanager
+def opened(path):
+    """(metadata, {name: (dtype, shape)}, read) of a .safetensors file; read(name) gives a tensor in memory of its own, for the file's
+    pages would change under a tensor that only maps them.
+
+    Raises UnlearnError when the machine has no room for it, ValueError, OSError or SafetensorError when it is damaged. The sizes it
+    declares are looked at before anything is mapped or allocated; safetensors itself refuses offsets that overlap, leave gaps or end
+    elsewhere than the file.
+    """
+    info = os.stat(path)
+    if not stat.S_ISREG(info.st_mode):
+        raise ValueError("it is no ordinary file")
+    with open(path, "rb") as f:
+        head = f.read(8)
+    if len(head) < 8 or int.from_bytes(head, "little") > min(LARGEST_HEADER, info.st_size - 8):
+        raise ValueError("its header is longer than the file")
+    if info.st_size > (free := comfy.model_management.get_free_memory(torch.device("cpu"))):
+        gb = [f"{n / 2**30:.1f} GB" for n in (info.st_size, free)]
+        raise UnlearnError(f"The file '{Path(path).name}' holds {gb[0]} and {gb[1]} of memory are free; close other programs.")
+    with safe_open(path, "pt") as f:
+        slices = {name: f.get_slice(name) for name in f.keys()}
+        header = {name: (part.get_dtype(), tuple(part.get_shape())) for name, part in slices.items()}
+        yield f.metadata() or {}, header, lambda name: f.get_tensor(name).clone()
+
+
+def reason(error):
+    """What to say of one of the errors DAMAGE: our own words as they are, of others the kind."""
+    return str(error) if type(error) is ValueError else type(error).__name__
+
+
 def write(path, tensors, metadata):
     """Writes a .safetensors file (tensors by name, metadata str by str) whole or not at all, making its folder; an old file of the
     name is replaced. Raises UnlearnError when it cannot be written."""
     path = Path(path)
-    part = path.with_name(f"{path.name}.part{os.getpid()}")
+    # processes and threads write beside each other; the last rename wins
+    part = path.with_name(f"{path.name}.part{os.getpid()}-{threading.get_ident()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        sweep(path.parent, f"{path.name}.part")
         save_file({k: v.contiguous() for k, v in tensors.items()}, part, metadata)
         os.replace(part, path)
     except (OSError, SafetensorError) as error:
         raise UnlearnError(f"The file '{path.name}' cannot be written ({error}); free disk space or choose another name.") from error
     finally:
-        part.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            part.unlink(missing_ok=True)
+
+
+def sweep(folder, start=""):
+    """Removes what processes that were killed left half-written in a folder, under names that begin with `start`."""
+    for left in Path(folder).iterdir():
+        with contextlib.suppress(OSError):  # another process was faster
+            if left.name.startswith(start) and f"{ENDING}.part" in left.name and left.stat().st_mtime < time.time() - STALE:
+                left.unlink()

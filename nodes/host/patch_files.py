@@ -8,10 +8,8 @@ the number of the first; `fingerprint.KEY` holds samples of the base model's wei
 import hashlib
 import json
 import math
-import re
 
 import torch
-from safetensors import SafetensorError, safe_open
 
 from ..errors import UnlearnError
 from ..types import Fingerprint, UnlearnPatch
@@ -29,7 +27,6 @@ FIELDS = {  # what the `weights` of an edit are called, in order
 _KINDS = {edit: kind for kind, (edit, _) in FIELDS.items()}
 _TENSORS = ("mask", "up", "down", "values", "indices")
 _FLOATS = ("F32", "F16", "BF16", "F64")
-_KEY = re.compile(r"diffusion_model(\.\w+)+\.weight")
 _LARGEST = 2**31  # entries of a weight that int32 indices reach
 
 
@@ -77,23 +74,22 @@ def load(path):
     """(UnlearnPatch, metadata) of a file; raises UnlearnError in one sentence when it is damaged or not one of ours."""
     name = path.name
     try:
-        with safe_open(path, "pt") as f:  # looks at the header's length, offsets and the file's size
-            metadata = f.metadata() or {}
+        with files.opened(path) as (metadata, header, read):
             if metadata.get("format") != FORMAT:
                 raise UnlearnError(f"The file '{name}' is not an unlearn patch; save one with Save Unlearn Patch.")
             if metadata.get("format_version") != FORMAT_VERSION:
                 raise UnlearnError(f"The file '{name}' is of format {metadata.get('format_version')}; update ComfyUI-Unlearn to read it.")
-            header = {k: (f.get_slice(k).get_dtype(), tuple(f.get_slice(k).get_shape())) for k in f.keys()}
             entries, provenance = _entries(json.loads(metadata["edits"]), header), _provenance(json.loads(metadata["provenance"]))
-            tensors = {k: f.get_tensor(k) for k in header}
+            tensors = {k: read(k) for k in header}
         if _checksum(tensors, metadata) != metadata["checksum"]:
             raise ValueError("its checksum is another")
         return UnlearnPatch(_edits(entries, tensors), _fingerprint(tensors), provenance), metadata
     except UnlearnError:
         raise
-    except (SafetensorError, OSError, LookupError, TypeError, ValueError, AttributeError, RecursionError, OverflowError) as error:
-        reason = str(error) if type(error) is ValueError else type(error).__name__
-        raise UnlearnError(f"The file '{name}' is damaged ({reason}); get it again, or save it again with Save Unlearn Patch.") from error
+    except files.DAMAGE as error:
+        raise UnlearnError(
+            f"The file '{name}' is damaged ({files.reason(error)}); get it again, or save it again with Save Unlearn Patch."
+        ) from error
 
 
 def _entries(entries, header):
@@ -102,7 +98,7 @@ def _entries(entries, header):
     for name in used:
         dtype, shape = header[name]
         if (
-            not _KEY.fullmatch(name.removeprefix("fingerprint."))
+            not files.KEY.fullmatch(name.removeprefix("fingerprint."))
             or dtype != "F32"
             or len(shape) != 1
             or not 1 <= shape[0] <= weights.SAMPLES
@@ -112,7 +108,7 @@ def _entries(entries, header):
         raise ValueError("it holds no edits")
     for i, entry in enumerate(entries):
         wanted = FIELDS[entry["kind"]][1]
-        if set(entry) != {"key", "kind", *wanted} or not _KEY.fullmatch(entry["key"]):
+        if set(entry) != {"key", "kind", *wanted} or not files.KEY.fullmatch(entry["key"]):
             raise ValueError(f"edit {i}")
         tensors = {field: header[entry[field]] for field in wanted if field in _TENSORS and entry[field] is not None}
         used.update(entry[field] for field in tensors)
@@ -133,17 +129,22 @@ def _fits(entry, tensors):
         bits = {"connection": d_out * d_in, "row": d_out, "column": d_in}[entry["granularity"]]
         return tensors["mask"] == ("U8", (-(-bits // 8),))
     if entry["kind"] == "lowrank":
-        (up, (_, r)), (down, (r2, _)) = tensors["up"], tensors["down"]
-        return up in _FLOATS and down in _FLOATS and r == r2
+        (up, (d_out, r)), (down, (r2, d_in)) = tensors["up"], tensors["down"]
+        return up in _FLOATS and down in _FLOATS and r == r2 and 1 <= d_out * d_in <= _LARGEST
     (dtype, (n,)), total = tensors["values"], entry["d_out"] * entry["d_in"]
     indexed = n == total if "indices" not in tensors else n <= total and tensors["indices"] == ("I32", (n,))
     return dtype in _FLOATS and indexed
 
 
 def _provenance(found):
-    """What is said of each patch in the stack, with at least a method and concepts."""
+    """What is said of each patch in the stack, with at least a method and concepts: other nodes read it as their own."""
     for p in found:
-        if not isinstance(p["method"], str) or not all(isinstance(c, str) for c in p["concepts"]):
+        lists = [p["concepts"], p.get("lines") or [], p.get("keep") or []]
+        if (
+            not isinstance(p["method"], str)
+            or not isinstance(p.get("settings") or {}, dict)
+            or not all(isinstance(part, list) and all(isinstance(line, str) for line in part) for part in lists)
+        ):
             raise ValueError("what it says of itself")
     return tuple(found)
 
@@ -153,16 +154,24 @@ def _edits(entries, tensors):
     for name, t in tensors.items():
         if t.is_floating_point() and not torch.isfinite(t).all():
             raise ValueError(f"not a number in '{name[:80]}'")
-    edits = []
+    edits, ends = [], {}  # ends: one past the last index of each tensor of indices, looked at once however many edits share it
     for i, entry in enumerate(entries):
         edit, fields = FIELDS[entry["kind"]]
-        if entry["kind"] == "delta" and entry["indices"] is not None:
-            at = tensors[entry["indices"]]
-            if len(at) and not (0 <= int(at[0]) and int(at[-1]) < entry["d_out"] * entry["d_in"] and bool((at[1:] > at[:-1]).all())):
+        if entry["kind"] == "delta" and (at := entry["indices"]) is not None:
+            if at not in ends:
+                ends[at] = _end(tensors[at])
+            if ends[at] > entry["d_out"] * entry["d_in"]:
                 raise ValueError(f"indices of edit {i}")
         parts = (tensors[entry[f]] if f in _TENSORS and entry[f] is not None else entry[f] for f in fields)
         edits.append((entry["key"], edit(set(), tuple(parts))))
     return tuple(edits)
+
+
+def _end(at):
+    """One past the last of ascending indices int32 [n]; ValueError where they do not ascend from zero or more."""
+    if len(at) and (int(at[0]) < 0 or not bool((at[1:] > at[:-1]).all())):
+        raise ValueError("indices that do not ascend")
+    return int(at[-1]) + 1 if len(at) else 0
 
 
 def _fingerprint(tensors):

@@ -8,18 +8,18 @@ from dataclasses import asdict
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 
 from ...kernels import fia
 from ..errors import UnlearnError
-from ..types import Concept, Fingerprint, Gathered, Ranking, SaliencyMap
+from ..types import KINDS, Concept, Fingerprint, Gathered, Ranking, SaliencyMap
 from ..version import VERSION
-from . import files
+from . import files, weights
 from .files import inside
 
 FORMAT = "unlearn-saliency-1"
 FOLDER = "unlearn_saliency"
+FIELDS = ("indices", "values", "rows", "columns")  # of a Ranking
+MOST = 10**6  # of prompts or steps
 
 
 def models_folder():
@@ -37,7 +37,7 @@ def save(path, found):
     tensors, gathered = {}, {}
     for c, parts in enumerate(found.rankings):
         for i, r in enumerate(parts):
-            for field in ("indices", "values", "rows", "columns"):
+            for field in FIELDS:
                 tensors[f"{c}.{i}.{field}"] = getattr(r, field)
     for key, sample in found.fingerprint.samples.items():
         tensors[f"fingerprint.{key}"] = sample
@@ -58,24 +58,26 @@ def save(path, found):
 
 
 def load(path):
-    """The SaliencyMap of a file; raises UnlearnError when it is damaged or not one of ours."""
+    """The SaliencyMap of a file; raises UnlearnError in one sentence when it is damaged or not one of ours."""
     name = Path(path).name
     try:
-        with safe_open(path, "pt") as f:
-            metadata = f.metadata() or {}
+        with files.opened(path) as (metadata, header, read):
             if metadata.get("format") != FORMAT:
                 raise UnlearnError(f"The file '{name}' is not a saliency map of this version; save one with Save Concept Saliency.")
-            said, have = json.loads(metadata["saliency"]), {k: f.get_tensor(k) for k in f.keys()}
-        layers = tuple((str(k), int(a), int(b)) for k, a, b in said["layers"])
+            said = json.loads(metadata["saliency"])
+            _look(said, header)
+            have = {k: read(k) for k in header}
+        for key, t in have.items():
+            if t.is_floating_point() and not torch.isfinite(t).all():
+                raise ValueError(f"not a number in '{key[:80]}'")
+        layers = tuple((k, c_out, c_in) for k, c_out, c_in in said["layers"])
         concepts = tuple(Concept(**{**c, "aliases": tuple(c["aliases"])}) for c in said["concepts"])
         rankings = []
         for c, peaks in enumerate(said["peaks"]):
             parts = []
             for i, ((_, c_out, c_in), peak) in enumerate(zip(layers, peaks, strict=True)):
-                r = Ranking(*(have[f"{c}.{i}.{field}"] for field in ("indices", "values", "rows", "columns")), float(peak))
-                good = r.indices.dtype == torch.int32 and r.indices.shape == r.values.shape
-                good = good and r.rows.shape == (c_out,) and r.columns.shape == (c_in,)
-                if not good or (len(r.indices) and not 0 <= int(r.indices.min()) <= int(r.indices.max()) < c_out * c_in):
+                r = Ranking(*(have[f"{c}.{i}.{field}"] for field in FIELDS), float(peak))
+                if len(r.indices) and not 0 <= int(r.indices.min()) <= int(r.indices.max()) < c_out * c_in:
                     raise ValueError(f"ranking {c}.{i}")
                 parts.append(r)
             rankings.append(tuple(parts))
@@ -84,13 +86,57 @@ def load(path):
             for g, (group, p) in enumerate(said["gathered"].items())
         }
         samples = {k.removeprefix("fingerprint."): v for k, v in have.items() if k.startswith("fingerprint.")}
-        if len(rankings) != len(concepts) or set(samples) != {k for k, *_ in layers}:
-            raise ValueError("incomplete")
         return SaliencyMap(concepts, layers, tuple(rankings), float(said["ceiling"]), Fingerprint(samples), said["settings"], gathered)
     except UnlearnError:
         raise
-    except (SafetensorError, OSError, KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
-        raise UnlearnError(f"The file '{name}' is damaged ({type(error).__name__}); save it again with Save Concept Saliency.") from error
+    except files.DAMAGE as error:
+        raise UnlearnError(f"The file '{name}' is damaged ({files.reason(error)}); save it again with Save Concept Saliency.") from error
+
+
+def _look(said, header):
+    """What a file says of itself, against the dtypes and shapes of its header; ValueError at the first thing that is wrong."""
+    _settings(said)
+    width, wanted = 0, {}
+    for key, c_out, c_in in said["layers"]:
+        if not files.KEY.fullmatch(key) or type(c_out) is not int or type(c_in) is not int or min(c_out, c_in) < 1 or c_out * c_in > 2**31:
+            raise ValueError("layers")
+        width += c_in
+        n = header[f"fingerprint.{key}"][1]
+        wanted[f"fingerprint.{key}"] = ("F32", (n[0],) if 1 <= n[0] <= weights.SAMPLES else None)
+    if len(said["peaks"]) != len(said["concepts"]) or any(len(p) != len(said["layers"]) for p in said["peaks"]):
+        raise ValueError("rankings")
+    for c in range(len(said["concepts"])):
+        for i, (_, c_out, c_in) in enumerate(said["layers"]):
+            (k,) = header[f"{c}.{i}.indices"][1]
+            shapes = (("I32", (k,)), ("F16", (k,)), ("F32", (c_out,)), ("F32", (c_in,)))
+            wanted |= {f"{c}.{i}.{field}": what for field, what in zip(FIELDS, shapes, strict=True)}
+    for g, part in enumerate(said["gathered"].values()):
+        if not all(isinstance(part[k], list) and all(isinstance(x, str) for x in part[k]) for k in ("prompts", "folders")):
+            raise ValueError("prompts")
+        for name in (f"gathered.{g}.mean", f"gathered.{g}.m2"):
+            if name in header:
+                wanted[name] = ("F32", (said["settings"]["window"], width))
+    if wrong := next((k for k in {**wanted, **header} if header.get(k) != wanted.get(k)), None):
+        raise ValueError(f"tensor '{wrong[:80]}'")
+
+
+def _settings(said):
+    """The concepts, numbers and settings that other nodes rely on; ValueError where one is not what it must be."""
+    for c in said["concepts"]:
+        if (
+            not c["name"]
+            or not all(isinstance(x, str) for x in (c["name"], c["kind"], c["superclass"], *c["aliases"]))
+            or c["kind"] not in KINDS
+        ):
+            raise ValueError("concepts")
+        if not 0 < float(c["weight"]) <= 100:
+            raise ValueError("weights of concepts")
+    s = said["settings"]
+    if s["score"] not in fia.SCORES or any(type(s[k]) is not int or not 1 <= s[k] <= MOST for k in ("prompts", "steps", "window")):
+        raise ValueError("settings")
+    numbers = [said["ceiling"], s["r1"], s["cfg"], *(peak for peaks in said["peaks"] for peak in peaks)]
+    if not all(type(x) in (int, float) and 0 <= x < float("inf") for x in numbers) or not 0 < said["ceiling"] <= 1:
+        raise ValueError("numbers")
 
 
 class RawWriter:
@@ -114,7 +160,7 @@ class RawWriter:
     def write(self, step, name, moments):
         tensors = {f"mean.{i}": m.mean.cpu() for i, m in enumerate(moments)}
         tensors |= {f"m2.{i}": m.m2.cpu() for i, m in enumerate(moments) if m.m2 is not None}
-        save_file(tensors, self.path / _raw_name(step, name), {"n": str(moments[0].n)})
+        files.write(self.path / _raw_name(step, name), tensors, {"n": str(moments[0].n)})
 
 
 def _raw_name(step, name):
@@ -128,8 +174,17 @@ def read_raw(folders, name, step, layer):
         path = inside(models_folder(), folder) / _raw_name(step, name)
         if not path.exists():
             raise UnlearnError(f"The raw statistics '{folder}' of '{name}' are not in the models folder {FOLDER}; copy them there.")
-        with safe_open(path, "pt") as f:
-            m2 = f.get_tensor(f"m2.{layer}") if f"m2.{layer}" in f.keys() else None
-            part = fia.Moments(f.get_tensor(f"mean.{layer}"), m2, int(f.metadata()["n"]))
+        try:
+            with files.opened(path) as (metadata, header, read):
+                mean, m2 = read(f"mean.{layer}"), read(f"m2.{layer}") if f"m2.{layer}" in header else None
+                part = fia.Moments(mean, m2, int(metadata["n"]))
+            if part.n < 1 or mean.dim() != 2 or (m2 is not None and m2.shape != mean.shape) or not torch.isfinite(mean).all():
+                raise ValueError("numbers")
+        except UnlearnError:
+            raise
+        except files.DAMAGE as error:
+            raise UnlearnError(
+                f"The raw statistics '{path.name}' in '{folder}' are damaged ({files.reason(error)}); measure them again."
+            ) from error
         whole = part if whole is None else whole.merge(part)
     return whole

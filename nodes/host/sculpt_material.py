@@ -2,6 +2,7 @@
 
 import hashlib
 import re
+import threading
 from collections import OrderedDict
 from typing import NamedTuple
 
@@ -40,6 +41,7 @@ SHARES = {"earlier": 0.3, "keep": 0.4, "prior": 0.2, "empty": 0.1}  # of the hel
 OWN = 0.5  # of the held rows show what their text says; the others any picture, since what is followed is the whole prediction
 CACHED_BYTES = 2**28
 
+_lock = threading.Lock()
 _cache = OrderedDict()  # what was drawn, by a digest of all that decides it, so that another run with other settings need not draw again
 
 
@@ -138,23 +140,26 @@ class Material:
             return torch.zeros(0, *self.shape)
         wish = repr((self.model, texts, against, first, self.shape, s["sampling_steps"], s["cfg"], self.network.dtype))
         key = hashlib.blake2b(wish.encode(), digest_size=16).digest()
-        if key in _cache:
+        with _lock:
+            found = _cache.get(key)
+        if found is not None:
             if bar is not None:
                 bar.step(len(texts) * s["sampling_steps"])
         else:
             row = self.network.row
             seeds = [(first + i) % 2**63 for i in range(len(texts))]
             where = ([row[t] for t in texts], [row[t] for t in against])
-            _cache[key] = self.network.draw(self.network.reference, *where, seeds, self.shape, s["sampling_steps"], s["cfg"], bar)
-            if not torch.isfinite(_cache[key]).all():
-                del _cache[key]
+            found = self.network.draw(self.network.reference, *where, seeds, self.shape, s["sampling_steps"], s["cfg"], bar)
+            if not torch.isfinite(found).all():
                 raise UnlearnError(
                     "The input 'model' draws NaN, so it cannot be trained; load an undamaged checkpoint or set 'precision' to fp32."
                 )
+        with _lock:
+            _cache[key] = found
+            _cache.move_to_end(key)
             while sum(t.nbytes for t in _cache.values()) > CACHED_BYTES and len(_cache) > 1:
                 _cache.popitem(last=False)
-        _cache.move_to_end(key)
-        return _cache[key]
+        return found
 
     def held(self, number):
         """Groups (share, texts, latents, kind) of what is to stay in round `number`: `earlier` as the teacher has it, all else as the model

@@ -3,23 +3,28 @@
 What is kept is what statistics read: the states up to the end token and samples of the padding. One safetensors file per batch lies
 in a folder per text encoder, named by what the encoder says of two probe sentences, so that another checkpoint, a LoRA or another
 clip skip never meets old states. The folder is bounded; the oldest files go first.
+
+Several ComfyUI processes may share the folder: a file appears by one rename and is never changed, so that readers need no lock; who
+writes or removes holds the folder's lock, so that two who find it full do not both make room. filelock comes with torch.
 """
 
+import contextlib
 import hashlib
 import json
-import os
 import sys
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from filelock import FileLock
 
-from . import prompts
+from ..errors import UnlearnError
+from . import files, prompts
 
 LIMIT = 512 * 2**20  # bytes on disk, all text encoders together
 PAD_SAMPLES = 6  # of the padding behind a concept
 KEPT_PAD_SAMPLES = 3  # of the padding behind a kept sentence
+LONGEST = 4096  # tokens of a prompt, of any text encoder
+WAIT = 5  # seconds for another process' lock, then nothing is kept
 PROBES = ("a photo of a cat", "an oil painting of two ships at night, by a famous artist, highly detailed")
 
 
@@ -43,13 +48,18 @@ def default_folder():
     return Path(folder_paths.get_user_directory()) / "__unlearn" / "states"  # __: never served over HTTP
 
 
-def fingerprint(clip):
-    """Hex digest of what a text encoder says of PROBES, rounded to three figures behind the point."""
+def probed(clip):
+    """(hex digest of what a text encoder says of PROBES, rounded to three figures behind the point; width of its states)."""
     states = prompts.encode(clip, PROBES)
     h = hashlib.blake2b(digest_size=12)
     for text in PROBES:
         h.update((states[text].double() * 1000).round().to(torch.int32).numpy().tobytes())
-    return h.hexdigest()
+    return h.hexdigest(), states[PROBES[0]].shape[1]
+
+
+def fingerprint(clip):
+    """The digest of `probed`: the name of a text encoder's folder."""
+    return probed(clip)[0]
 
 
 class States:
@@ -60,23 +70,48 @@ class States:
 
     def __init__(self, clip, folder=None, limit=LIMIT):
         self.clip, self.limit = clip, limit
-        self.folder = None if folder is None else Path(folder) / fingerprint(clip)
+        self.folder, self.width = None, 0
         self.places = {}  # text -> (file, offset, end, length)
         self.encoded = 0
-        if self.folder is not None and self.folder.is_dir():
-            for file in sorted(self.folder.glob("*.safetensors")):
-                held = self._open(file, lambda f: json.loads(f.metadata()["texts"])) or []
-                self.places |= {t: (file, *rest) for t, *rest in held}
+        if folder is not None:
+            name, self.width = probed(clip)
+            self.folder = Path(folder) / name
+            for file in self._files(self.folder):
+                self.places |= {t: (file, *rest) for t, *rest in self._open(file, self._texts) or []}
 
-    def _open(self, file, read):
-        """read(opened file of states), or None for a damaged or vanished file: it is removed, and what it held is encoded anew."""
+    @staticmethod
+    def _files(folder):
+        """The files of a text encoder's folder; none where it cannot be read."""
+        with contextlib.suppress(OSError):
+            return sorted(folder.glob(f"*{files.ENDING}"))
+        return []
+
+    def _texts(self, metadata, header, read):
+        """[[text, offset, end, length]] of a file; ValueError where it is not what `_keep` writes."""
+        texts, (dtype, (n, width)) = json.loads(metadata["texts"]), header["rows"]
+        if dtype != "F32" or width != self.width or len(header) != 1:
+            raise ValueError("rows")
+        for text, offset, end, length in texts:
+            if not isinstance(text, str) or any(type(x) is not int for x in (offset, end, length)):
+                raise ValueError("texts")
+            if not (0 <= end < length <= LONGEST and 0 <= offset <= n - len(kept_positions(end, length))):
+                raise ValueError("places")
+        return texts
+
+    def _open(self, file, use):
+        """use(metadata, header, read) of a file of states, or None for a damaged or vanished file: it is removed, and what it held is
+        encoded anew."""
         try:
-            with safe_open(file, "pt") as f:
-                return read(f)
-        except (SafetensorError, OSError, KeyError, TypeError, ValueError):
-            file.unlink(missing_ok=True)
-            self.places = {t: p for t, p in self.places.items() if p[0] != file}
+            with files.opened(file) as opened:
+                return use(*opened)
+        except files.DAMAGE:  # UnlearnError among them: no memory for it
+            self._remove(file)
             return None
+
+    def _remove(self, file):
+        with contextlib.suppress(OSError):  # it lies in a read-only folder, or another process reads it on Windows
+            file.unlink(missing_ok=True)
+        self.places = {t: p for t, p in self.places.items() if p[0] != file}
 
     def fetch(self, wanted, progress=None):
         """Text -> states float32 [length, d] of Prompts; positions in the padding that nobody reads hold zeros when they came from disk."""
@@ -86,9 +121,9 @@ class States:
             if text in self.places:
                 by_file.setdefault(self.places[text][0], []).append(text)
         for file, texts in by_file.items():
-            rows = self._open(file, lambda f: f.get_tensor("rows"))
-            for text in texts if rows is not None else ():
-                _, offset, end, length = self.places[text]
+            held, rows = self._open(file, self._rows) or ({}, None)
+            for text in held.keys() & texts:
+                offset, end, length = held[text]
                 where = kept_positions(end, length)
                 found[text] = torch.zeros(length, rows.shape[1])
                 found[text][where] = rows[offset : offset + len(where)]
@@ -103,6 +138,13 @@ class States:
             found |= states
         return found
 
+    def _rows(self, metadata, header, read):
+        """({text: (offset, end, length)}, states [n, d]) of a file; ValueError where they are not numbers."""
+        held, rows = {t: tuple(rest) for t, *rest in self._texts(metadata, header, read)}, read("rows")
+        if not torch.isfinite(rows).all():
+            raise ValueError("rows")
+        return held, rows
+
     def _keep(self, states):
         """Writes one file with text -> (end, states); a full or read-only disk is no reason to stop."""
         rows, texts, offset = [], [], 0
@@ -112,25 +154,28 @@ class States:
             rows.append(state[where])
             offset += len(where)
         name = hashlib.blake2b("\0".join(states).encode(), digest_size=12).hexdigest()
-        file, part = self.folder / f"{name}.safetensors", self.folder / f"{name}.{os.getpid()}.part"
+        file = self.folder / f"{name}{files.ENDING}"
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            save_file({"rows": torch.cat(rows).contiguous()}, part, {"texts": json.dumps(texts)})
-            os.replace(part, file)
-            self._prune()
-        except (OSError, SafetensorError):
-            part.unlink(missing_ok=True)
+            with FileLock(self.folder.parent / "lock", timeout=WAIT):
+                files.write(file, {"rows": torch.cat(rows)}, {"texts": json.dumps(texts)})
+                self._prune()
+        except (OSError, UnlearnError, NotImplementedError):  # NotImplementedError: a disk that knows no locks
             return
         if file.exists():
             self.places |= {t: (file, *rest) for t, *rest in texts}
 
     def _prune(self):
-        """Removes the oldest files of all text encoders until what is left is within the limit."""
-        files = [(f.stat().st_mtime_ns, f.stat().st_size, f) for f in self.folder.parent.glob("*/*.safetensors")]
-        total = sum(size for _, size, _ in files)
-        for _, size, file in sorted(files, key=lambda x: x[0]):
+        """Removes the oldest files of all text encoders until what is left is within the limit, and what was left half-written."""
+        found = []
+        for folder in (f for f in self.folder.parent.iterdir() if f.is_dir()):
+            files.sweep(folder)
+            for file in self._files(folder):
+                with contextlib.suppress(OSError):  # it has just been removed
+                    found.append((file.stat().st_mtime_ns, file.stat().st_size, file))
+        total = sum(size for _, size, _ in found)
+        for _, size, file in sorted(found):
             if total <= self.limit:
                 break
-            file.unlink(missing_ok=True)
-            self.places = {t: p for t, p in self.places.items() if p[0] != file}
+            self._remove(file)
             total -= size
