@@ -12,7 +12,12 @@ patching = pack.module("nodes.host.patching")
 prompts = pack.module("nodes.host.prompts")
 types = pack.module("nodes.types")
 uce = pack.module("kernels.uce")
+lockstep = pack.module("nodes.host.lockstep")
+networks = pack.module("nodes.host.sculpt_network")
 weights = pack.module("nodes.host.weights")
+
+SIZE, CFG = 64, 3.0  # pixels and guidance the sprite world is sampled with (SD1.5: 512 and 7.5)
+DRAWING = 10  # steps of the pictures that are trained on
 
 
 def stand_in(concept):
@@ -44,9 +49,37 @@ def multiplied(model, m, tolerance=1e-6):
     return [(k.key, adapters.LowRank.of((weights.read(model, k.key) @ left).half(), right)) for k in layers.cross_attention(model)]
 
 
-def erased(model, name, concepts, edits):
+def network(model, clip, texts):
+    """A Network whose cross-attention is trained and that is told `texts`, each once."""
+    chosen = [layer.key for layer in networks.layers(model)]
+    return networks.Network(model, chosen, networks.conditioning(model, clip, texts, SIZE, lockstep.latent_shape(model, SIZE)))
+
+
+def shape(net):
+    """[c, h, w] of the latents that are trained on."""
+    return lockstep.latent_shape(net.model, SIZE)
+
+
+def drawn(net, texts, seed):
+    """Latents [n, c, h, w], one per text, that the model that came in draws for them."""
+    rows = [net.row[t] for t in texts]
+    return net.draw(net.reference, rows, [net.row[""]] * len(rows), [seed + i for i in range(len(rows))], shape(net), DRAWING, CFG)
+
+
+def noised(net, latents, g):
+    """(x, sigma) of latents [n, c, h, w] at noise levels of timesteps drawn evenly."""
+    sigma = net.levels(torch.rand(len(latents), generator=g))
+    return net.noised(latents, torch.randn(latents.shape, generator=g), sigma), sigma
+
+
+def moved(net):
+    """Edits of what was trained, as it moved from the start."""
+    return [(key, adapters.Delta.of((w.detach() - net.start(key)).half())) for key, w in net.masters.items()]
+
+
+def erased(model, name, concepts, edits, strength=1.0):
     """Erased of a MODEL with edits [(weight key, edit)] on it."""
     keys = list(dict.fromkeys(key for key, _ in edits))
     record = {"method": name, "settings": {}, "concepts": [c.name for c in concepts.concepts]}
     patch = types.UnlearnPatch(tuple(edits), weights.fingerprint(model, keys), (record,))
-    return Erased(patching.apply(model, patch)[0], patch.nbytes)
+    return Erased(patching.apply(model, patch, strength)[0], patch.nbytes)

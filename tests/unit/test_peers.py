@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from benchmarks.peers import mace_cfr, negative_prompt, oce, perp_neg, rece, speed, uce
+from benchmarks.peers import _shared, conceptprune, esd, mace_cfr, negative_prompt, oce, perp_neg, rece, salun, slider, speed, uce
 
 types = mace_cfr.pack.module("nodes.types")
 prompts = mace_cfr.prompts
@@ -115,3 +115,86 @@ def test_negative_prompts_name_every_concept(peer, perp):
     concepts = types.ConceptSet((types.Concept("fox", aliases=("vixen",)), types.Concept("house")))
     model = object()
     assert peer.erase(model, None, concepts) == (model, 0, "fox, vixen, house", perp)
+
+
+def test_conceptprune_literal():
+    # two of four weights a row are in the top half; of these the ones that the concept's norm makes larger than the base's are skilled
+    w = torch.tensor([[4.0, -3.0, 2.0, 1.0], [-1.0, 1.0, 1.0, 8.0]])
+    base, target = torch.tensor([[1.0, 1, 1, 1]]), torch.tensor([[0.5, 2, 3, 1]])
+    want = torch.tensor([[False, True, True, False], [False, False, True, False]])
+    assert torch.equal(conceptprune.skilled(w, target, base, top=0.5), want)
+    both = torch.cat([target, base])  # at the second step nothing is above the base
+    assert torch.equal(conceptprune.skilled(w, both, torch.cat([base, base]), top=0.5), want)
+    assert not conceptprune.skilled(w, both, torch.cat([base, base]), top=0.5, select=0.5).any()
+
+
+def test_salun_mask_is_global():
+    small, large = salun.masks([torch.tensor([[0.1, -0.2]]), torch.tensor([[3.0], [-4.0]])])
+    assert not small.any() and large.all()
+    assert salun.masks([torch.tensor([1.0, -5, 2, 3])], 0.25)[0].tolist() == [False, True, False, False]
+
+
+def test_targets_literal():
+    empty, said = torch.tensor([1.0, 2.0]), torch.tensor([3.0, 1.0])
+    assert esd.target(empty, said).tolist() == [-1.0, 3.0]
+    assert slider.target(said, empty).tolist() == [5.0, 0.0]
+
+
+@pytest.fixture
+def trainee(loaded, monkeypatch):
+    """(Network on the sprite world, a batch (x, sigma) of fox pictures); the model that came in must stay as it was."""
+    model, clip, _ = loaded
+    monkeypatch.setattr(_shared, "DRAWING", 2)
+    for peer in (esd, slider, salun):
+        monkeypatch.setattr(peer, "PICTURES", 2)
+    before = {k: v.clone() for k, v in model.model.state_dict().items()}
+    with torch.inference_mode(False), torch.enable_grad():
+        net = _shared.network(model, clip, ["", "fox", "animal", "cat"])
+        x, sigma = _shared.noised(net, _shared.drawn(net, ["fox"] * 4, 5), torch.Generator().manual_seed(1))
+        yield net, x, sigma
+    assert all(torch.equal(v, before[k]) for k, v in model.model.state_dict().items())
+
+
+@pytest.mark.world
+def test_esd_two_steps_lower_its_loss(trainee):
+    net, x, sigma = trainee
+    rows = [net.row["fox"]] * 4
+    now = lambda: float(esd.loss(net, net.student, x, sigma, rows).detach())
+    before = now()
+    esd.train(net, ["fox"], 2)
+    assert now() < before
+
+
+@pytest.mark.world
+def test_slider_lowers_its_loss_and_at_minus_one_raises_it(trainee):
+    net, x, sigma = trainee
+    now = lambda: float(slider.loss(net, net.student, x, sigma, [net.row["fox"]] * 4, [net.row["animal"]] * 4).detach())
+    before = now()
+    lora = slider.train(net, [("fox", "animal")], 2)
+    assert now() < before
+    lora.put(-1.0)
+    assert now() > before
+
+
+@pytest.mark.world
+def test_salun_two_steps_lower_forgetting_within_the_mask(trainee):
+    net, x, sigma = trainee
+    now = lambda: float(salun.forgetting(net, x, sigma, [net.row["fox"]] * 4, [net.row["animal"]] * 4).detach())
+    before = now()
+    masks = salun.train(net, [("fox", "animal")], ["cat"], 2)
+    assert now() < before
+    for (key, w), mask in zip(net.masters.items(), masks, strict=True):
+        assert torch.equal(w.detach()[~mask], net.start(key)[~mask])
+
+
+@pytest.mark.world
+def test_edits_reach_a_clone_and_not_the_model(loaded):
+    model, clip, _ = loaded
+    concepts = types.ConceptSet((types.Concept("fox", superclass="animal"),), ("cat",))
+    out = uce.erase(model, clip, concepts)
+    key = _shared.layers.cross_attention(model)[0].key
+    c = uce.states(clip, concepts)[0].float()
+    said = lambda m, x: x @ _shared.weights.read(m, key).T
+    animal = _shared.last_states(clip, ["animal"]).float()
+    assert (said(out.model, c) - said(model, animal)).norm() < 0.1 * (said(model, c) - said(model, animal)).norm()
+    assert out.nbytes == sum(320 * 2 for _ in range(8)) + 768 * 4 and not model.patches
