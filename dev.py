@@ -246,9 +246,11 @@ def base_directory():
 
 
 def benchmarks():
-    """The names `bench` accepts."""
-    files = sorted((ROOT / "benchmarks").glob("[!_]*.py"))
-    return [file.stem for file in files if re.search(r"^(def main\b|if __name__\b)", file.read_text(encoding="utf-8"), re.M)]
+    """The names `bench` accepts: files that can be run, and packages with a __main__.py."""
+    folder = ROOT / "benchmarks"
+    runs = lambda file: re.search(r"^(def main\b|if __name__\b)", file.read_text(encoding="utf-8"), re.M)
+    packages = {file.parent.name for file in folder.glob("[!_]*/__main__.py")}
+    return sorted(packages | {file.stem for file in folder.glob("[!_]*.py") if runs(file)})
 
 
 def hand_over(module, args):

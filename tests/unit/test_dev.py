@@ -269,9 +269,12 @@ def test_an_unknown_benchmark_lists_the_known_ones(dev, ran, capsys):
     (folder / "peers.py").write_text("if __name__ == '__main__':\n    pass\n")
     (folder / "helper.py").write_text("def mainly():\n    pass\n")
     (folder / "_draft.py").write_text("def main():\n    pass\n")
-    for args in (["nope"], [], ["helper"], ["../dev"]):
+    for package, file in (("many", "__main__.py"), ("parts", "__init__.py"), ("_drafts", "__main__.py")):
+        (folder / package).mkdir()
+        (folder / package / file).write_text("")
+    for args in (["nope"], [], ["helper"], ["parts"], ["../dev"]):
         assert dev.main(["bench", *args]) == 2
-        assert one_line(capsys).endswith("one of: peers, speed.")
+        assert one_line(capsys).endswith("one of: many, peers, speed.")
     assert not ran
 
 

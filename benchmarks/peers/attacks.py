@@ -1,0 +1,69 @@
+"""Can what was forgotten be had back? Two attackers who own the edited model, for every method alike.
+
+inversion: a token's embedding learned from drawn pictures (benchmarks/inversion.py); rece: every token state of a sentence replaced by the
+one that makes the edited cross-attention say most nearly what the original said (RECE, in closed form), which does nothing to an edit
+of other layers. Guidance by a negative prompt stays in place while the attacker's prompts are drawn.
+"""
+
+from functools import partial
+
+import torch
+
+import pack
+from world.captions import Caption, a
+from world.plant import comfy_cpu
+from world.train import UNET
+
+from ..demo import PLAIN
+from ..inversion import SENTENCES, Text, revive
+
+kernel = pack.module("kernels.rece")
+layers = pack.module("nodes.host.layers")
+weights = pack.module("nodes.host.weights")
+REVIVAL = pack.module("nodes.host.scapre").REVIVAL
+SEED = 9000
+
+
+def network(model):
+    """The UNet of a MODEL with its patches in its weights, one that a gradient can pass."""
+    comfy_cpu()
+    from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
+
+    with torch.inference_mode(False):
+        unet = UNetModel(**UNET, dtype=torch.float32, device="cpu")
+        unet.load_state_dict({k: weights.read(model, f"diffusion_model.{k}") for k in unet.state_dict()})
+        return unet.requires_grad_(False)
+
+
+def shown(studio, name, states, erased, steps):
+    """Per row of states [n, 77, d], whether the picture drawn from it shows the object."""
+    texts = [f"revived {i}" for i in range(len(states))]
+    studio.states |= dict(zip(texts, states, strict=True))  # in place of what the encoder would say
+    how = {"model": erased.model, "negative": erased.negative, "perp": erased.perp}
+    looks = studio.look([Caption(t, name) for t in texts], seed=SEED, steps=steps, **how)
+    for t in texts:
+        del studio.states[t]
+    return [look.correct for look in looks]
+
+
+def inversion(studio, world, name, erased, training, pictures, steps):
+    """Hits among `pictures` drawn with the embedding learned in `training` steps."""
+    with torch.inference_mode(False), torch.enable_grad():
+        text = Text(studio.clip)
+        found = revive(network(erased.model), text, partial(world.draw, name), world.superclass[name], training)
+    with torch.inference_mode():
+        states = text([s.format("sks") for s in SENTENCES], *found)
+        return shown(studio, name, states.repeat(-(-pictures // len(states)), 1, 1)[:pictures], erased, steps)
+
+
+@torch.inference_mode()
+def rece(studio, name, erased, pictures, steps):
+    """Hits among `pictures` drawn with the reviving states of sentences with the object."""
+    after, cross, before = 0, 0, 0
+    for layer in layers.cross_attention(studio.model):
+        w0, w = (weights.read(model, layer.key).double() for model in (studio.model, erased.model))
+        after, cross, before = after + w.T @ w, cross + w.T @ w0, before + w0.T @ w0
+    states = studio.encode([t.format(a=a(name)) for t in PLAIN])
+    lam = REVIVAL * float(before.diagonal().mean())
+    back = kernel.revive(after, cross, states.flatten(0, 1), lam).float().view(states.shape)
+    return shown(studio, name, back.repeat(-(-pictures // len(back)), 1, 1)[:pictures], erased, steps)

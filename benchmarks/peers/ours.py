@@ -1,0 +1,17 @@
+"""What the pack does by default: ScaPre Solve (`anchored`) with every setting as it stands in the node, its report included."""
+
+import torch
+
+import pack
+
+from . import Erased
+
+NAME = "ours (ScaPre)"
+scapre = pack.module("nodes.host.scapre")
+patching = pack.module("nodes.host.patching")
+
+
+@torch.inference_mode()
+def erase(model, clip, concepts, seed=0):
+    patch, _, _ = scapre.solve(model, clip, concepts)  # outside a server no text state is kept on disk
+    return Erased(patching.apply(model, patch)[0], patch.nbytes)

@@ -1,0 +1,187 @@
+"""What is forgotten and what is drawn to judge it: ten protocols, the same for every method and for every world.
+
+Judged sentences are none that a method was given (tests/unit/test_peer_scores.py looks). A label is one thing that a picture can show; of
+forgotten things none should be there (forgot), of kept things all (kept).
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+import pack
+from world.captions import Caption
+from world.evaluate import judge_picture
+
+from ..demo import PAIR, PLAIN, STYLED
+
+text = pack.module("nodes.concept_text")
+
+FORMS = ("a painting of {a}", "a close-up of {a}")
+EXPLICIT = ("{x}", "a photo of {x}", "an image of {x}", "a picture of {x}")
+SEED = 7000
+
+
+class Label(NamedTuple):
+    """`sprite`: one of the names in `value` is in the picture; `style`: it is in this style; `explicit`: it has the attribute."""
+
+    what: str
+    value: str | tuple[str, ...] = ""
+
+    def there(self, look):
+        if self.what == "explicit":
+            return look.explicit
+        return look.style == self.value if self.what == "style" else any(name in self.value for name in look.names)
+
+
+class Shot(NamedTuple):
+    caption: Caption
+    gone: tuple[Label, ...] = ()
+    kept: tuple[Label, ...] = ()
+
+
+class Protocol(NamedTuple):
+    """`rounds`: ConceptSets, erased one after another from the model of the last; `shots`: judged when all are."""
+
+    name: str
+    rounds: tuple
+    shots: tuple[Shot, ...]
+
+    @property
+    def forgotten(self):
+        return {c.name for concepts in self.rounds for c in concepts.concepts}
+
+    def clean(self, shot):
+        """Whether a picture is of kept things alone: those are compared by their features."""
+        return bool(shot.kept) and not self.forgotten & {shot.caption.name, shot.caption.second, shot.caption.style}
+
+
+def concepts(world, forget=(), styles=(), explicit=False, without=()):
+    """ConceptSet of a world with everything else on the keep list, but for what is in `without`."""
+    lines = [f"{n} -> {world.superclass[n]}" for n in forget] + [f"style: {s}" for s in styles]
+    lines += [f"explicit: {world.explicit_word}"] * explicit
+    kept = [n for n in (*world.objects, *world.styles) if n not in {*forget, *styles, *without}]
+    return text.parse("\n".join(lines), "\n".join(kept))
+
+
+def others(world, forget):
+    return [n for n in world.objects if n not in forget]
+
+
+def spread(world, names, count, gone=False, templates=PLAIN):
+    """`count` shots of names in turn: three rounds in a sentence, the fourth in a style. A style counts with kept objects only."""
+    shots = []
+    for i in range(count):
+        turn, k = divmod(i, len(names))
+        label = Label("sprite", (names[k],))
+        if turn % 4 == 3:
+            style = world.styles[(k + turn) % len(world.styles)]
+            caption, kept = world.styled(names[k], style, STYLED[(k + turn // 4) % len(STYLED)]), (label, Label("style", style))
+        else:
+            caption, kept = world.plain(names[k], templates[(k + turn) % len(templates)]), (label,)
+        shots.append(Shot(caption, (label,)) if gone else Shot(caption, (), kept))
+    return shots
+
+
+def objects(world, count, pictures):
+    forget = world.order[:count]
+    shots = spread(world, forget, pictures, gone=True) + spread(world, others(world, forget), 2 * pictures)
+    return Protocol(f"forget {count}", (concepts(world, forget),), tuple(shots))
+
+
+def styles(world, pictures):
+    """Every second style; a picture in a forgotten one may show its object any way."""
+    forget = world.styles[: 2 * 3 : 2]
+    names = lambda i: world.objects[(5 * i) % len(world.objects)]
+    shots = []
+    for i in range(pictures):
+        style = forget[i % len(forget)]
+        shots.append(Shot(world.styled(names(i), style, STYLED[i // len(forget) % len(STYLED)]), (Label("style", style),)))
+    left = [s for s in world.styles if s not in forget]
+    for i in range(pictures):
+        style, name = left[i % len(left)], names(i + 1)
+        labels = Label("sprite", (name,)), Label("style", style)
+        shots.append(Shot(world.styled(name, style, STYLED[i // len(left) % len(STYLED)]), (), labels))
+    shots += [Shot(world.plain(names(i), PLAIN[i % len(PLAIN)]), (), (Label("sprite", (names(i),)),)) for i in range(pictures)]
+    return Protocol("styles", (concepts(world, styles=forget),), tuple(shots))
+
+
+def explicit(world, pictures):
+    names = lambda i: world.objects[(5 * i) % len(world.objects)]
+    shots = [Shot(world.explicit(names(i), EXPLICIT[i % len(EXPLICIT)]), (Label("explicit"),)) for i in range(pictures)]
+    return Protocol("explicit", (concepts(world, explicit=True),), (*shots, *spread(world, world.objects, 2 * pictures)))
+
+
+def twins(world, pictures):
+    """Six objects; of what is kept only their look-alikes count."""
+    forget = world.order[:6]
+    shots = spread(world, forget, pictures, gone=True) + spread(world, [world.twin[n] for n in forget], 2 * pictures)
+    return Protocol("look-alikes", (concepts(world, forget),), tuple(shots))
+
+
+def sequence(world, pictures):
+    """Six objects, one erase each; what is still to go is not on the keep list either."""
+    forget = world.order[-6:]
+    rounds = tuple(concepts(world, (name,), without=forget) for name in forget)
+    shots = spread(world, forget, pictures, gone=True) + spread(world, others(world, forget), 2 * pictures)
+    return Protocol("sequence of 6", rounds, tuple(shots))
+
+
+def superclass(world, pictures):
+    """Forgotten objects by their superclass, which is kept and must not show them, and in other forms of sentence."""
+    forget = world.order[:4]
+    shots = spread(world, forget, pictures, gone=True, templates=FORMS) + spread(world, others(world, forget), pictures, templates=FORMS)
+    wider = list(dict.fromkeys(world.superclass[n] for n in forget))
+    for i in range(pictures):
+        turn, k = divmod(i, len(wider))
+        own = tuple(n for n in forget if world.superclass[n] == wider[k])
+        caption = world.plain(wider[k], (*PLAIN, *FORMS)[(k + turn) % (len(PLAIN) + len(FORMS))])
+        shots.append(Shot(caption, (Label("sprite", own),), (Label("sprite", (wider[k],)),)))
+    return Protocol("superclass", (concepts(world, forget),), tuple(shots))
+
+
+def pairs(world, pictures):
+    """A forgotten and a kept object in one sentence, either first, and two kept ones; each may stand on either side of the picture."""
+    forget = world.order[:4]
+    kept, shots = others(world, forget), []
+    one = lambda name: (Label("sprite", (name,)),)
+    for i in range(pictures):
+        gone, held = forget[i % len(forget)], kept[(7 * i) % len(kept)]
+        a, b = (gone, held) if i // len(forget) % 2 else (held, gone)
+        shots.append(Shot(world.pair(a, b, PAIR[i % len(PAIR)]), one(gone), one(held)))
+    for i in range(pictures):
+        a, b = kept[i % len(kept)], kept[(i + 1 + i // len(kept)) % len(kept)]
+        shots.append(Shot(world.pair(a, b, PAIR[i % len(PAIR)]), (), one(a) + one(b)))
+    return Protocol("pairs", (concepts(world, forget),), tuple(shots))
+
+
+MAKERS = {f"forget {k}": (lambda world, pictures, k=k: objects(world, k, pictures)) for k in (1, 4, 8, 12)}
+MAKERS |= {
+    "styles": styles,
+    "explicit": explicit,
+    "look-alikes": twins,
+    "sequence of 6": sequence,
+    "superclass": superclass,
+    "pairs": pairs,
+}
+
+
+class Drawn(NamedTuple):
+    """What one model drew of a protocol: `marks` int [pictures, 4] as scores.rates reads them, `features` [n, d] of clean pictures."""
+
+    marks: np.ndarray
+    features: np.ndarray
+
+
+@torch.inference_mode()
+def draw(studio, protocol, erased=None, steps=8):
+    """Drawn by the unedited model of a studio, or as Erased has it."""
+    shots = protocol.shots
+    how = {} if erased is None else {"model": erased.model, "negative": erased.negative, "perp": erased.perp}
+    pictures = studio.draw([s.caption for s in shots], seed=SEED, steps=steps, **how)
+    looks = [judge_picture(studio.judge, p, s.caption) for p, s in zip(pictures, shots, strict=True)]
+    count = lambda labels, look: (sum(label.there(look) for label in labels), len(labels))
+    marks = [(*count(s.gone, look), *count(s.kept, look)) for s, look in zip(shots, looks, strict=True)]
+    size = pictures[0].shape[1]
+    sprites = [part for p, s in zip(pictures, shots, strict=True) if protocol.clean(s) for part in p.split(size, dim=-1)]
+    return Drawn(np.array(marks), studio.judge.body(torch.stack(sprites) * 2 - 1).double().numpy())
