@@ -8,12 +8,12 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = "unlearn_pack"
 
 
-def load():
-    """The pack as package `unlearn_pack`, with the host on the CPU."""
+def load(cpu=True):
+    """The pack as package `unlearn_pack`, with the host on the CPU; `cpu` False at the first call leaves the device to the host."""
     from comfy.cli_args import args
 
-    args.cpu = True
     if PACKAGE not in sys.modules:
+        args.cpu = args.cpu or cpu
         spec = importlib.util.spec_from_file_location(PACKAGE, ROOT / "__init__.py", submodule_search_locations=[str(ROOT)])
         module = importlib.util.module_from_spec(spec)
         sys.modules[PACKAGE] = module
