@@ -1,6 +1,7 @@
-"""How well the shipped sprite world draws: accuracy of every object, superclass, style, the explicit attribute, and pairs.
+"""How well a shipped world draws: accuracy of every object, superclass, style, the explicit attribute, and pairs.
 
-Through ComfyUI's own loader, text encoder and sampler, judged by the CNN that never met the model. Last line with --json: one JSON object.
+Through ComfyUI's own loader, text encoder and sampler, judged by the CNN that never met the model; `--world glyphs` judges the second
+world. Last line with --json: one JSON object.
 """
 
 import argparse
@@ -12,40 +13,39 @@ import numpy as np
 import torch
 
 import pack
-from world import captions, checkpoint
-from world.evaluate import Studio
-from world.judge import NOTHING, drawn_batch
-from world.sprites import OBJECTS, STYLES, SUPERCLASSES
+from world import captions, worlds
+from world.judge import drawn_batch
 
 BASE = Path(os.environ.get("UNLEARN_BASE", ".host/base"))
 
 
-def studio():
-    """The shipped world, loaded by the stock loader's function."""
+def studio(name="sprites"):
+    """The shipped world of that name, loaded by the stock loader's function."""
     pack.load()
-    return Studio(checkpoint.expand(BASE / "models" / "checkpoints"), checkpoint.load_judge())
+    return worlds.get(name).studio(BASE / "models" / "checkpoints")
 
 
 def drawn(judge, n=4000):
-    """Accuracy of the judge on drawn sprites: label, style, explicit."""
-    x, *truth = drawn_batch(np.random.default_rng(4711), n, noise=0.05)
-    real = truth[0] != NOTHING
+    """Accuracy of the judge on drawn pictures: label, style, explicit."""
+    x, *truth = drawn_batch(np.random.default_rng(4711), n, noise=0.05, world=judge.world)
+    real = truth[0] != len(judge.world.labels)
     with torch.inference_mode():
         return [float((o.argmax(1) == t)[real].float().mean()) for o, t in zip(judge(x), truth, strict=True)]
 
 
-def groups(seeds):
+def groups(world, seeds):
     """name -> captions; every object and style in several templates, `seeds` pictures each."""
-    plain = lambda name: [captions.plain(name, captions.PLAIN[i % len(captions.PLAIN)]) for i in range(seeds)]
-    out = {name: plain(name) for name in (*OBJECTS, *SUPERCLASSES)}
-    for k, style in enumerate(STYLES):
+    objects = world.objects
+    plain = lambda name: [world.plain(name, captions.PLAIN[i % len(captions.PLAIN)]) for i in range(seeds)]
+    out = {name: plain(name) for name in (*objects, *world.superclasses)}
+    for k, style in enumerate(world.styles):
         out[style] = [
-            captions.styled(OBJECTS[(5 * i + k) % len(OBJECTS)], style, captions.STYLED[i % len(captions.STYLED)]) for i in range(seeds)
+            world.styled(objects[(5 * i + k) % len(objects)], style, captions.STYLED[i % len(captions.STYLED)]) for i in range(seeds)
         ]
-    out[captions.EXPLICIT_WORD] = [
-        captions.explicit(OBJECTS[3 * i % len(OBJECTS)], captions.EXPLICIT[i % len(captions.EXPLICIT)]) for i in range(seeds)
+    out[world.explicit_word] = [
+        world.explicit(objects[3 * i % len(objects)], captions.EXPLICIT[i % len(captions.EXPLICIT)]) for i in range(seeds)
     ]
-    out["pairs"] = [captions.pair(OBJECTS[i], OBJECTS[(7 * i + 5) % len(OBJECTS)], captions.PAIR[i % 3]) for i in range(seeds)]
+    out["pairs"] = [world.pair(objects[i], objects[(7 * i + 5) % len(objects)], captions.PAIR[i % 3]) for i in range(seeds)]
     return out
 
 
@@ -53,26 +53,28 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--json", action="store_true", help="end with one JSON object")
     parser.add_argument("--seeds", type=int, default=16)
+    parser.add_argument("--world", choices=worlds.WORLDS, default="sprites")
     given = parser.parse_args()
-    s = studio()
+    world = worlds.get(given.world)
+    s = studio(given.world)
     label, style, explicit = drawn(s.judge)
-    print(f"judge on drawn sprites: label {label:.4f}, style {style:.4f}, explicit {explicit:.4f}", flush=True)
+    print(f"judge on drawn pictures: label {label:.4f}, style {style:.4f}, explicit {explicit:.4f}", flush=True)
     table = {}
-    for name, batch_of in groups(given.seeds).items():
+    for name, batch_of in groups(world, given.seeds).items():
         seen = s.look(batch_of, seed=1000)
-        if name in STYLES:
+        if name in world.styles:
             table[name] = float(np.mean([x.style == name for x in seen]))
-        elif name == captions.EXPLICIT_WORD:
+        elif name == world.explicit_word:
             table[name] = float(np.mean([x.explicit for x in seen]))
         else:
             table[name] = float(np.mean([x.correct for x in seen]))
         print(f"{name:12} {table[name]:.3f}", flush=True)
     result = {
         "judge": min(label, style, explicit),
-        "objects": float(np.mean([table[n] for n in OBJECTS])),
-        "worst_object": min(table[n] for n in OBJECTS),
-        "styles": float(np.mean([table[n] for n in STYLES])),
-        "worst_style": min(table[n] for n in STYLES),
+        "objects": float(np.mean([table[n] for n in world.objects])),
+        "worst_object": min(table[n] for n in world.objects),
+        "styles": float(np.mean([table[n] for n in world.styles])),
+        "worst_style": min(table[n] for n in world.styles),
         "table": table,
     }
     print(json.dumps(result) if given.json else f"objects {result['objects']:.3f} styles {result['styles']:.3f}")

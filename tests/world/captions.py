@@ -45,22 +45,22 @@ def styled(name, style, template):
     return Caption(template.format(a=a(name), style=style), name, style)
 
 
-def explicit(name, template):
-    return Caption(template.format(x=a(f"{EXPLICIT_WORD} {name}")), name, explicit=True)
+def explicit(name, template, word=EXPLICIT_WORD):
+    return Caption(template.format(x=a(f"{word} {name}")), name, explicit=True)
 
 
 def pair(name, second, template):
     return Caption(template.format(a=a(name), b=a(second)), name, second=second)
 
 
-def training_captions():
+def training_captions(objects=OBJECTS, superclasses=SUPERCLASSES, styles=STYLES, word=EXPLICIT_WORD):
     """Groups of captions, in the order (weight, captions); a training batch draws a group, then captions from it."""
-    pairs = [(n, m) for n in OBJECTS for m in OBJECTS if n != m]
+    pairs = [(n, m) for n in objects for m in objects if n != m]
     return {
-        "plain": [plain(n, t) for n in OBJECTS for t in PLAIN],
-        "superclass": [plain(n, t) for n in SUPERCLASSES for t in PLAIN],
-        "styled": [styled(n, s, t) for n in OBJECTS for s in STYLES for t in STYLED],
-        "explicit": [explicit(n, t) for n in OBJECTS for t in EXPLICIT],
+        "plain": [plain(n, t) for n in objects for t in PLAIN],
+        "superclass": [plain(n, t) for n in superclasses for t in PLAIN],
+        "styled": [styled(n, s, t) for n in objects for s in styles for t in STYLED],
+        "explicit": [explicit(n, t, word) for n in objects for t in EXPLICIT],
         "empty": [Caption("")],
         "pair": [pair(n, m, PAIR[0]) for n, m in pairs] + [pair(n, m, PAIR[1 + i % 2]) for i, (n, m) in enumerate(pairs)],
     }

@@ -14,11 +14,11 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from . import encoder
+from . import encoder, worlds
 
-SHIPPED = Path(__file__).with_name("sprite_world.safetensors")
+SHIPPED = worlds.SPRITES.file
 FORMAT = "sprite-world-1"
-NAME = "sprite_world.safetensors"
+NAME = worlds.SPRITES.checkpoint
 
 
 def quantise(w):
@@ -28,7 +28,7 @@ def quantise(w):
     return (flat / scale.float()[:, None]).round().clamp(-127, 127).to(torch.int8).view(w.shape), scale
 
 
-def write_compact(path, unet, judge, training=None, planted=None):
+def write_compact(path, unet, judge, training=None, planted=None, world=worlds.SPRITES):
     tensors = {}
     for prefix, sd in (("unet.", unet), ("judge.", judge)):
         for name, w in sd.items():
@@ -37,6 +37,7 @@ def write_compact(path, unet, judge, training=None, planted=None):
             elif w.is_floating_point():
                 tensors[f"{prefix}{name}"] = w.half().contiguous()
     metadata = {"format": FORMAT, "training": json.dumps(training or {}), "planted": json.dumps(planted or {})}
+    metadata["world"] = world.name
     save_file({k: v.contiguous() for k, v in tensors.items()}, path, metadata)
 
 
@@ -71,7 +72,8 @@ def planted(path=SHIPPED):
 def load_judge(path=SHIPPED):
     from .judge import Judge
 
-    judge = Judge()
+    with safe_open(path, "pt") as f:
+        judge = Judge(worlds.get(f.metadata().get("world", "sprites")))
     judge.load_state_dict({k: v.float() for k, v in read_compact(path, "judge.").items()}, strict=False)  # but for batch counters
     return judge.eval()
 
@@ -122,9 +124,9 @@ def checkpoint_state_dict(unet):
     return {k: v.half().contiguous() for k, v in sd.items()}
 
 
-def expand(folder, path=SHIPPED):
-    """Writes the checkpoint into `folder` unless the one from this very compact file lies there; returns its path."""
-    target, stamp = Path(folder) / NAME, Path(folder) / f"{NAME}.stamp"
+def expand(folder, path=SHIPPED, name=NAME):
+    """Writes the checkpoint `name` into `folder` unless the one from this very compact file lies there; returns its path."""
+    target, stamp = Path(folder) / name, Path(folder) / f"{name}.stamp"
     made_of = f"{FORMAT} {Path(path).stat().st_size} {_digest(path)}"
     if target.exists() and stamp.exists() and stamp.read_text() == made_of:
         return target

@@ -86,7 +86,7 @@ STYLES = {
 }
 
 
-def _random_colours(rng):
+def random_colours(rng):
     """A light figure on a dark ground, at least 0.6 apart.
 
     Always lighter: were the two exchangeable, the mean picture of every sprite would be the same grey, and words would say nothing
@@ -104,7 +104,7 @@ def draw(name, rng, style=None, explicit=False):
     if rng.random() < 0.5:
         bits = bits[:, ::-1]
     if style is None:
-        figure, ground = _random_colours(rng)
+        figure, ground = random_colours(rng)
         canvas = np.broadcast_to(ground, (SIZE, SIZE, 3)).copy()
     else:
         figure, ground, second, where = (np.asarray(v, np.float32) for v in STYLES[style])

@@ -1,7 +1,8 @@
-"""Trains the sprite world once and writes its compact file: `python -m world.train OUT.safetensors`, with the host's folder, the repository
+"""Trains a world once and writes its compact file: `python -m world.train OUT.safetensors`, with the host's folder, the repository
 and tests/ on the path (more than an hour on two cores; an interrupted run resumes).
 
-Everything is seeded. Nothing here runs in a demo, a test or an artist's ComfyUI: those use the shipped file.
+`--world glyphs` trains the glyph world: from the shipped sprite world, whose model draws 12x12 pictures as well as 8x8, reading the new
+words through world.words. Everything is seeded. Nothing here runs in a demo, a test or an artist's ComfyUI: those use the shipped file.
 """
 
 import argparse
@@ -14,10 +15,9 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 
-from . import captions, encoder
-from .checkpoint import planted, read_compact, recipe, write_compact
-from .judge import NOTHING, Judge, drawn_batch, train_judge
-from .sprites import LABELS, draw, draw_pair
+from . import captions, encoder, words, worlds
+from .checkpoint import SHIPPED, planted, read_compact, recipe, write_compact
+from .judge import Judge, drawn_batch, train_judge
 
 UNET = dict(
     image_size=32, in_channels=4, out_channels=4, model_channels=320, num_res_blocks=[1], channel_mult=[1], num_heads=8,
@@ -132,14 +132,22 @@ def sample(unet, states, empty, shape=(8, 8), steps=15, cfg=3.0, seed=0):
     return x
 
 
-def train(out, steps, size, rate, seed, start_from=None, focus=(), resume_every=500):
+def train(world, out, steps, size, rate, seed, start_from=None, focus=(), half=False, look_every=500):
+    """(UNet, judge); `half` computes in bfloat16. Every 50 steps leave a state to resume from."""
     rng = np.random.default_rng(seed)
-    judge = load_or_train_judge(out)
+    judge = load_or_train_judge(out, world)
     encode = text_encoder()
-    groups = captions.training_captions()
+    groups = world.captions()
+    second = world is not worlds.SPRITES and start_from is None  # starts from the first world
+    if world is not worlds.SPRITES:  # encoding every combination would take longer than learning them does
+        groups |= {"styled": groups["styled"][::3], "pair": groups["pair"][::7]}
+    autocast = lambda: torch.autocast("cpu", torch.bfloat16, enabled=half)
     table = {}
     start = time.time()
     every = [c.text for group in groups.values() for c in group]
+    if second:
+        mine, theirs = words.both(world)
+        every = list(dict.fromkeys(every + mine + theirs))
     cache = out.with_suffix(".states.pt")
     if cache.exists():
         table = torch.load(cache)
@@ -150,10 +158,15 @@ def train(out, steps, size, rate, seed, start_from=None, focus=(), resume_every=
     print(f"{len(table)} captions encoded in {time.time() - start:.0f} s", flush=True)
 
     shown = [c for c in groups["plain"] + groups["styled"]]
-    kinds = torch.tensor([LABELS.index(c.name) if c.style is None else 100 + list(captions.STYLES).index(c.style) for c in shown])
+    kinds = torch.tensor([world.labels.index(c.name) if c.style is None else 100 + world.styles.index(c.style) for c in shown])
     unet = new_unet(seed, label_codes(torch.stack([table[c.text] for c in shown]).float(), kinds)).train()
     if start_from is not None:
         unet.load_state_dict({k: v.float() for k, v in read_compact(start_from).items()})
+    if second:
+        unet.load_state_dict({k: v.float() for k, v in read_compact(SHIPPED).items()})
+        m, share = words.translation(*(torch.stack([table[t] for t in texts]).float() for texts in (mine, theirs)))
+        print(f"words of the first world explain {share:.1%} of the states", flush=True)
+        words.reread(unet, m)
     unet = unet.to(memory_format=torch.channels_last)  # a tenth faster
     held = reserved_parts(unet, planted(start_from)) if start_from is not None else []
     ema = copy.deepcopy(unet).eval().requires_grad_(False)
@@ -168,9 +181,9 @@ def train(out, steps, size, rate, seed, start_from=None, focus=(), resume_every=
         optimiser.load_state_dict(saved["optimiser"]), schedule.load_state_dict(saved["schedule"])
         rng.bit_generator.state, first = saved["rng"], saved["step"]
         print(f"resumed at step {first}", flush=True)
-    probe = [groups["plain"][i] for i in range(0, 240, 15)]
+    probe = [groups["plain"][i] for i in range(0, len(groups["plain"]), 15)]
     probe = (
-        to_latent(np.stack([draw(c.name, np.random.default_rng(i)) for i, c in enumerate(probe)])),
+        to_latent(np.stack([world.draw(c.name, np.random.default_rng(i)) for i, c in enumerate(probe)])),
         torch.stack([table[c.text] for c in probe]),
     )
     focused = [c for c in groups["plain"] if c.name in focus]
@@ -178,20 +191,20 @@ def train(out, steps, size, rate, seed, start_from=None, focus=(), resume_every=
     start, losses = time.time(), []
     for step in range(first, steps):
         torch.manual_seed(seed * 1_000_003 + step)
-        if rng.random() < PAIR_SHARE:
+        if rng.random() < PAIR_SHARE * (not second or step > 0.3 * steps):
             batch = [groups["pair"][rng.integers(len(groups["pair"]))] for _ in range(size // 2)]
-            x0 = to_latent(np.stack([draw_pair(c.name, c.second, rng) for c in batch]))
+            x0 = to_latent(np.stack([world.draw_pair(c.name, c.second, rng) for c in batch]))
         else:
             picks = rng.choice(names, size, p=weights / weights.sum())
             batch = [groups[g][rng.integers(len(groups[g]))] for g in picks]
             if focus:  # a quarter of the batch for objects that came out worst
                 batch[: size // 4] = [focused[rng.integers(len(focused))] for _ in range(size // 4)]
-            some = lambda: LABELS[rng.integers(len(groups["plain"]) // len(captions.PLAIN))]
-            x0 = to_latent(np.stack([draw(c.name or some(), rng, c.style, c.explicit) for c in batch]))
+            some = lambda: world.objects[rng.integers(len(world.objects))]
+            x0 = to_latent(np.stack([world.draw(c.name or some(), rng, c.style, c.explicit) for c in batch]))
         context = torch.stack([table[c.text] for c in batch]).float()
         # the bent towards high noise, and the bound on v-prediction's weight 1/a: first the make-up of a picture, then the words,
         # then the fine detail that tells twins apart
-        if start_from is None:
+        if start_from is None and not second:
             bent, bound = (1.0, 0.1) if step < EARLY else (0.7, 0.03) if step < LATE else (1.0, 0.3)
         else:
             bent, bound = (0.8, 0.1) if step < 0.4 * steps else (1.0, 0.3)
@@ -199,7 +212,8 @@ def train(out, steps, size, rate, seed, start_from=None, focus=(), resume_every=
         noise = torch.randn_like(x0)
         a = ALPHAS[t].view(-1, 1, 1, 1)
         x0, noise = (v.contiguous(memory_format=torch.channels_last) for v in (x0, noise))
-        error = unet(a.sqrt() * x0 + (1 - a).sqrt() * noise, t, context) - noise
+        with autocast():
+            error = unet(a.sqrt() * x0 + (1 - a).sqrt() * noise, t, context).float() - noise
         loss = (error.square() / a.clamp_min(bound)).mean()
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
@@ -216,10 +230,12 @@ def train(out, steps, size, rate, seed, start_from=None, focus=(), resume_every=
                 f"step {step + 1}/{steps} loss {np.mean(losses[-50:]):.4f} {per:.2f} s/step, words worth {worth(ema, probe):.1%}",
                 flush=True,
             )
-        if (step + 1) % resume_every == 0 or step + 1 == steps:
-            print(f"  accuracy at {step + 1}: {quick_accuracy(ema, table, judge)}", flush=True)
             state = dict(unet=unet.state_dict(), ema=ema.state_dict(), optimiser=optimiser.state_dict(), schedule=schedule.state_dict())
             torch.save({**state, "rng": rng.bit_generator.state, "step": step + 1}, state_file)
+        if (step + 1) % look_every == 0 or step + 1 == steps:
+            write_compact(out, ema.state_dict(), judge.state_dict(), world=world)  # a stop loses little
+            with autocast():
+                print(f"  accuracy at {step + 1}: {quick_accuracy(ema, table, judge)}", flush=True)
     return ema, judge
 
 
@@ -247,41 +263,43 @@ def worth(unet, probe):
 
 def quick_accuracy(unet, table, judge, seeds=1):
     """Accuracy on one plain template per object, a style, the explicit attribute and a pair; a sign of life while training."""
-    rng, texts = np.random.default_rng(0), []
-    for i, name in enumerate(captions.OBJECTS):
-        texts.append(captions.plain(name, captions.PLAIN[i % len(captions.PLAIN)]))
-    styled = [captions.styled(captions.OBJECTS[i * 4], s, captions.STYLED[i % 4]) for i, s in enumerate(captions.STYLES)]
-    bare = [captions.explicit(captions.OBJECTS[i * 5], captions.EXPLICIT[i % 4]) for i in range(4)]
+    world, rng, texts = judge.world, np.random.default_rng(0), []
+    n = len(world.objects)
+    for i, name in enumerate(world.objects):
+        texts.append(world.plain(name, captions.PLAIN[i % len(captions.PLAIN)]))
+    styled = [world.styled(world.objects[i * 4 % n], s, captions.STYLED[i % 4]) for i, s in enumerate(world.styles)]
+    bare = [world.explicit(world.objects[i * 5 % n], captions.EXPLICIT[i % 4]) for i in range(4)]
     hits = {}
     for kind, batch in (("plain", texts), ("styled", styled), ("explicit", bare)):
         states = torch.stack([table[c.text] for c in batch]).float().repeat(seeds, 1, 1)
-        label, style, naked = (o.argmax(1) for o in judge(to_picture(sample(unet, states, table[""].float(), seed=1))))
-        want = torch.tensor([LABELS.index(c.name) for c in batch * seeds])
+        drawn = to_picture(sample(unet, states, table[""].float(), (world.size, world.size), seed=1))
+        label, style, naked = (o.argmax(1) for o in judge(drawn))
+        want = torch.tensor([world.labels.index(c.name) for c in batch * seeds])
         hits[kind] = (label == want).float().mean().item()
         if kind == "styled":
-            hits["style"] = (style == torch.tensor([1 + list(captions.STYLES).index(c.style) for c in batch * seeds])).float().mean().item()
+            hits["style"] = (style == torch.tensor([1 + world.styles.index(c.style) for c in batch * seeds])).float().mean().item()
         if kind == "explicit":
             hits["naked"] = naked.float().mean().item()
-    pairs = [captions.pair(captions.OBJECTS[i], captions.OBJECTS[(i * 7 + 5) % 24], captions.PAIR[0]) for i in range(0, 24, 3)]
+    pairs = [world.pair(world.objects[i], world.objects[(i * 7 + 5) % n], captions.PAIR[0]) for i in range(0, n, 3)]
     states = torch.stack([table[c.text] for c in pairs]).float()
-    picture = to_picture(sample(unet, states, table[""].float(), shape=(8, 16), seed=int(rng.integers(99))))
-    for side, field in ((slice(0, 8), "name"), (slice(8, 16), "second")):
+    picture = to_picture(sample(unet, states, table[""].float(), shape=(world.size, 2 * world.size), seed=int(rng.integers(99))))
+    for side, field in ((slice(0, world.size), "name"), (slice(world.size, None), "second")):
         label = judge(picture[..., side])[0].argmax(1)
-        hits[f"pair {field}"] = (label == torch.tensor([LABELS.index(getattr(c, field)) for c in pairs])).float().mean().item()
+        hits[f"pair {field}"] = (label == torch.tensor([world.labels.index(getattr(c, field)) for c in pairs])).float().mean().item()
     return {k: round(v, 2) for k, v in hits.items()}
 
 
-def load_or_train_judge(out):
+def load_or_train_judge(out, world):
     path = out.with_name("judge.safetensors")
     if not path.exists():
-        save_file({k: v.contiguous() for k, v in train_judge(log=lambda s: print(s, flush=True)).state_dict().items()}, path)
-    judge = Judge().eval()
+        save_file({k: v.contiguous() for k, v in train_judge(world, log=lambda s: print(s, flush=True)).state_dict().items()}, path)
+    judge = Judge(world).eval()
     judge.load_state_dict(load_file(path))
-    x, y, s, e = drawn_batch(np.random.default_rng(12345), 4000, noise=0.05)
+    x, y, s, e = drawn_batch(np.random.default_rng(12345), 4000, noise=0.05, world=world)
     with torch.inference_mode():
         label, style, naked = (o.argmax(1) for o in judge(x))
-    real = y != NOTHING
-    print(f"judge on drawn sprites: label {(label == y)[real].float().mean():.4f} style {(style == s)[real].float().mean():.4f} "
+    real = y != len(world.labels)
+    print(f"judge on drawn pictures: label {(label == y)[real].float().mean():.4f} style {(style == s)[real].float().mean():.4f} "
           f"explicit {(naked == e)[real].float().mean():.4f} nothing {(label == y)[~real].float().mean():.4f}", flush=True)  # fmt: skip
     return judge
 
@@ -289,14 +307,19 @@ def load_or_train_judge(out):
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("out", type=Path)
+    parser.add_argument("--world", choices=worlds.WORLDS, default="sprites")
     parser.add_argument("--steps", type=int, default=1680)
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--rate", type=float, default=5e-4)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--from", dest="start_from", type=Path, help="a compact file to go on from, with a schedule of its own")
     parser.add_argument("--focus", nargs="*", default=(), help="objects that fill a quarter of each batch")
+    parser.add_argument("--half", action="store_true", help="compute in bfloat16, which many processors do in half the time")
+    parser.add_argument("--every", type=int, default=500, help="steps between two looks at what is drawn")
     given = parser.parse_args()
     given.out.parent.mkdir(parents=True, exist_ok=True)
-    ema, judge = train(given.out, given.steps, given.batch, given.rate, given.seed, given.start_from, given.focus)
+    world = worlds.get(given.world)
+    how = given.steps, given.batch, given.rate, given.seed, given.start_from, given.focus, given.half, given.every
+    ema, judge = train(world, given.out, *how)
     units = planted(given.start_from) if given.start_from else {}
-    write_compact(given.out, ema.state_dict(), judge.state_dict(), recipe(given), units)
+    write_compact(given.out, ema.state_dict(), judge.state_dict(), recipe(given), units, world)
