@@ -1,7 +1,9 @@
 """Is the collateral forecast true? On the sprite world, without a keep list: which objects lose accuracy, and which were foretold to.
 
-Several forget sets; an object is harmed when its accuracy falls by at least `--drop`. AUC: the chance that a harmed object was ranked
-worse than an unharmed one, by each measure. Then auto-protect: what it does to kept and forgot. Last line with --json: one JSON object.
+Forget sets of four objects, each forgotten by plain UCE and by our solve with hardly anything held, for edits that harm nothing tell
+nothing. An object is harmed when its accuracy falls by at least `--drop`. AUC: the chance that a harmed object was ranked worse than an
+unharmed one, by each measure, over all edits and as the mean within each. Then auto-protect: what it does to kept and forgot. Last line
+with --json: one JSON object.
 """
 
 import argparse
@@ -12,7 +14,7 @@ import torch
 import pack
 from world.sprites import OBJECTS
 
-from .scapre_world import CACHE, ORDER, Bench, shots
+from .scapre_world import CACHE, ORDER, Bench, patching, shots
 from .world import studio
 
 forecast = pack.module("nodes.host.forecast")
@@ -21,7 +23,7 @@ states = pack.module("nodes.host.states")
 weights = pack.module("nodes.host.weights")
 layers = pack.module("nodes.host.layers")
 
-MEASURES = ("survival", "change of states", "survival of length", "own token survival")
+HARMFUL = {"uce": {"variant": "uce"}, "loose": {"preserve": 0.001, "anchor": 0.005, "drift": 1.0}}
 
 
 def auc(values, harmed):
@@ -40,16 +42,29 @@ def moments_of(model, patch):
     return out
 
 
-def measured(studied, m):
-    """measure -> value of one word, smaller where more harm is expected."""
-    x, w = studied
-    length = ((((x @ m.after) * x).sum(1) * w).sum() / (((x @ m.before) * x).sum(1) * w).sum()).sqrt()
+def measured(s, patch, names, studied):
+    """measure -> {name: value}, smaller where more harm is expected."""
+    m = moments_of(s.model, patch)
+    hits = [forecast.Hit(n, 1.0, False) for n in names]
+    seen = forecast.glanced(s.model, patching.apply(s.model, patch)[0], s.clip, hits, 64)
     return {
-        "survival": float(kernel.survival(x[None], m.before, m.cross, w[None])),
-        "change of states": -float((kernel.change(x, m.before, m.cross, m.after) * w).sum() / w.sum()),
-        "survival of length": float(length),
-        "own token survival": float(kernel.survival(x[:1], m.before, m.cross)),
+        "glance": {h.name: h.survival for h in seen},
+        "survival": {n: float(kernel.survival(x[None], m.before, m.cross, w[None])) for n, (x, w) in studied.items() if n in names},
+        "change of states": {
+            n: -float((kernel.change(x, m.before, m.cross, m.after) * w).sum() / w.sum()) for n, (x, w) in studied.items() if n in names
+        },
     }
+
+
+def ranked(rows):
+    """Over edits, each {measure: {name: value}} with {name: harmed}: measure -> (AUC over all, mean AUC within an edit)."""
+    out = {}
+    for measure in rows[0][0]:
+        pairs = [([table[measure][n] for n in harm], list(harm.values())) for table, harm in rows]
+        within = [a for a in (auc(v, h) for v, h in pairs) if a is not None]
+        everything = auc([x for v, _ in pairs for x in v], [x for _, h in pairs for x in h])
+        out[measure] = {"all": everything and round(everything, 3), "within": round(sum(within) / max(1, len(within)), 3)}
+    return out
 
 
 def main():
@@ -57,37 +72,36 @@ def main():
     parser.add_argument("--json", action="store_true", help="end with one JSON object")
     parser.add_argument("--sets", type=int, default=4, help="how many forget sets")
     parser.add_argument("--count", type=int, default=4, help="objects in each")
-    parser.add_argument("--pictures", type=int, default=4, help="of every object")
-    parser.add_argument("--drop", type=float, default=0.25)
-    parser.add_argument("--preserve", type=float, default=0.02, help="low, so that something is harmed")
-    parser.add_argument("--protect", type=float, default=0.8)
+    parser.add_argument("--pictures", type=int, default=10, help="of every object")
+    parser.add_argument("--steps", type=int, default=8)
+    parser.add_argument("--drop", default="0.25,0.5", help="losses of accuracy that count as harm")
+    parser.add_argument("--protect", type=float, default=0.8, help="0: leave auto-protect out")
     given = parser.parse_args()
-    bench = Bench(studio(), shots(plain=given.pictures, styled=0))
-    s, before = bench.studio, bench.objects(bench.before)
-    fetch = states.States(s.clip, CACHE).fetch
+    bench = Bench(studio(), shots(plain=given.pictures, styled=0), given.steps)
+    s, before, rows = bench.studio, bench.objects(bench.before), []
     with torch.inference_mode():
-        studied = forecast.study(s.clip, fetch, OBJECTS)
-    values, harmed, table = {k: [] for k in MEASURES}, [], []
+        studied = forecast.study(s.clip, states.States(s.clip, CACHE).fetch, OBJECTS)
+    table = []
     for k in range(given.sets):
         order = ORDER[3 * k % len(ORDER) :] + ORDER
         forget = order[: given.count]
-        how = {"order": order, "keep": False, "prior": False, "preserve": given.preserve}
-        with torch.inference_mode():
-            patch, _, _ = bench.solve(given.count, **how)
-            m = moments_of(s.model, patch)
-            plain = bench.score(patch, forget)
-            safe = bench.run(f"set {k} auto-protect {given.protect}", given.count, protect=given.protect, **how)
-        for name in OBJECTS:
-            if name not in forget:
-                harmed.append(before[name] - plain.objects[name] >= given.drop)
-                for key, value in measured(studied[name], m).items():
-                    values[key].append(value)
-        table.append({"forget": forget, "plain": plain[:2], "protected": safe[:2]})
-        print(
-            f"set {k}: {', '.join(forget)}: forgot {plain.forgot:.2f} kept {plain.kept:.2f}; harmed so far {sum(harmed)} of {len(harmed)}",
-            flush=True,
-        )
-    result = {"auc": {k: auc(v, harmed) for k, v in values.items()}, "harmed": sum(harmed), "objects": len(harmed), "sets": table}
+        names = [n for n in OBJECTS if n not in forget]
+        for name, settings in HARMFUL.items():
+            with torch.inference_mode():
+                patch = bench.solve(given.count, False, order, **settings)[0]
+                foretold, plain = measured(s, patch, names, studied), bench.score(patch, forget)
+            rows.append((foretold, {n: before[n] - plain.objects[n] for n in names}))
+            table.append({"edit": name, "forget": forget, "plain": [round(x, 3) for x in plain[:2]]})
+            if given.protect and name == "loose":
+                with torch.inference_mode():
+                    safe = bench.run(f"set {k} auto-protect", given.count, False, order, protect=given.protect, size=64, **settings)
+                table[-1]["protected"] = [round(x, 3) for x in safe[:2]]
+            print(f"{name}, {', '.join(forget)}: {table[-1]}", flush=True)
+    result = {"sets": table}
+    for drop in map(float, given.drop.split(",")):
+        harm = [(foretold, {n: x >= drop for n, x in lost.items()}) for foretold, lost in rows]
+        count = sum(sum(h.values()) for _, h in harm)
+        result[f"auc, harm from {drop}"] = {"harmed": count, "of": sum(len(h) for _, h in harm), **ranked(harm)}
     print(json.dumps(result) if given.json else "\n".join(f"{k}: {v}" for k, v in result.items()))
 
 

@@ -44,3 +44,10 @@ def shared(before, m):
     """(cross, after) where every layer is edited by the same W = W0 (I + M): before (I + M) and (I + M)^T before (I + M)."""
     factor = torch.eye(len(m), dtype=torch.float64, device=m.device) + m.double()
     return before.double() @ factor, factor.T @ before.double() @ factor
+
+
+def agreement(before, after):
+    """How far each word still stands out in the same way, [n] in [-1, 1]: the cosine of what an edited and the unedited network predict for
+    it, [n, m], both less the mean over all words."""
+    a, b = before - before.mean(0), after - after.mean(0)
+    return (a * b).sum(1) / (a.norm(dim=1) * b.norm(dim=1)).clamp_min(1e-30)

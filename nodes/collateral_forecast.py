@@ -1,4 +1,4 @@
-"""What a patch does to words that nobody asked to forget, told from its keys and values before a picture is drawn."""
+"""What a patch does to words that nobody asked to forget, told before a picture is drawn."""
 
 from comfy_api.latest import io
 
@@ -14,8 +14,8 @@ class CollateralForecast(io.ComfyNode):
             node_id="CollateralForecast",
             display_name="Collateral Forecast",
             category="unlearn",
-            description="Says which common words and which of the kept texts a patch harms, from its keys and values alone, before a "
-            "picture is drawn. For patches of any method that touch the cross-attention.",
+            description="Says which common words and which of the kept texts a patch harms, before a picture is drawn: from its keys and "
+            "values, and from a glance of both models at noise. For patches of any method.",
             search_aliases=["forget", "erase", "unlearn", "damage", "side effects", "collateral"],
             inputs=[
                 io.Model.Input("model", tooltip="The model the patch is for, after any LoRA loaders. It is not changed."),
@@ -24,6 +24,23 @@ class CollateralForecast(io.ComfyNode):
                 Concepts.Input("concepts", optional=True, tooltip="What was to be forgotten (left out here) and kept (looked at first)."),
                 io.Float.Input(
                     "strength", default=1.0, min=-2.0, max=2.0, step=0.05, tooltip="The strength you will apply the patch at. Try 1 first."
+                ),
+                io.Boolean.Input(
+                    "glance",
+                    default=True,
+                    optional=True,
+                    tooltip="Let the model, with and without the patch, look at noise once per word: this tells far better what is harmed. "
+                    "Off: from the weights alone, in a second.",
+                ),
+                io.Int.Input(
+                    "size",
+                    default=0,
+                    min=0,
+                    max=2048,
+                    step=8,
+                    optional=True,
+                    tooltip="Side of what it looks at, in pixels. 0 is half of the model's own size; try 0 first.",
+                    advanced=True,
                 ),
             ],
             outputs=[
@@ -34,13 +51,13 @@ class CollateralForecast(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, model, clip, patch, strength, concepts=None):
+    def execute(cls, model, clip, patch, strength, concepts=None, glance=True, size=0):
         finite(strength=strength)
         forgotten = (
             [n for c in concepts.concepts for n in c.names] if concepts else [n for p in patch.provenance for n in p.get("concepts", ())]
         )
         keep = concepts.keep if concepts else ()
-        hits = forecast.of_patch(model, clip, patch, forgotten, keep, cls.hidden.unique_id, strength)
+        hits = forecast.of_patch(model, clip, patch, forgotten, keep, cls.hidden.unique_id, strength, glance, size)
         words = "\n".join(forecast.describe(hits))
         progress.say(words, cls.hidden.unique_id)
         return io.NodeOutput(report.bar_charts("Collateral Forecast", [(forecast.TITLE, forecast.bars(hits, 2 * forecast.SHOWN))]), words)

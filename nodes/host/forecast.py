@@ -1,7 +1,9 @@
 """Collateral forecast of an edit of keys and values: which words nobody asked to forget lose what they say to the model.
 
 Two looks. All words of the general prior are screened by their own token's state; the worst, and the keep list, are then studied in
-sentences of their own, as concepts are, and judged by the share of what they add to keys and values that survives the edit.
+sentences of their own, as concepts are, and judged by the share of what they add to keys and values that survives the edit. That
+tells little of which objects a model really loses (README). What tells is a glance: what the unedited and the edited model predict of
+nothing but noise, one call each, and whether a word still stands out from others in the same way.
 """
 
 from typing import NamedTuple
@@ -9,15 +11,20 @@ from typing import NamedTuple
 import torch
 
 from ...kernels import forecast as kernel
-from . import patching, prompts, report, statistics, weights
+from . import lockstep, patching, prompts, report, statistics, weights
 from .layers import cross_attention
 from .progress import Progress
+from .saliency import own_size
 from .states import States, default_folder
 
 ROWS = 640  # of each matrix, evenly spread, that moments are taken from; sums over hundreds of rows tell as much as over all
 SUSPECTS = 16  # words of the prior that get a second look
 SENTENCE = statistics.KEPT[1]  # what they are studied in; each sentence more costs time
 SHOWN = 12
+GLANCES = (11, 12, 13, 14)  # seeds of the noise; more were measured to add nothing
+LEVEL = 0.5  # of the noise schedule, where predictions told most: nearer to pure noise all words look more alike
+BESIDE = 12  # words of the prior, evenly spread, that the words in question must stand out from
+LISTED = 48  # entries of the keep list that are glanced at
 TITLE = "Forecast: what words hit hardest keep of what they say"
 
 
@@ -107,9 +114,25 @@ def look(clip, fetch, keep, words, states, moments, known=None):
     return sorted((Hit(n, left[n], n in keep) for n in names), key=lambda hit: hit.survival)
 
 
-def of_patch(model, clip, patch, forgotten=(), keep=(), node_id=None, strength=1.0):
+def glanced(before, after, clip, hits, size=0, step=lambda: None):
+    """The Hits as two MODELs see them, worst first: how far each name (of the keep list the first LISTED) still stands out as it did.
+
+    size: side in pixels of the pictures the models are asked for, 0 for half of what they were made for."""
+    size = size or max(64, own_size(before) // 2)
+    listed = [h for h in hits if h.asked]
+    hits = [h for h in hits if not h.asked] + listed[:LISTED]
+    words = statistics.prior_words()
+    beside = [words[i] for i in torch.linspace(0, len(words) - 1, BESIDE).long().tolist()] if words else []
+    texts = [prompts.grammar(SENTENCE, n).replace("{concept}", n) for n in dict.fromkeys([*(h.name for h in hits), *beside])]
+    seen = [lockstep.glance(m, clip, texts, GLANCES, level=LEVEL, size=size, step=step).flatten(1) for m in (before, after)]
+    left = kernel.agreement(*seen).tolist()
+    return sorted((h._replace(survival=x) for h, x in zip(hits, left, strict=False)), key=lambda hit: hit.survival)
+
+
+def of_patch(model, clip, patch, forgotten=(), keep=(), node_id=None, strength=1.0, glance=False, size=0):
     """Hits of any UnlearnPatch on a MODEL, made by whatever method: what its edits of keys and values at `strength` do to the words of
-    the general prior and to the texts of `keep`. forgotten: names to leave out. The model is not changed.
+    the general prior and to the texts of `keep`. forgotten: names to leave out. glance: let both models look at them too, pictures of
+    `size` pixels (0: half of their own). The model is not changed.
 
     Raises UnlearnError for a patch of another architecture or a CLIP of another width."""
     patching.check_keys(model, patch)
@@ -123,8 +146,14 @@ def of_patch(model, clip, patch, forgotten=(), keep=(), node_id=None, strength=1
             yield w0, sum((edit.change(w0, strength) for edit in edits.get(layer.key, ())), torch.zeros_like(w0))
 
     layers = cross_attention(model)
-    bar = Progress(len(layers) + 1, node_id)
-    return _of_changes(clip, pairs(), forgotten, keep, bar.step)
+    bar = Progress(len(layers) + 1 + glance * _calls(keep), node_id)
+    hits = _of_changes(clip, pairs(), forgotten, keep, bar.step)
+    return glanced(model, patching.apply(model, patch, strength)[0], clip, hits, size, bar.step) if glance else hits
+
+
+def _calls(keep):
+    """At most so many batches are looked at by `glanced`."""
+    return -(-2 * len(GLANCES) * (SUSPECTS + BESIDE + min(LISTED, len(keep))) // lockstep.LARGEST_BATCH)
 
 
 def of_models(before, after, clip, forgotten=(), keep=(), step=lambda: None):

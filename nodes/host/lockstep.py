@@ -135,3 +135,31 @@ def sample(model, clip, texts, seeds, groups, *, steps, window, cfg, size, watch
     room = torch.zeros([state["b"], *shape])  # the host makes room in memory for a batch of this shape
     comfy.sample.sample_custom(model, room, cfg, _Together(body), sigmas, positive, negative, room, disable_pbar=True)
     return state["calls"]
+
+
+def glance(model, clip, texts, seeds, *, level, size, step=lambda: None):
+    """What a MODEL makes of noise alone under each text: predicted pictures x0, [texts, seeds, c * h * w] float32 on the CPU, one UNet call
+    for each text and seed, at the noise level `level` (0..1 of the schedule). step: called after each batch."""
+    shape, n = latent_shape(model, size), len(texts)
+    positive, negative = conditioning(clip, texts, size)
+    latents = torch.stack([torch.randn(shape, generator=torch.Generator().manual_seed(s)) for s in seeds])
+    sampling, found = model.get_model_object("model_sampling"), []
+    schedule = torch.tensor([sampling.percent_to_sigma(1 - level), 0.0], dtype=torch.float32)
+
+    def body(guider, sigmas, options):
+        x, at = latents.to(sigmas.device), 0
+        x = guider.inner_model.model_sampling.noise_scaling(sigmas[0], x, torch.zeros_like(x), False)
+        rows = [(t, k) for t in range(n) for k in range(len(seeds))]
+        while at < len(rows):
+            comfy.model_management.throw_exception_if_processing_interrupted()
+            part = rows[at : at + b]
+            cond = _rows(guider.conds["positive"][0], [t for t, _ in part], n)
+            noisy, sigma = x[[k for _, k in part]], sigmas[0].expand(len(part))
+            found.append(comfy.samplers.calc_cond_batch(guider.inner_model, [[cond]], noisy, sigma, options)[0].float().cpu())
+            at += len(part)
+            step()
+
+    b = _fitting(model, shape, 1)
+    room = torch.zeros([b, *shape])
+    comfy.sample.sample_custom(model, room, 1.0, _Together(body), schedule, positive, negative, room, disable_pbar=True)
+    return torch.cat(found).view(n, len(seeds), -1)

@@ -8,7 +8,7 @@ from ..concept_text import format_concept
 from ..errors import UnlearnError
 from ..types import UnlearnPatch
 from ..version import VERSION
-from . import forecast, prompts, statistics, variants, weights
+from . import forecast, patching, prompts, statistics, variants, weights
 from .adapters import LowRank
 from .layers import cross_attention
 from .progress import Progress
@@ -43,13 +43,15 @@ def solve(
     expand=EXTRAS["expand"],
     protect=EXTRAS["protect"],
     folder=None,
+    size=0,
     **settings,
 ):
     """(UnlearnPatch, report IMAGE, report text) for a ConceptSet; settings as in variants.DEFAULTS. The model and clip are not changed.
 
     estimator: of the Informax weights, where they are on. Of `anchored` alone: hard_keep, the share of the keep list's energy that the
-    edit does not touch at all; and of `anchored` and `uce`: rounds of search for what revives a concept; protect, the share that every
-    common word must keep of what it says (0: only forecast). folder: where token states are kept, None for ComfyUI's own.
+    edit does not touch at all; rounds of search for what revives a concept; protect, how far every suspect word must stand out as it
+    did when both models glance at it (0: only forecast), in pictures of `size` pixels (0: half the model's own). folder: where token
+    states are kept, None for ComfyUI's own.
     Raises UnlearnError on a model without cross-attention, a CLIP of another width, NaN in weights, or text that cannot be used.
     """
     settings = _settings(variant, settings)
@@ -70,10 +72,17 @@ def solve(
     study = Study(clip, plan, states.fetch, stats, plain, concepts.keep)
     make = lambda s: variants.change(variant, clip, plan, states.fetch, s, settings, channels, hard_keep)
     shares, told = study.pushed(make, tokens, settings["overshoot"], settings["drift"], bar) if pushing else (None, [])
-    change, stats, notes = study.refined(make, rounds, protect, shares)
+
+    def glance(change, hits):
+        """The hits of a change as the model without and with it sees them."""
+        edits = tuple(_edits(model, layers, change, plain)[0])
+        trial = UnlearnPatch(edits, weights.fingerprint(model, [key for key, _ in edits]))
+        return forecast.glanced(model, patching.apply(model, trial)[0], clip, hits, size)
+
+    change, stats, notes = study.refined(make, rounds, protect, shares, glance)
     notes = [*told, *notes]
 
-    edits, changes, after, lost = _edits(model, layers, change, plain, bar)
+    edits, changes, after, lost = _edits(model, layers, change, plain, bar.step)
     patch = UnlearnPatch(
         tuple(edits),
         weights.fingerprint(model, [layer.key for layer in layers]),
@@ -112,8 +121,9 @@ def _settings(variant, given):
     return {**known, **given}
 
 
-def _edits(model, layers, change, plain, bar):
-    """(edits by key, relative change of each layer, Moments after, share of the change lost in cutting the rank)."""
+def _edits(model, layers, change, plain, step=lambda: None):
+    """(edits by key, relative change of each layer, Moments after, share of the change lost in cutting the rank); step: called layer by
+    layer."""
     changes, ups, deltas, mixed, square = [], [], [], 0.0, 0.0
     for layer in layers:
         w0 = weights.read(model, layer.key)
@@ -130,7 +140,7 @@ def _edits(model, layers, change, plain, bar):
         if not torch.isfinite(delta).all():
             raise UnlearnError("The solve gave numbers that are not finite; raise 'anchor', lower 'erase', or list less under 'keep'.")
         changes.append((layer.label, float(delta.norm() / w0.norm())))
-        bar.step()
+        step()
     down, lost = change.down, change.lost
     if change.delta is None:
         wide = down.double()
@@ -200,13 +210,15 @@ class Study:
             notes.append(f"In sentences that were not studied may come back: {some}; raise 'overshoot' or 'drift', or lower 'preserve'.")
         return part * everyone, notes
 
-    def refined(self, make, rounds, protect, shares=None):
-        """(Change, Statistics it was made from, notes): solved, searched for revivals and solved again, then the same for collateral."""
+    def refined(self, make, rounds, protect, shares=None, glance=lambda change, hits: hits):
+        """(Change, Statistics it was made from, notes): solved, searched for revivals and solved again, then the same for collateral.
+
+        glance: (Change, Hits) -> the Hits as the model sees them."""
         stats = self.stats if shares is None else self.stats.overshot(shares)
         notes, change = [], make(stats)
-        if change.multiplier is None:
+        if change.response is None:
             if rounds or protect:
-                notes.append("Robustness rounds and auto-protect are for the variants 'anchored' and 'uce'; they were left out.")
+                notes.append("Robustness rounds and auto-protect are for the variant 'anchored'; they were left out.")
             return change, stats, notes
         lam = REVIVAL * float(self.plain.before.diagonal().mean())
         for k in range(rounds):
@@ -219,7 +231,7 @@ class Study:
             change = make(stats)
         protected = {}
         for _ in range(PROTECTION_ROUNDS if protect else 0):
-            hits = self.look(self.plain.shared(change.multiplier))
+            hits = glance(change, self.look(self.plain.shared(change.multiplier)))
             new = [h.name for h in hits if h.survival < protect and h.name not in protected]
             if not new:
                 break

@@ -380,8 +380,8 @@ def test_auto_protect_raises_the_worst(loaded, kept_list):
     forecast = pack.module("nodes.host.forecast")
     worst = []
     for protect in (0.0, 0.99):
-        patch = solve(loaded, kept_list, protect=protect, preserve=0.01)[0]
-        hits = forecast.of_patch(loaded[0], loaded[1], patch, ["fox", "ice cream"], kept_list.keep)
+        patch = solve(loaded, kept_list, protect=protect, preserve=0.01, size=64)[0]
+        hits = forecast.of_patch(loaded[0], loaded[1], patch, ["fox", "ice cream"], kept_list.keep, glance=True, size=64)
         worst.append(min(h.survival for h in hits if h.asked))
     assert worst[1] > worst[0]
 
@@ -391,6 +391,16 @@ def test_forecast_of_an_empty_patch_is_quiet(loaded, patch):
     empty = types.UnlearnPatch((), patch.fingerprint, ())
     hits = forecast.of_patch(loaded[0], loaded[1], empty, ["fox"], ["cat"])
     assert all(abs(h.survival - 1) < 1e-5 for h in hits) and hits[0].name and "none loses" in forecast.describe(hits)[0]
+
+
+def test_a_glance_sees_what_an_edit_took_and_leaves_the_model(loaded, patch):
+    forecast, before = pack.module("nodes.host.forecast"), loaded[0].model.state_dict()["diffusion_model.out.2.weight"].clone()
+    hits = [forecast.Hit(n, 1.0, n != "fox") for n in ("fox", "cat", "church", "apple")]
+    same = forecast.glanced(loaded[0], loaded[0], loaded[1], hits, 64)
+    assert all(abs(h.survival - 1) < 1e-4 for h in same)
+    seen = forecast.glanced(loaded[0], patching.apply(loaded[0], patch)[0], loaded[1], hits, 64)
+    assert seen[0].name == "fox" and seen[0].survival < 0.5 < seen[1].survival and [h.asked for h in seen] == [False, True, True, True]
+    assert torch.equal(before, loaded[0].model.state_dict()["diffusion_model.out.2.weight"])
 
 
 def test_the_forecast_names_a_patch_or_clip_of_another_model(loaded, patch, monkeypatch):

@@ -333,3 +333,10 @@ def test_forecast_of_a_shared_factor(g):
     w = w0 + w0 @ m
     cross, after = forecast.shared(w0.T @ w0, m)
     assert relative(cross, w0.T @ w) < 1e-10 and relative(after, w.T @ w) < 1e-10
+
+
+def test_agreement_is_the_cosine_of_what_sets_words_apart():
+    before = torch.tensor([[3.0, 0.0], [-3.0, 0.0], [0.0, 3.0], [0.0, -3.0]])
+    after = torch.tensor([[6.0, 0.0], [0.0, -1.0], [0.0, -3.0], [-6.0, 4.0]])  # as it was, turned, reversed
+    assert torch.allclose(forecast.agreement(before, after), torch.tensor([1.0, 0.0, -1.0, -0.5547]), atol=1e-4)
+    assert torch.allclose(forecast.agreement(before, before + 7), torch.ones(4))
