@@ -17,16 +17,22 @@ and since the rows of T lie in the span of the c_t, only the eigenvectors with m
 
 import torch
 
-TALL = 4  # rows per column from which a Gram matrix pays for the change of library
+BLOCKS, ROWS = 4, 1024  # of columns and rows, in which a tall Gram matrix is summed up
 
 
 def gram(states, weights=None):
-    """Second moment sum_t omega_t c_t c_t^T, [d, d] float64, of states [n, d]; weights [n] >= 0 default to 1."""
-    states = states.double()
-    if states.device.type == "cpu" and len(states) >= TALL * states.shape[1]:
-        x = (states if weights is None else states * weights.double().sqrt()[:, None]).numpy()
-        return torch.from_numpy(x.T @ x)  # half the work: numpy knows that the result is symmetric, torch has no such product
-    return states.T @ (states if weights is None else states * weights.double()[:, None])
+    """Second moment sum_t omega_t c_t c_t^T, [d, d] float64, of states [n, d]; weights [n] default to 1."""
+    x = states.double()
+    (n, d), omega = x.shape, None if weights is None else weights.double()[:, None]
+    if n < ROWS * BLOCKS:
+        return x.T @ (x if omega is None else x * omega)
+    out, width = torch.zeros(d, d, dtype=torch.float64, device=x.device), -(-d // BLOCKS)
+    for at in range(0, n, ROWS):  # only what is on and above the diagonal, five eighths of the work
+        part = x[at : at + ROWS]
+        weighted = part if omega is None else part * omega[at : at + ROWS]
+        for i in range(0, d, width):
+            out[i : i + width, i:].addmm_(part[:, i : i + width].T, weighted[:, i:])
+    return out.triu_().add_(out.triu(1).T)
 
 
 def cross_gram(targets, states, weights=None):

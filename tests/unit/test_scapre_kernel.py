@@ -128,3 +128,13 @@ def test_any_shape_equals_the_reference(seed, n, d, eta):
     w0, c, target, omega, m, kept = problem(seed, d=d, rows=3, n=n, keep=d)
     want = reference(w0, c, target, omega, m, penalty(kept), eta)
     assert (solve(w0, c, target, omega, m, penalty(kept), eta) - want).norm() <= 1e-4 * (want.norm() + w0.norm())
+
+
+def test_a_tall_gram_matrix_is_the_plain_product():
+    g = torch.Generator().manual_seed(5)
+    x = torch.randn(kernel.ROWS * kernel.BLOCKS + 3, 30, generator=g, dtype=torch.float64)
+    omega = torch.randn(len(x), generator=g, dtype=torch.float64)
+    for weights in (None, omega):
+        plain = x.T @ (x if weights is None else x * weights[:, None])
+        found = kernel.gram(x, weights)
+        assert torch.equal(found, found.T) and torch.allclose(found, plain, rtol=1e-12, atol=1e-9)
