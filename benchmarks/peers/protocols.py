@@ -17,8 +17,8 @@ from ..demo import PAIR, PLAIN, STYLED
 
 text = pack.module("nodes.concept_text")
 
-FORMS = ("a painting of {a}", "a close-up of {a}")
-EXPLICIT = ("{x}", "a photo of {x}", "an image of {x}", "a picture of {x}")
+FORMS = ("a painting of {a}", "a sketch of {a}")
+EXPLICIT = ("this is {x}", "a painting of {x}")
 SEED = 7000
 
 
@@ -141,17 +141,19 @@ def superclass(world, pictures):
 
 
 def pairs(world, pictures):
-    """A forgotten and a kept object in one sentence, either first, and two kept ones; each may stand on either side of the picture."""
+    """Two objects in one sentence: a forgotten one and a kept one, the other way round, and two kept ones.
+
+    What counts is the one named first, on whichever side it stands: of the second the unedited sprite world itself draws hardly any.
+    """
     forget = world.order[:4]
     kept, shots = others(world, forget), []
-    one = lambda name: (Label("sprite", (name,)),)
+    first = lambda name: (Label("sprite", (name,)),)
     for i in range(pictures):
-        gone, held = forget[i % len(forget)], kept[(7 * i) % len(kept)]
-        a, b = (gone, held) if i // len(forget) % 2 else (held, gone)
-        shots.append(Shot(world.pair(a, b, PAIR[i % len(PAIR)]), one(gone), one(held)))
-    for i in range(pictures):
-        a, b = kept[i % len(kept)], kept[(i + 1 + i // len(kept)) % len(kept)]
-        shots.append(Shot(world.pair(a, b, PAIR[i % len(PAIR)]), (), one(a) + one(b)))
+        gone, held, template = forget[i % len(forget)], kept[(7 * i) % len(kept)], PAIR[i // len(forget) % len(PAIR)]
+        beside = kept[(7 * i + 1 + i // len(kept)) % len(kept)]
+        shots.append(Shot(world.pair(gone, held, template), first(gone)))
+        shots.append(Shot(world.pair(held, gone, template), (), first(held)))
+        shots.append(Shot(world.pair(held, beside, template), (), first(held)))
     return Protocol("pairs", (concepts(world, forget),), tuple(shots))
 
 
