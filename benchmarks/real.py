@@ -34,6 +34,7 @@ files = pack.module("nodes.concept_files")
 text = pack.module("nodes.concept_text")
 UnlearnError = pack.module("nodes.errors").UnlearnError
 
+STATES = Path(os.environ.get("UNLEARN_BASE", ".host/base")) / "temp" / "states"  # what text encoders said, kept between runs
 PUBLISHED = Path(__file__).with_name("results") / "published.json"
 SEEDS = ("evaluation_seed", "sd_seed", "seed")  # what the published files call it
 TOKENS = 77
@@ -224,7 +225,7 @@ def patch_for(loaded, wanted, given, out):
         return patch_files.load(path)[0]
     start = time.time()
     if how == "scapre":
-        patch, _, report = scapre.solve(loaded.model, loaded.clip, wanted, folder=out / "states", **more)
+        patch, _, report = scapre.solve(loaded.model, loaded.clip, wanted, folder=STATES, **more)
     else:
         known = {**saliency.DEFAULTS, **masks.DEFAULTS}
         if wrong := [k for k in more if k not in known]:
