@@ -112,7 +112,7 @@ def cell(column, value):
         return ""
     if column in ("seconds", "memory", "bytes"):
         return f"{value / 2**20:.2f}" if column == "bytes" else f"{value:.1f}"
-    return "{:.2f} ({:.2f} to {:.2f})".format(*value)
+    return ("{:.0f} ({:.0f} to {:.0f})" if column == "frechet" else "{:.2f} ({:.2f} to {:.2f})").format(*value)
 
 
 def table(head, lines):
@@ -161,8 +161,11 @@ def run_protocol(studio, world, protocol, wanted, results, given, say):
     before = protocols.draw(studio, protocol, None, given.steps)
     found |= {"pictures": len(protocol.shots), "clean_sprites": len(before.features)}
     sums = before.marks.sum(0)
-    found["unedited"] = {"forgot": round(float(sums[0] / sums[1]), 4), "kept": round(float(sums[2] / sums[3]), 4)}
-    if protocol.name == ATTACKED:
+    found["unedited"] = found.get("unedited", {}) | {
+        "forgot": round(float(sums[0] / sums[1]), 4),
+        "kept": round(float(sums[2] / sums[3]), 4),
+    }
+    if protocol.name == ATTACKED and "rece" not in found["unedited"]:
         found["unedited"] |= attacked(studio, world, Erased(studio.model, 0), given)
     say(f"{world.name}: {protocol.name}, unedited {found['unedited']}")
     for name in open_:
