@@ -26,7 +26,7 @@ def presets():
 def read_preset(name, kind="object"):
     """ConceptSet of a preset by its name."""
     if name not in presets() or name == NONE:
-        raise UnlearnError(f"There is no preset '{name}'; choose one of the list.")
+        raise UnlearnError(f"There is no preset '{concept_text.short(name)}'; choose one of the list.")
     return read(PRESETS / f"{name}.txt", kind)
 
 

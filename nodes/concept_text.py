@@ -107,7 +107,7 @@ def format_concept(concept):
         line += f" -> {concept.superclass}"
     if concept.aliases:
         line += f" | {', '.join(concept.aliases)}"
-    if concept.weight != 1:
+    if concept.weight != 1 or _WEIGHT.search(line):  # a name may end in what reads as a weight
         line += f" * {Decimal(repr(concept.weight)):f}"
     return line
 

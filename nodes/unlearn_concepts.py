@@ -1,5 +1,6 @@
 """Names what to forget and what to keep."""
 
+import contextlib
 from pathlib import Path
 
 import folder_paths
@@ -7,6 +8,7 @@ from comfy_api.latest import io
 
 from . import concept_files, concept_text
 from .errors import UnlearnError
+from .host import files
 from .types import KINDS, Concepts
 
 NONE = concept_files.NONE
@@ -21,9 +23,11 @@ def list_files():
 
 def file_path(name):
     """Full path of a list in the input folder; raises UnlearnError for one that is not there or lies outside."""
-    path = folder_paths.get_annotated_filepath(name)
-    if not Path(path).is_file() or Path(path).suffix.lower() not in (".txt", ".csv"):
-        raise UnlearnError(f"There is no concept list '{name}' in ComfyUI's input folder; put a .txt or .csv there and choose it again.")
+    plain, folder = folder_paths.annotated_filepath(name)  # 'x.txt [output]' and the like
+    path = files.inside(folder or folder_paths.get_input_directory(), plain.strip())
+    if path.suffix.lower() not in (".txt", ".csv") or not files.is_file(path):
+        said = concept_text.short(name)
+        raise UnlearnError(f"There is no concept list '{said}' in ComfyUI's input folder; put a .txt or .csv there and choose it again.")
     return path
 
 
@@ -89,8 +93,9 @@ class UnlearnConcepts(io.ComfyNode):
     def fingerprint_inputs(cls, file=NONE, preset=NONE, **inputs):
         """Runs again when the chosen file has changed."""
         paths = [] if preset in (None, NONE) else [concept_files.PRESETS / f"{preset}.txt"]
-        if file not in (None, NONE) and folder_paths.exists_annotated_filepath(file):
-            paths.append(Path(folder_paths.get_annotated_filepath(file)))
+        if file not in (None, NONE):
+            with contextlib.suppress(UnlearnError):  # told when the node runs
+                paths.append(file_path(file))
         return [(str(p), p.stat().st_mtime_ns, p.stat().st_size) for p in paths if p.is_file()]
 
     @classmethod

@@ -18,7 +18,7 @@ from ..errors import UnlearnError
 ENDING = ".safetensors"
 KEY = re.compile(r"diffusion_model(\.\w+)+\.weight")  # of a weight that a file may speak of
 LARGEST_HEADER = 100_000_000  # bytes; what safetensors itself reads
-LONGEST_PART = 200  # bytes of a part of a path: file systems take 255, and a file is written under a longer name first
+LONGEST = 200  # bytes of a name with its folders: file systems take 255 of a part, Windows 260 of a path, and half-written names are longer
 STALE = 3600  # seconds after which a half-written file is nobody's
 _RESERVED = re.compile(r"(con|prn|aux|nul|conin\$|conout\$|(com|lpt)[0-9\u00b9\u00b2\u00b3])\s*(\..*)?", re.IGNORECASE)  # by Windows
 _FORBIDDEN = re.compile(r'[\x00-\x1f\x7f<>:"|?*]')  # by Windows; a colon opens an alternate stream there
@@ -63,8 +63,8 @@ def new_in(folder, name, ending=ENDING):
     for part in stem.split("/"):
         if not part.strip() or part.endswith((".", " ")) or _FORBIDDEN.search(part) or _RESERVED.fullmatch(part):
             raise UnlearnError(f"The file name {_short(name)} is not a name on every system; use a plain one such as 'my_file'.")
-        if len(part.encode("utf-8", "surrogatepass")) > LONGEST_PART:
-            raise UnlearnError(f"The file name {_short(name)} is too long; use one of at most {LONGEST_PART} letters.")
+    if len(stem.encode("utf-8", "surrogatepass")) > LONGEST:
+        raise UnlearnError(f"The file name {_short(name)} is too long; use one of at most {LONGEST} letters.")
     return inside(folder, stem + ending)
 
 
@@ -74,17 +74,24 @@ def new(kind, name):
 
 
 def _short(name):
-    return ascii(name) if len(name) <= 80 else f"{ascii(name[:80])}..."
+    return ascii(name) if len(name) <= 60 else f"{ascii(name[:60])}..."
 
 
 def find(kind, name):
     """The path of an existing file of a kind; raises UnlearnError when there is none, or the name leads out of the folders."""
     for folder in folders(kind):
         path = inside(folder, name)
-        with contextlib.suppress(OSError):  # a name longer than the system takes
-            if path.is_file():
-                return path
+        if is_file(path):
+            return path
     raise UnlearnError(f"There is no file {_short(name)} in models/{kind}; press R to refresh the list and choose again.")
+
+
+def is_file(path):
+    """Whether there is an ordinary file; False also for a name longer than the system takes."""
+    try:
+        return path.is_file()
+    except OSError:
+        return False
 
 
 def stamp(kind, name):

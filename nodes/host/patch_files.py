@@ -11,6 +11,7 @@ import math
 
 import torch
 
+from ..concept_text import short
 from ..errors import UnlearnError
 from ..types import Fingerprint, UnlearnPatch
 from ..version import VERSION
@@ -78,7 +79,9 @@ def load(path):
             if metadata.get("format") != FORMAT:
                 raise UnlearnError(f"The file '{name}' is not an unlearn patch; save one with Save Unlearn Patch.")
             if metadata.get("format_version") != FORMAT_VERSION:
-                raise UnlearnError(f"The file '{name}' is of format {metadata.get('format_version')}; update ComfyUI-Unlearn to read it.")
+                raise UnlearnError(
+                    f"The file '{name}' is of format {short(metadata.get('format_version', '?'))}; update ComfyUI-Unlearn to read it."
+                )
             entries, provenance = _entries(json.loads(metadata["edits"]), header), _provenance(json.loads(metadata["provenance"]))
             tensors = {k: read(k) for k in header}
         if _checksum(tensors, metadata) != metadata["checksum"]:
@@ -103,7 +106,7 @@ def _entries(entries, header):
             or len(shape) != 1
             or not 1 <= shape[0] <= weights.SAMPLES
         ):
-            raise ValueError(f"fingerprint sample '{name[:80]}'")
+            raise ValueError(f"fingerprint sample '{short(name)}'")
     if not entries:
         raise ValueError("it holds no edits")
     for i, entry in enumerate(entries):
@@ -153,7 +156,7 @@ def _edits(entries, tensors):
     """The edits themselves; ValueError for numbers that are not finite and indices that do not ascend within the weight."""
     for name, t in tensors.items():
         if t.is_floating_point() and not torch.isfinite(t).all():
-            raise ValueError(f"not a number in '{name[:80]}'")
+            raise ValueError(f"not a number in '{short(name)}'")
     edits, ends = [], {}  # ends: one past the last index of each tensor of indices, looked at once however many edits share it
     for i, entry in enumerate(entries):
         edit, fields = FIELDS[entry["kind"]]

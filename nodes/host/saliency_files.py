@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from ...kernels import fia
+from ..concept_text import short
 from ..errors import UnlearnError
 from ..types import KINDS, Concept, Fingerprint, Gathered, Ranking, SaliencyMap
 from ..version import VERSION
@@ -69,7 +70,7 @@ def load(path):
             have = {k: read(k) for k in header}
         for key, t in have.items():
             if t.is_floating_point() and not torch.isfinite(t).all():
-                raise ValueError(f"not a number in '{key[:80]}'")
+                raise ValueError(f"not a number in '{short(key)}'")
         layers = tuple((k, c_out, c_in) for k, c_out, c_in in said["layers"])
         concepts = tuple(Concept(**{**c, "aliases": tuple(c["aliases"])}) for c in said["concepts"])
         rankings = []
@@ -101,8 +102,7 @@ def _look(said, header):
         if not files.KEY.fullmatch(key) or type(c_out) is not int or type(c_in) is not int or min(c_out, c_in) < 1 or c_out * c_in > 2**31:
             raise ValueError("layers")
         width += c_in
-        n = header[f"fingerprint.{key}"][1]
-        wanted[f"fingerprint.{key}"] = ("F32", (n[0],) if 1 <= n[0] <= weights.SAMPLES else None)
+        wanted[f"fingerprint.{key}"] = ("F32", (min(weights.SAMPLES, c_out * c_in),))
     if len(said["peaks"]) != len(said["concepts"]) or any(len(p) != len(said["layers"]) for p in said["peaks"]):
         raise ValueError("rankings")
     for c in range(len(said["concepts"])):
@@ -110,14 +110,17 @@ def _look(said, header):
             (k,) = header[f"{c}.{i}.indices"][1]
             shapes = (("I32", (k,)), ("F16", (k,)), ("F32", (c_out,)), ("F32", (c_in,)))
             wanted |= {f"{c}.{i}.{field}": what for field, what in zip(FIELDS, shapes, strict=True)}
-    for g, part in enumerate(said["gathered"].values()):
+    groups = {c["name"] for c in said["concepts"]} | {f"base {c['kind']}" for c in said["concepts"]}
+    if not groups <= said["gathered"].keys():
+        raise ValueError("groups of prompts")
+    for g, (name, part) in enumerate(said["gathered"].items()):
         if not all(isinstance(part[k], list) and all(isinstance(x, str) for x in part[k]) for k in ("prompts", "folders")):
             raise ValueError("prompts")
-        for name in (f"gathered.{g}.mean", f"gathered.{g}.m2"):
-            if name in header:
-                wanted[name] = ("F32", (said["settings"]["window"], width))
+        if said["settings"]["score"] == "wanda":  # the statistics of `paper` lie in files of their own
+            kept = ("mean", "m2") if name.startswith("base ") else ("mean",)
+            wanted |= {f"gathered.{g}.{field}": ("F32", (said["settings"]["window"], width)) for field in kept}
     if wrong := next((k for k in {**wanted, **header} if header.get(k) != wanted.get(k)), None):
-        raise ValueError(f"tensor '{wrong[:80]}'")
+        raise ValueError(f"tensor '{short(wrong)}'")
 
 
 def _settings(said):
@@ -133,6 +136,8 @@ def _settings(said):
             raise ValueError("weights of concepts")
     s = said["settings"]
     if s["score"] not in fia.SCORES or any(type(s[k]) is not int or not 1 <= s[k] <= MOST for k in ("prompts", "steps", "window")):
+        raise ValueError("settings")
+    if not {"size", "halves", "scale"} <= s.keys():
         raise ValueError("settings")
     numbers = [said["ceiling"], s["r1"], s["cfg"], *(peak for peaks in said["peaks"] for peak in peaks)]
     if not all(type(x) in (int, float) and 0 <= x < float("inf") for x in numbers) or not 0 < said["ceiling"] <= 1:

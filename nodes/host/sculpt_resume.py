@@ -5,6 +5,7 @@ import json
 
 import torch
 
+from ..concept_text import short
 from ..errors import UnlearnError
 from . import files
 
@@ -98,7 +99,7 @@ def _restore(trainer, said, scaler, tensors):
     """Everything of the file put into the Trainer; raises what torch and dict raise where a tensor is missing or of another shape."""
     for name, t in tensors.items():
         if t.is_floating_point() and not torch.isfinite(t).all():
-            raise ValueError(f"not a number in '{name[:80]}'")
+            raise ValueError(f"not a number in '{short(name)}'")
     trainer.open_round(said["number"])
     trainer.scaler.load_state_dict(scaler)
     for name, value in said.items():
@@ -124,4 +125,4 @@ def _restore(trainer, said, scaler, tensors):
 
 
 def _misfit(name):
-    raise ValueError(f"tensor '{name[:80]}'")
+    raise ValueError(f"tensor '{short(name)}'")
