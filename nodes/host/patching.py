@@ -65,8 +65,9 @@ def apply(model, patch, strength=1.0, strict=False, quantised="auto"):
 
 
 def _runs_beside(model, key, edit, quantised):
-    # Rounding keeps the zeros of a Prune exactly. A Delta is no direction that must vanish: rounding adds to it what the format's own
-    # rounding of the weight had before, and beside the layer it would cost a second matrix of full size.
+    # Rounding keeps the zeros of a Prune exactly. A Delta takes no direction out whole: rounding leaves its layers about as far from the
+    # sum as the format's own rounding did (measured: 3.8 % against 3.0 in fp8, 1.7 against 1.1 in int8, 18 against 10 in nvfp4), and
+    # beside the layer it would cost a second matrix of full size.
     if not isinstance(edit, LowRank) or quantised == "weights" or not bypass.possible(model, key):
         return False
     return quantised == "bypass" or bypass.rounds(model, key)
@@ -109,7 +110,7 @@ def describe(patch, strength, model=None):
     if model is not None and (beside := weights.beside(model)):
         lines.append(
             f"{sum(map(len, beside.values()))} low-rank edits of {len(beside)} weights run beside their layers (bypass), where rounding "
-            "into 8 or 4 bits does not reach them. Save Checkpoint does not see them: use Save Unlearned Checkpoint, or set quantised to "
-            "'weights', best on an fp16 or bf16 base model, for both round."
+            "into 8 or 4 bits does not reach them. Save Checkpoint and merges do not see them: use Save Unlearned Checkpoint, or set "
+            "quantised to 'weights', best on an fp16 or bf16 base model, for both round."
         )
     return "\n".join(lines)
