@@ -189,7 +189,10 @@ def weight_changes(before, after):
     if not common:
         raise UnlearnError("The inputs 'before' and 'after' have no weight in common; connect the same model without and with the patch.")
     if before.model is after.model:  # clones of one model differ by their patches alone
-        same = lambda k: [id(p) for p in before.patches.get(k, [])] == [id(p) for p in after.patches.get(k, [])]
+        beside = [weights.beside(m) for m in (before, after)]
+        same = lambda k: (
+            [id(p) for p in before.patches.get(k, [])] == [id(p) for p in after.patches.get(k, [])] and beside[0].get(k) is beside[1].get(k)
+        )
         common = [k for k in common if not same(k)]
     found = []
     for key in common:

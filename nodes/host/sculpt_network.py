@@ -70,7 +70,13 @@ def _frozen(model, key, dtype, device):
     tensor, _, convert = comfy.model_patcher.get_key_weight(model.model, key)
     backup = model.backup.get(key) or model.hook_backup.get(key)
     tensor = tensor if backup is None else backup[0]
-    if key not in model.patches and convert is None and tensor.dtype == dtype and tensor.device == device:
+    if (
+        key not in model.patches
+        and key not in weights.beside(model)
+        and convert is None
+        and tensor.dtype == dtype
+        and tensor.device == device
+    ):
         return _sharing(tensor)
     return weights.read(model, key, device=device).to(dtype)
 
