@@ -52,16 +52,6 @@ def test_a_scanner_that_only_reads_the_source_finds_every_node():
     assert found == {n.__name__ for n in NODES}
 
 
-def test_no_forbidden_calls():
-    for path in [*ROOT.glob("*.py"), *(ROOT / "nodes").rglob("*.py"), *(ROOT / "kernels").rglob("*.py")]:
-        if path.name == "dev.py":
-            continue
-        source = path.read_text(encoding="utf-8")
-        assert source.isascii(), path
-        for word in ("eval(", "exec(", "torch.load", "pickle", ".cuda()", "urllib", "requests", "torch.manual_seed"):
-            assert word not in source.replace("define_eval(", ""), (path, word)
-
-
 KNOWN = Path(__file__).with_name("inputs.json")  # what workflows out there may hold; written by `python tests/host/test_schema.py`
 
 
