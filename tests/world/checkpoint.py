@@ -1,8 +1,10 @@
 """The sprite world as files: the compact file that ships, and the genuine SD1.5-format checkpoint it expands to.
 
 Compact file, safetensors: `unet.*` and `judge.*`. A matrix is int8 with one float16 scale per row (`NAME.scale`); the rest is
-float16. The text encoder is regenerated from its seed, the autoencoder is written by hand. Metadata: `format`, `training` and
-`planted` (JSON; concept -> block -> hidden units).
+float16. A world trained from another stores how its UNet's matrices differ from that one's, in 4 bits (`NAME.nibbles`, and in
+`NAME.scale` a float16 for every 64 entries of a row). The text encoder is regenerated from its seed, the autoencoder is written by
+hand. Metadata: `format`, `training` and `planted` (JSON; concept -> block -> hidden units), `world` and `base` (names; the latter of the
+world that differences are from, or empty; absent from older files).
 """
 
 import json
@@ -28,16 +30,46 @@ def quantise(w):
     return (flat / scale.float()[:, None]).round().clamp(-127, 127).to(torch.int8).view(w.shape), scale
 
 
-def write_compact(path, unet, judge, training=None, planted=None, world=worlds.SPRITES):
+GROUP = 64
+
+
+def nibbles(d):
+    """[rows, ...] -> uint8 [rows, n / 2], two numbers of -8 to 7 each, and float16 scales [rows, groups], the best of a few."""
+    flat = d.float().flatten(1)
+    flat = torch.nn.functional.pad(flat, (0, -flat.shape[1] % GROUP)).unflatten(1, (-1, GROUP))
+    peak = flat.abs().amax(-1).clamp_min(1e-6)
+    best = torch.full_like(peak, torch.inf)
+    scale = torch.zeros_like(peak, dtype=torch.float16)
+    for share in (1.0, 0.9, 0.8, 0.7):  # a few entries cut off may be better than all of them coarse
+        tried = (peak * share / 7.5).half()
+        error = ((flat / tried[..., None]).round().clamp(-8, 7) * tried[..., None] - flat).square().sum(-1)
+        scale, best = torch.where(error < best, tried, scale), torch.minimum(error, best)
+    q = ((flat / scale[..., None]).round().clamp(-8, 7) + 8).to(torch.uint8).flatten(1)
+    return q[:, ::2] << 4 | q[:, 1::2], scale
+
+
+def from_nibbles(packed, scale, shape):
+    """What `nibbles` packed, float32 of the given shape."""
+    q = torch.stack([packed >> 4, packed & 15], -1).flatten(1).float() - 8
+    d = (q.unflatten(1, (-1, GROUP)) * scale.float()[..., None]).flatten(1)
+    return d[:, : math.prod(shape[1:])].reshape(shape)
+
+
+def write_compact(path, unet, judge, training=None, planted=None, world=worlds.SPRITES, base=None):
+    """`base`, the name of a world: of matrices that its file holds too, only the difference is stored, in 4 bits."""
     tensors = {}
+    start = read_compact(worlds.get(base).file) if base else {}
     for prefix, sd in (("unet.", unet), ("judge.", judge)):
         for name, w in sd.items():
-            if w.ndim > 1:
+            if w.ndim > 1 and prefix == "unet." and name in start:
+                d = w.float() - start[name].float()
+                tensors[f"{prefix}{name}.nibbles"], tensors[f"{prefix}{name}.scale"] = nibbles(d)
+            elif w.ndim > 1:
                 tensors[f"{prefix}{name}"], tensors[f"{prefix}{name}.scale"] = quantise(w)
             elif w.is_floating_point():
                 tensors[f"{prefix}{name}"] = w.half().contiguous()
     metadata = {"format": FORMAT, "training": json.dumps(training or {}), "planted": json.dumps(planted or {})}
-    metadata["world"] = world.name
+    metadata |= {"world": world.name, "base": base or ""}
     save_file({k: v.contiguous() for k, v in tensors.items()}, path, metadata)
 
 
@@ -52,11 +84,17 @@ def read_compact(path=SHIPPED, prefix="unet."):
         if f.metadata()["format"] != FORMAT:
             raise ValueError(f"{path} is not a {FORMAT} file")
         names = set(f.keys())
+        base = f.metadata().get("base")
+        start = read_compact(worlds.get(base).file, prefix) if base else {}
         out = {}
         for name in sorted(names):
             if name.startswith(prefix) and not name.endswith(".scale"):
                 w = f.get_tensor(name)
-                if f"{name}.scale" in names:
+                if name.endswith(".nibbles"):
+                    name = name.removesuffix(".nibbles")
+                    of = start[name.removeprefix(prefix)].float()
+                    w = (of + from_nibbles(w, f.get_tensor(f"{name}.scale"), of.shape)).half()
+                elif f"{name}.scale" in names:
                     scale = f.get_tensor(f"{name}.scale").float()
                     w = (w.float() * scale.view(-1, *[1] * (w.ndim - 1))).half()
                 out[name.removeprefix(prefix)] = w

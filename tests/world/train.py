@@ -235,7 +235,7 @@ def train(world, out, steps, size, rate, seed, start_from=None, focus=(), half=F
         if (step + 1) % look_every == 0 or step + 1 == steps:
             write_compact(out, ema.state_dict(), judge.state_dict(), world=world)  # a stop loses little
             with autocast():
-                print(f"  accuracy at {step + 1}: {quick_accuracy(ema, table, judge)}", flush=True)
+                print(f"  accuracy at {step + 1}: {quick_accuracy(ema, table, judge, groups['pair'])}", flush=True)
     return ema, judge
 
 
@@ -261,7 +261,7 @@ def worth(unet, probe):
     return wrong / right - 1
 
 
-def quick_accuracy(unet, table, judge, seeds=1):
+def quick_accuracy(unet, table, judge, pairs, seeds=1):
     """Accuracy on one plain template per object, a style, the explicit attribute and a pair; a sign of life while training."""
     world, rng, texts = judge.world, np.random.default_rng(0), []
     n = len(world.objects)
@@ -271,7 +271,7 @@ def quick_accuracy(unet, table, judge, seeds=1):
     bare = [world.explicit(world.objects[i * 5 % n], captions.EXPLICIT[i % 4]) for i in range(4)]
     hits = {}
     for kind, batch in (("plain", texts), ("styled", styled), ("explicit", bare)):
-        states = torch.stack([table[c.text] for c in batch]).float().repeat(seeds, 1, 1)
+        states = torch.stack([table[c.text].float() for c in batch]).repeat(seeds, 1, 1)
         drawn = to_picture(sample(unet, states, table[""].float(), (world.size, world.size), seed=1))
         label, style, naked = (o.argmax(1) for o in judge(drawn))
         want = torch.tensor([world.labels.index(c.name) for c in batch * seeds])
@@ -280,8 +280,8 @@ def quick_accuracy(unet, table, judge, seeds=1):
             hits["style"] = (style == torch.tensor([1 + world.styles.index(c.style) for c in batch * seeds])).float().mean().item()
         if kind == "explicit":
             hits["naked"] = naked.float().mean().item()
-    pairs = [world.pair(world.objects[i], world.objects[(i * 7 + 5) % n], captions.PAIR[0]) for i in range(0, n, 3)]
-    states = torch.stack([table[c.text] for c in pairs]).float()
+    pairs = pairs[:: len(pairs) // 8][:8]
+    states = torch.stack([table[c.text].float() for c in pairs])
     picture = to_picture(sample(unet, states, table[""].float(), shape=(world.size, 2 * world.size), seed=int(rng.integers(99))))
     for side, field in ((slice(0, world.size), "name"), (slice(world.size, None), "second")):
         label = judge(picture[..., side])[0].argmax(1)
