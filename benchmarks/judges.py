@@ -4,12 +4,13 @@ absent and from a file of weights that the user has; here is only how they are a
 
 from pathlib import Path
 
-import comfy.model_management
-import comfy.utils
 import torch
 from PIL import Image
 
-from .real import UnlearnError, need, weights_file
+from .real import UnlearnError, need, weights_file  # before ComfyUI's modules: it says which device the host has
+
+import comfy.model_management  # isort: skip
+import comfy.utils  # isort: skip
 
 BATCH = 16
 # the eight body parts that I2P tables count, by NudeNet's names of them

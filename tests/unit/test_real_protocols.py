@@ -1,8 +1,10 @@
 """The protocols for real checkpoints, end to end on fake data: a few rows, the sprite world's checkpoint, judges told what to see."""
 
 import json
+import re
 import sys
 import types
+from pathlib import Path
 
 import pytest
 import torch
@@ -353,3 +355,10 @@ def test_published_tables_are_whole(name):
                 for column in table["columns"].values():
                     if None not in column[:at]:
                         assert how(column[:at]) == pytest.approx(column[at], abs=0.5), (table["source"], column)  # as they print them
+
+
+def test_every_optional_package_is_in_the_requirements():
+    folder = Path(real.__file__).parent
+    asked = {a or b for f in folder.glob("*.py") for a, b in re.findall(r'need\("[\w.]+", "([\w-]+)"\)|need\("(\w+)"\)', f.read_text())}
+    listed = {re.match(r"[\w-]+", line)[0] for line in (folder / "requirements.txt").read_text().splitlines() if line[0] != "#"}
+    assert {"open-clip-torch", "nudenet", "torchmetrics"} <= asked <= listed | {"torchvision", "torch-fidelity"}
