@@ -9,6 +9,7 @@ ComfyUI has not: the default here is 50 steps of DDIM.
 
 import argparse
 import csv
+import functools
 import hashlib
 import importlib
 import json
@@ -244,12 +245,22 @@ def literal(prompt):
     return prompt.replace("(", "\\(").replace(")", "\\)")
 
 
+@functools.lru_cache(maxsize=256)
+def encoded(clip, prompt):
+    """(token states [1, 77, d], pooled [1, d] or None) of a prompt cut at the 77th token; published files repeat their prompts."""
+    ((states, more),) = clip.encode_from_tokens_scheduled(clip.tokenize(literal(prompt)))
+    return states[:, :TOKENS], more.get("pooled_output")
+
+
 def conditioning(clip, prompts, size):
-    """(positive, negative) CONDITIONING of a batch of prompts, each cut at the 77th token, and of the empty prompt."""
-    parts = [lockstep.conditioning(clip, [literal(p)], size) for p in prompts]
-    ((_, extra),) = parts[0][0]
-    joined = {k: torch.cat([p[0][0][1][k] for p in parts]) if torch.is_tensor(v) else v for k, v in extra.items()}
-    return [[torch.cat([p[0][0][0][:, :TOKENS] for p in parts]), joined]], parts[0][1]
+    """(positive, negative) CONDITIONING of a batch of prompts, and of the empty prompt."""
+
+    def batch(chosen):
+        states, pooled = zip(*(encoded(clip, prompt) for prompt in chosen), strict=True)
+        extra = {"width": size, "height": size}  # read by SDXL
+        return [[torch.cat(states), extra if pooled[0] is None else {**extra, "pooled_output": torch.cat(pooled)}]]
+
+    return batch(prompts), batch([""])
 
 
 def draw(loaded, model, chosen, folder, given, patch=None):
