@@ -132,7 +132,7 @@ def test_a_settings_change_runs_again_and_the_plain_model_stays(server):
         ({"forget": "cat", "keep": "cat"}, "keep list"),
         ({"forget": "very " * 76 + "old cat"}, "reads 75"),
         ({"forget": "very " * 80 + "old cat"}, "at most 400"),
-        ({"forget": "\u200b"}, "no letters"),
+        ({"forget": "\u200b"}, "forget list is empty"),
         ({"forget": "embedding:not_there"}, "no letters"),
     ],
 )
