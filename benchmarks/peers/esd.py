@@ -26,9 +26,9 @@ def loss(net, branch, x, sigma, rows):
     return (net.predict(branch, x, sigma, rows) - target(*said.chunk(2))).square().mean()
 
 
-def train(net, names, steps, seed=0, rate=RATE):
+def train(net, names, steps, seed=0):
     """Trains the student for `steps` steps a concept."""
-    g, optimiser = torch.Generator().manual_seed(seed), torch.optim.Adam(net.masters.values(), rate)
+    g, optimiser = torch.Generator().manual_seed(seed), torch.optim.Adam(net.masters.values(), RATE)
     pictures = _shared.drawn(net, [n for n in names for _ in range(PICTURES)], seed).view(len(names), PICTURES, *_shared.shape(net))
     for _ in range(steps * len(names)):
         i = int(torch.randint(len(names), (), generator=g))

@@ -4,8 +4,8 @@
 
 In sentences with a concept, c are the states of all other tokens - the words around it, the end token and the padding, which carry the
 concept along - and y those of the same tokens when the sentence holds what it turns into. P: moment of everyday captions and of the
-keep list. The concept's own tokens, which MACE leaves to a LoRA trained per concept on segmented pictures, are turned as well here
-(OWN), or the concept would stay: measured without them a forgotten object is still drawn.
+keep list. The concept's own tokens are left to a LoRA trained per concept on segmented pictures, which is not here; on the sprite world
+this stage alone forgets, and to turn the concept's own tokens as well was measured to change neither forgot nor kept.
 """
 
 import torch
@@ -18,7 +18,6 @@ NAME = "MACE (closed form)"
 LAMBDA = 10.0  # official configurations: 10 for objects, 0 where the prior is cached
 PRIOR = 4.7e3  # rows that the captions weigh together: 600 000 of 77 tokens at 1e-4
 KEPT = 20.0  # of every state of the keep list: 1e-4 x 2e5
-OWN = True
 statistics = pack.module("nodes.host.statistics")
 material = pack.module("nodes.host.sculpt_material")
 scapre = pack.module("kernels.scapre")
@@ -30,13 +29,11 @@ def multiplier(c, y, prior, lam=LAMBDA):
     return uce.kernel.multiplier(scapre.gram(c), scapre.cross_gram(y, c), prior, lam)
 
 
-def block(a, b, old, new, own=OWN):
+def block(a, b, old, new):
     """Rows (c, y) [n, d] of one sentence: Prompts a with the concept and b with what it turns into, and their states [77, d]."""
     shift = b.last - a.last
     end = len(old) - max(0, shift)
-    c, y = [old[: a.first], old[a.last + 1 : end]], [new[: b.first], new[b.last + 1 : end + shift]]
-    if own:
-        c.append(old[a.first : a.last + 1]), y.append(new[max(b.last, b.first)].expand(a.last + 1 - a.first, -1))
+    c, y = (old[: a.first], old[a.last + 1 : end]), (new[: b.first], new[b.last + 1 : end + shift])
     return torch.cat(c).double(), torch.cat(y).double()
 
 

@@ -3,8 +3,8 @@
     c' = ( lambda I + sum_l W_l^T W_l )^-1 ( sum_l W_l^T W0_l ) c                                                 (kernels/rece.py)
 
 for all 77 states c of each name; then W <- W (I + M) with M the UCE edit (lambda and preserve 0.1) that turns c' into the states of
-what the concept turns into at the same places, and holds all states of the empty text and of the keep list. Search lambda 1e-1 and
-three rounds, the official setting for explicit content (easy objects one round, hard objects and styles 1e-3).
+what the concept turns into at the same places, and holds all states of the empty text and of the keep list. lambda and rounds are the
+official ones of the first concept's kind (for some objects the official scripts take 1e-3).
 """
 
 import torch
@@ -14,12 +14,12 @@ import pack
 from . import _shared, uce
 
 NAME = "RECE"
-LAMBDA, ROUNDS = 1e-1, 3
+SEARCH = {"object": (1e-1, 1), "style": (1e-3, 1), "explicit": (1e-1, 3)}  # lambda, rounds
 EDIT, PRESERVE = 0.1, 0.1
 kernel = pack.module("kernels.rece")
 
 
-def rounds(grams, start, c, n, keep, lam=LAMBDA, count=ROUNDS, edit=EDIT, preserve=PRESERVE):
+def rounds(grams, start, c, n, keep, lam, count, edit=EDIT, preserve=PRESERVE):
     """M [d, d] float64 of W = W0 (I + M) after `count` rounds from an edit M = start.
 
     grams = sum_l W0_l^T W0_l [d, d]; c, n [m, d] what is erased and what it turns into; keep [k, d].
@@ -38,5 +38,5 @@ def erase(model, clip, concepts, seed=0):
     grams = sum(w.T @ w for w in (_shared.weights.read(model, k.key).double() for k in _shared.layers.cross_attention(model)))
     start = uce.multiplier(*uce.states(clip, concepts))
     c, n = _shared.all_states(clip, names), _shared.all_states(clip, others)
-    m = rounds(grams, start, c, n, _shared.all_states(clip, ["", *concepts.keep]))
+    m = rounds(grams, start, c, n, _shared.all_states(clip, ["", *concepts.keep]), *SEARCH[concepts.concepts[0].kind])
     return _shared.erased(model, NAME, concepts, _shared.multiplied(model, m))

@@ -39,7 +39,7 @@ def forgetting(net, x, sigma, rows, others):
     return (net.predict(net.student, x, sigma, rows) - wanted).square().mean()
 
 
-def train(net, pairs, kept, steps, seed=0, rate=RATE):
+def train(net, pairs, kept, steps, seed=0):
     """Trains the student for `steps` steps for each (name, what it turns into), with the texts `kept` held; returns the masks."""
     g, params = torch.Generator().manual_seed(seed), list(net.masters.values())
     own = _shared.drawn(net, [n for n, _ in pairs for _ in range(PICTURES)], seed)
@@ -50,7 +50,7 @@ def train(net, pairs, kept, steps, seed=0, rate=RATE):
         x, sigma = _shared.noised(net, own[at], g)
         denoising(net, x, sigma, own[at], [said[i] for i in at]).backward()
     chosen = masks([p.grad for p in params])
-    optimiser = torch.optim.Adam(params, rate)
+    optimiser = torch.optim.Adam(params, RATE)
     for _ in range(steps * len(pairs)):
         optimiser.zero_grad()
         at, keep = torch.randint(len(own), (BATCH,), generator=g), torch.randint(len(held), (BATCH,), generator=g)

@@ -48,11 +48,11 @@ class Lora:
             w.copy_(self.start[key] + strength * self.up[key] @ self.down[key])
 
 
-def train(net, pairs, steps, seed=0, rate=RATE):
+def train(net, pairs, steps, seed=0):
     """The Lora after `steps` steps for each (name, what it turns into)."""
     g = torch.Generator().manual_seed(seed)
     lora = Lora(net, g)
-    optimiser = torch.optim.AdamW([*lora.up.values(), *lora.down.values()], rate)
+    optimiser = torch.optim.AdamW([*lora.up.values(), *lora.down.values()], RATE)
     pictures = _shared.drawn(net, [n for n, _ in pairs for _ in range(PICTURES)], seed).view(len(pairs), PICTURES, *_shared.shape(net))
     for _ in range(steps * len(pairs)):
         i = int(torch.randint(len(pairs), (), generator=g))

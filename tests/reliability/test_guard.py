@@ -202,7 +202,7 @@ def test_what_is_allowed_is_let_pass(source):
 
 
 def snapshot(roots):
-    """Every function and class of the loaded modules under some roots, and every method of their classes, by name: run time changes none."""
+    """Every function and class of the loaded modules under some roots, and every method of their classes: name -> id."""
     import sys
     import types
 
@@ -258,6 +258,7 @@ def test_loading_the_pack_leaves_the_host_as_it_was(tally):
 
 def test_working_leaves_the_host_and_the_model_as_they_were(loaded, tally):
     """Solving, measuring, pruning and applying, in this process: what the host consists of and the model's own weights stay."""
+    import comfy.model_management
     import torch
 
     import pack
@@ -266,6 +267,7 @@ def test_working_leaves_the_host_and_the_model_as_they_were(loaded, tally):
         pack.module(f"nodes.{n}") for n in ("host.scapre", "host.saliency", "host.neuron_masks", "host.patching", "concept_text")
     )
     model, clip, _ = loaded
+    comfy.model_management.load_models_gpu([model])  # another test's patched clone may be in place
     whole = {k: v.clone() for k, v in model.model.state_dict().items()}
     state = lambda: (dict(model.patches), list(model.object_patches), sum(len(m._forward_hooks) for m in model.model.modules()))
     before, other = snapshot(HOST | {"torch", "safetensors"}), state()
@@ -275,6 +277,7 @@ def test_working_leaves_the_host_and_the_model_as_they_were(loaded, tally):
     patched, _ = patching.apply(model, patch + masks.fuse([found], r2=0.05)[0], 0.8)
     after = snapshot(HOST | {"torch", "safetensors"})
     assert [k for k, v in before.items() if after.get(k) != v] == [] and len(before) > 3000
+    comfy.model_management.load_models_gpu([model])
     assert patched.patches and state() == other
     assert all(torch.equal(v, whole[k]) for k, v in model.model.state_dict().items())
     tally("cells")

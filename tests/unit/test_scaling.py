@@ -24,6 +24,8 @@ def test_true_shapes_are_those_the_pack_finds():
 @pytest.mark.world
 @pytest.mark.slow
 def test_every_part_measures_and_draws(monkeypatch, tmp_path):
+    monkeypatch.setattr(scaling, "BASE", {"prompts": 1, "window": 2, "concepts": 1})
+    monkeypatch.setattr(scaling, "SWEEPS", {"prompts": (1, 2)})
     run(monkeypatch, tmp_path, "--part", "scapre", "--shapes", "", "--widths", "320")
     run(monkeypatch, tmp_path, "--part", "fia", "--most", "1")
     found = run(monkeypatch, tmp_path, "--part", "trainer", "--densities", "0.5", "--steps", "4")
@@ -32,5 +34,7 @@ def test_every_part_measures_and_draws(monkeypatch, tmp_path):
         assert Image.open(tmp_path / f"scaling_{name}.png").width == 760
         for table in part["tables"].values():
             assert all(row["seconds"] > 0 and row["peak_mb"] >= 0 for row in table.values())
-    by = {k: v for k, v in found["fia"]["tables"].items() if "prompts" in k}
-    assert {row["unet_calls"] for table in by.values() for row in table.values()} == {3 * 4}  # two concepts and the base, 4 steps
+    assert {k: list(t) for k, t in found["fia"]["tables"].items()} == {f"{x}, by prompts, sprite world": ["1"] for x in ("paper", "wanda")}
+    assert {row["unet_calls"] for table in found["fia"]["tables"].values() for row in table.values()} == {
+        2 * 2
+    }  # concept and base, 2 steps

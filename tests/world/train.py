@@ -132,7 +132,7 @@ def sample(unet, states, empty, shape=(8, 8), steps=15, cfg=3.0, seed=0):
     return x
 
 
-def train(world, out, steps, size, rate, seed, start_from=None, focus=(), half=False, look_every=500):
+def train(world, out, steps, size, rate, seed, start_from=None, focus=(), half=False, look_every=500, pair_share=PAIR_SHARE):
     """(UNet, judge); `half` computes in bfloat16. Every 50 steps leave a state to resume from."""
     rng = np.random.default_rng(seed)
     judge = load_or_train_judge(out, world)
@@ -140,7 +140,7 @@ def train(world, out, steps, size, rate, seed, start_from=None, focus=(), half=F
     groups = world.captions()
     second = world is not worlds.SPRITES and start_from is None  # starts from the first world
     if world is not worlds.SPRITES:  # encoding every combination would take longer than learning them does
-        groups |= {"styled": groups["styled"][::3], "pair": groups["pair"][::7]}
+        groups |= {"styled": groups["styled"][::3], "pair": groups["pair"][::3]}
     autocast = lambda: torch.autocast("cpu", torch.bfloat16, enabled=half)
     table = {}
     start = time.time()
@@ -151,7 +151,8 @@ def train(world, out, steps, size, rate, seed, start_from=None, focus=(), half=F
     cache = out.with_suffix(".states.pt")
     if cache.exists():
         table = torch.load(cache)
-    for i in range(0, len(every) if not table else 0, 16):
+    every = [text for text in every if text not in table]
+    for i in range(0, len(every), 16):
         for text, state in zip(every[i : i + 16], encode(every[i : i + 16]), strict=True):
             table[text] = state.half()
     torch.save(table, cache)
@@ -191,7 +192,7 @@ def train(world, out, steps, size, rate, seed, start_from=None, focus=(), half=F
     start, losses = time.time(), []
     for step in range(first, steps):
         torch.manual_seed(seed * 1_000_003 + step)
-        if rng.random() < PAIR_SHARE * (not second or step > 0.3 * steps):
+        if rng.random() < pair_share * (not second or step > 0.3 * steps):
             batch = [groups["pair"][rng.integers(len(groups["pair"]))] for _ in range(size // 2)]
             x0 = to_latent(np.stack([world.draw_pair(c.name, c.second, rng) for c in batch]))
         else:
@@ -315,11 +316,12 @@ if __name__ == "__main__":
     parser.add_argument("--from", dest="start_from", type=Path, help="a compact file to go on from, with a schedule of its own")
     parser.add_argument("--focus", nargs="*", default=(), help="objects that fill a quarter of each batch")
     parser.add_argument("--half", action="store_true", help="compute in bfloat16, which many processors do in half the time")
+    parser.add_argument("--pairs", type=float, default=PAIR_SHARE, help="share of the steps that train on pairs")
     parser.add_argument("--every", type=int, default=500, help="steps between two looks at what is drawn")
     given = parser.parse_args()
     given.out.parent.mkdir(parents=True, exist_ok=True)
     world = worlds.get(given.world)
-    how = given.steps, given.batch, given.rate, given.seed, given.start_from, given.focus, given.half, given.every
+    how = given.steps, given.batch, given.rate, given.seed, given.start_from, given.focus, given.half, given.every, given.pairs
     ema, judge = train(world, given.out, *how)
     units = planted(given.start_from) if given.start_from else {}
     write_compact(given.out, ema.state_dict(), judge.state_dict(), recipe(given), units, world)
