@@ -1,6 +1,8 @@
 """Files in ComfyUI's models folders: found by name and never outside them, written whole or not at all, looked at before they are read."""
 
 import contextlib
+import json
+import math
 import os
 import re
 import stat
@@ -10,17 +12,20 @@ from pathlib import Path
 
 import comfy.model_management
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from ..errors import UnlearnError
 
 ENDING = ".safetensors"
 KEY = re.compile(r"diffusion_model(\.\w+)+\.weight")  # of a weight that a file may speak of
-LARGEST_HEADER = 100_000_000  # bytes; what safetensors itself reads
+LARGEST_HEADER = 50_000_000  # bytes; safetensors itself reads twice that
+DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "BOOL": torch.bool, "U8": torch.uint8}
+DTYPES |= {"I8": torch.int8, "I16": torch.int16, "I32": torch.int32, "I64": torch.int64}
 LONGEST = 200  # bytes of a name with its folders: file systems take 255 of a part, Windows 260 of a path, and half-written names are longer
 STALE = 3600  # seconds after which a half-written file is nobody's
 _RESERVED = re.compile(r"(con|prn|aux|nul|conin\$|conout\$|(com|lpt)[0-9\u00b9\u00b2\u00b3])\s*(\..*)?", re.IGNORECASE)  # by Windows
+_HALF = re.compile(r"\.tmp\w{6}")
 _FORBIDDEN = re.compile(r'[\x00-\x1f\x7f<>:"|?*]')  # by Windows; a colon opens an alternate stream there
 DAMAGE = (SafetensorError, OSError, LookupError, TypeError, ValueError, AttributeError, RecursionError, OverflowError, RuntimeError)
 
@@ -105,27 +110,62 @@ def stamp(kind, name):
 
 @contextlib.contextmanager
 def opened(path):
-    """(metadata, {name: (dtype, shape)}, read) of a .safetensors file; read(name) gives a tensor in memory of its own, for the file's
-    pages would change under a tensor that only maps them.
+    """(metadata, {name: (dtype, shape)}, read) of a .safetensors file; read(name) gives a tensor in memory of its own.
 
-    Raises UnlearnError when the machine has no room for it, ValueError, OSError or SafetensorError when it is damaged. The sizes it
-    declares are looked at before anything is mapped or allocated; safetensors itself refuses offsets that overlap, leave gaps or end
-    elsewhere than the file.
+    One handle reads it all and nothing is mapped: a file that another process replaces meanwhile is read as it was, one that is cut
+    while it is read is damaged and no crash, and one that is written over later changes no tensor. Every size it declares is looked at
+    before memory is taken. Raises UnlearnError when the machine has no room for it, ValueError, OSError and the like when it is damaged.
     """
-    info = os.stat(path)
-    if not stat.S_ISREG(info.st_mode):
+    if not stat.S_ISREG(os.stat(path).st_mode):  # a pipe would be waited for
         raise ValueError("it is no ordinary file")
     with open(path, "rb") as f:
-        head = f.read(8)
-    if len(head) < 8 or int.from_bytes(head, "little") > min(LARGEST_HEADER, info.st_size - 8):
-        raise ValueError("its header is longer than the file")
-    if info.st_size > (free := comfy.model_management.get_free_memory(torch.device("cpu"))):
-        gb = [f"{n / 2**30:.1f} GB" for n in (info.st_size, free)]
-        raise UnlearnError(f"The file '{Path(path).name}' holds {gb[0]} and {gb[1]} of memory are free; close other programs.")
-    with safe_open(path, "pt") as f:
-        slices = {name: f.get_slice(name) for name in f.keys()}
-        header = {name: (part.get_dtype(), tuple(part.get_shape())) for name, part in slices.items()}
-        yield f.metadata() or {}, header, lambda name: f.get_tensor(name).clone()
+        size, n = os.fstat(f.fileno()).st_size, _header_length(f)
+        if n > min(LARGEST_HEADER, size - 8):
+            raise ValueError("its header is longer than the file or than any of ours")
+        if size > (free := comfy.model_management.get_free_memory(torch.device("cpu"))):
+            gb = [f"{x / 2**30:.1f} GB" for x in (size, free)]
+            raise UnlearnError(f"The file '{Path(path).name}' holds {gb[0]} and {gb[1]} of memory are free; close other programs.")
+        said = json.loads(f.read(n).decode())
+        metadata, places = said.pop("__metadata__", {}), _places(said, size - 8 - n)
+        if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+            raise ValueError("its metadata")
+
+        def read(name):
+            dtype, shape, begin = places[name]
+            t = torch.empty(shape, dtype=DTYPES[dtype])
+            f.seek(8 + n + begin)
+            if t.numel() and f.readinto(t.view(-1).view(torch.uint8).numpy()) != t.nbytes:
+                raise ValueError("it was cut while it was read")
+            return t
+
+        yield metadata, {name: (dtype, shape) for name, (dtype, shape, _) in places.items()}, read
+
+
+def _header_length(f):
+    head = f.read(8)
+    if len(head) < 8:
+        raise ValueError("it is shorter than its header")
+    return int.from_bytes(head, "little")
+
+
+def _places(said, size):
+    """Tensor name -> (dtype, shape, first byte) of a header; ValueError unless the tensors fill the `size` bytes of data one by one."""
+    places, end = {}, 0
+    for name, entry in sorted(said.items(), key=lambda item: item[1]["data_offsets"]):
+        dtype, shape, (begin, until) = entry["dtype"], entry["shape"], entry["data_offsets"]
+        if any(type(x) is not int or x < 0 for x in (*shape, begin, until)):
+            raise ValueError("shapes and places of its tensors")
+        if (
+            begin != end
+            or until - begin != math.prod(shape) * DTYPES[dtype].itemsize
+            or until > size
+            or math.prod(filter(None, shape)) > 2**62
+        ):
+            raise ValueError("shapes and places of its tensors")
+        places[name], end = (dtype, tuple(shape), begin), until
+    if end != size:
+        raise ValueError("its length")
+    return places
 
 
 def reason(error):
@@ -143,6 +183,9 @@ def write(path, tensors, metadata):
         path.parent.mkdir(parents=True, exist_ok=True)
         sweep(path.parent, f"{path.name}.part")
         save_file({k: v.contiguous() for k, v in tensors.items()}, part, metadata)
+        with open(part, "rb") as f:
+            if _header_length(f) > LARGEST_HEADER:
+                raise UnlearnError(f"The file '{path.name}' would say more than {LARGEST_HEADER // 10**6} MB of itself; use fewer prompts.")
         os.replace(part, path)
     except (OSError, SafetensorError) as error:
         raise UnlearnError(f"The file '{path.name}' cannot be written ({error}); free disk space or choose another name.") from error
@@ -152,8 +195,11 @@ def write(path, tensors, metadata):
 
 
 def sweep(folder, start=""):
-    """Removes what processes that were killed left half-written in a folder, under names that begin with `start`."""
+    """Removes what processes that were killed left half-written in a folder, under names that begin with `start`, and in folders of ours
+    also what safetensors leaves, which writes under a name of its own first."""
+    ours = any(part.startswith(("unlearn_", "__unlearn")) for part in Path(folder).parts)
     for left in Path(folder).iterdir():
         with contextlib.suppress(OSError):  # another process was faster
-            if left.name.startswith(start) and f"{ENDING}.part" in left.name and left.stat().st_mtime < time.time() - STALE:
+            half = left.name.startswith(start) and f"{ENDING}.part" in left.name or ours and _HALF.fullmatch(left.name)
+            if half and left.stat().st_mtime < time.time() - STALE:
                 left.unlink()
