@@ -244,6 +244,7 @@ def alike(a, b):
 
 
 SHORT = {"MergeConceptSaliency", "NeuronMaskFuse", "UnlearnPatchInfo"} | {n for n in nodes if n.startswith(("Save", "Load"))}
+SLOW = {"ScaPreSolve", "ScaPreSolve paper", "CollateralForecast"}
 
 
 @pytest.mark.parametrize("job", JOBS)
@@ -254,13 +255,15 @@ def test_every_stage_may_fail(bench, kind, job, tally):
         JOBS[job](bench)
     survived(bench)
     assert counted.n > 10 or job in SHORT, "a long job that nobody can stop"
-    for at in chosen(counted.n, 8):
+    for at in sorted({1, 2, counted.n // 2, counted.n}) if job in SLOW else chosen(counted.n, 8):
         with Fault(kind, at).standing() as fault:
             try:
                 found = JOBS[job](bench)
             except fault.error:
                 found = None
-        assert fault.n >= at
+        if fault.n < at:  # it went on from where the last fault left it, and was done sooner
+            assert "resume" in job and alike(whole, found)
+            continue
         if found is not None:  # cancelled with 'keep': what was learned; no memory: a smaller batch, and the same result
             assert job.endswith("keep") if kind == "cancel" else alike(whole, found), at
         found = None
@@ -364,7 +367,8 @@ def big_patch(method):
 def test_killed_while_saving(tmp_path, tally):
     """Whatever moment a process dies at, the name holds a whole patch, the old one or the new one."""
     wide = [big_patch(method) for method in "ab"]
-    path, r = tmp_path / "kept.safetensors", random.Random(0)
+    folder, r = tmp_path / patch_files.FOLDER, random.Random(0)
+    path = folder / "kept.safetensors"
     patch_files.save(path, wide[0])
 
     def work():
@@ -377,13 +381,13 @@ def test_killed_while_saving(tmp_path, tally):
         found, _ = patch_files.load(path)
         assert found in wide
         seen.add(found)
-        assert sum(p.name.endswith(".safetensors") for p in tmp_path.iterdir()) == 1  # halves have other endings: no list shows them
+        assert sum(p.name.endswith(".safetensors") for p in folder.iterdir()) == 1  # halves have other endings: no list shows them
         tally("faults")
     assert len(seen) == 2
-    for p in tmp_path.iterdir():
+    for p in folder.iterdir():
         os.utime(p, (0, 0))  # an hour later
     patch_files.save(path, wide[0])
-    assert [p.name for p in tmp_path.iterdir()] == ["kept.safetensors"]
+    assert [p.name for p in folder.iterdir()] == ["kept.safetensors"]
 
 
 @needs_fork
@@ -401,8 +405,9 @@ def test_killed_while_training(bench, tally):
     assert any(kept)
     assert train(bench, resume="run") == whole
     for p in folder.iterdir():
-        assert ".part" in p.name
-        p.unlink()
+        assert not p.name.endswith(".safetensors")
+        os.utime(p, (0, 0))  # an hour later
+    files.sweep(folder)
     survived(bench)
 
 
@@ -412,21 +417,23 @@ def resident():
 
 
 @pytest.mark.skipif(not os.path.exists("/proc/self/statm"), reason="memory is read from /proc")
-@pytest.mark.parametrize("job", ["ScaPreSolve", "ConceptSaliency", "DynamicMaskTrainer", "ApplyUnlearnPatch bypass"])
-def test_memory_returns_to_its_level(bench, job):
-    """Ten runs, each cancelled on the way as well, leave less than 20 MB or 1 % behind."""
+@pytest.mark.parametrize(
+    "job, n", [("ScaPreSolve", 10), ("ConceptSaliency", 10), ("DynamicMaskTrainer", 5), ("ApplyUnlearnPatch bypass", 20)]
+)
+def test_memory_returns_to_its_level(bench, job, n):
+    """So many runs, with one that is cancelled behind every second, leave less than 20 MB or 1 % behind."""
     with Fault("cancel").standing() as counted:
         JOBS[job](bench)
 
-    def both():
-        with Fault("cancel", counted.n // 2).standing() as fault, contextlib.suppress(fault.error):
+    def runs(n):
+        for i in range(n):
             JOBS[job](bench)
-        JOBS[job](bench)
+            if i % 2:
+                with Fault("cancel", counted.n // 2).standing() as fault, contextlib.suppress(fault.error):
+                    JOBS[job](bench)
         gc.collect()
+        return resident()
 
-    both(), both()
-    before = resident()
-    for _ in range(10):
-        both()
-    assert resident() - before < max(20 * 2**20, before // 100)
+    before = runs(2)
+    assert runs(n) - before < max(20 * 2**20, before // 100)
     survived(bench)
