@@ -26,7 +26,6 @@ LONGEST = 200  # bytes of a name with its folders: file systems take 255 of a pa
 STALE = 3600  # seconds after which a half-written file is nobody's
 _RESERVED = re.compile(r"(con|prn|aux|nul|conin\$|conout\$|(com|lpt)[0-9\u00b9\u00b2\u00b3])\s*(\..*)?", re.IGNORECASE)  # by Windows
 _HALF = re.compile(r"\.tmp\w{6}")
-_HALF = re.compile(r"\.tmp\w{6}")
 _FORBIDDEN = re.compile(r'[\x00-\x1f\x7f<>:"|?*]')  # by Windows; a colon opens an alternate stream there
 DAMAGE = (SafetensorError, OSError, LookupError, TypeError, ValueError, AttributeError, RecursionError, OverflowError, RuntimeError)
 
