@@ -289,7 +289,7 @@ def compare_variants():
         x, model, i = 490 + 450 * k, ["1", 0], 10 * (k + 1)
         if name in variants:
             model = [str(i + 1), 0]
-            apply = {"model": ["1", 0], "patches.patch0": [str(i), 0], "strength": 1.0, "mismatch": "warn"}
+            apply = {"model": ["1", 0], "patches.patch0": [str(i), 0], "strength": 1.0, "mismatch": "warn", "quantised": "auto"}
             nodes[str(i)] = ("ScaPreSolve", f"Solve: {name}", (x, 60, 400, 700), _solve("3", name, **variants[name]))
             nodes[str(i + 1)] = ("ApplyUnlearnPatch", f"Apply: {name}", (x, 860, 400, 210), apply)
             nodes[str(i + 5)] = ("PreviewAny", f"Report: {name}", (x, 2030, 400, 260), {"source": [str(i), 2]})
@@ -313,7 +313,7 @@ def export_and_reload():
     whole = {"model": ["8", 0], "filename_prefix": "checkpoints/unlearned", "clip": ["1", 1], "vae": ["1", 2]}
     lora = {"model": ["1", 0], "patch": ["7", 0], "name": "my_unlearn_lora", "size": "exact", "precision": "float16"}
     stock = {"model": ["1", 0], "lora_name": "my_unlearn_lora.safetensors", "strength_model": 1.0}
-    apply = lambda patch: {"model": ["1", 0], "patches.patch0": [patch, 0], "strength": 1.0, "mismatch": "warn"}
+    apply = lambda patch: {"model": ["1", 0], "patches.patch0": [patch, 0], "strength": 1.0, "mismatch": "warn", "quantised": "auto"}
     nodes = {
         "1": ("CheckpointLoaderSimple", "Load Checkpoint", (40, 60, 400, 110), {"ckpt_name": CHECKPOINT}),
         "2": ("UnlearnConcepts", "Objects to Forget", (40, 220, 400, 300), OBJECTS),
@@ -354,7 +354,7 @@ def blueprint():
             "ApplyUnlearnPatch",
             "Apply Unlearn Patch",
             (940, 60, 330, 150),
-            {"patches.patch0": ["2", 0], "strength": 1.0, "mismatch": "warn"},
+            {"patches.patch0": ["2", 0], "strength": 1.0, "mismatch": "warn", "quantised": "auto"},
         ),
     }
     inputs = (
@@ -385,7 +385,7 @@ def _before_and_after(erasers, patches, prompt, x, checkpoint=CHECKPOINT, side=5
             "ApplyUnlearnPatch",
             "Apply Unlearn Patch",
             (x, 60, 400, 210 + more),
-            {"model": ["1", 0], **applied, "strength": 1.0, "mismatch": "warn"},
+            {"model": ["1", 0], **applied, "strength": 1.0, "mismatch": "warn", "quantised": "auto"},
         ),
         "6": ("CLIPTextEncode", "Prompt", (x, 320 + more, 400, 140), {"clip": ["1", 1], "text": prompt}),
         "7": ("CLIPTextEncode", "Negative Prompt", (x, 510 + more, 400, 110), {"clip": ["1", 1], "text": ""}),

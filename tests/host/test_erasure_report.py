@@ -172,7 +172,7 @@ def test_a_plan_draws_what_was_asked_for(loaded):
     with pytest.raises(UnlearnError, match="no {concept} in it"):
         erasure.plan(clip, concepts, ("a dog",), 0, [1])
     with pytest.raises(UnlearnError, match="75"):
-        erasure.plan(clip, text.parse("very " * 80 + "old cat"), (), 0, [1])
+        erasure.plan(clip, text.parse("very " * 76 + "old cat"), (), 0, [1])
 
 
 def test_one_prompt_alone_has_a_unit_too(loaded):
