@@ -90,8 +90,8 @@ class ScaPreSolve(io.ComfyNode):
                     max=1.0,
                     step=0.05,
                     optional=True,
-                    tooltip="Share of what it says that every common word must keep; words below are kept too and the patch solved again. "
-                    "0 only forecasts. Try 0.8 when unlisted things change.",
+                    tooltip="How far every common word must stand out as it did, when the model looks at noise once per word; words "
+                    "below are kept too and the patch solved again. 0 only forecasts. Try 0.8 when unlisted things change.",
                     advanced=True,
                 ),
             ],
