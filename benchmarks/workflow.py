@@ -311,7 +311,7 @@ def export_and_reload():
     )
     wires = {"positive": ["4", 0], "negative": ["5", 0], "latent_image": ["6", 0]}
     whole = {"model": ["8", 0], "filename_prefix": "checkpoints/unlearned", "clip": ["1", 1], "vae": ["1", 2]}
-    lora = {"model": ["1", 0], "patch": ["7", 0], "name": "my_unlearn_lora", "size": "exact", "precision": "float16"}
+    lora = {"model": ["1", 0], "patch": ["7", 0], "name": "my_unlearn_lora", "size": "exact", "precision": "float32"}
     stock = {"model": ["1", 0], "lora_name": "my_unlearn_lora.safetensors", "strength_model": 1.0}
     apply = lambda patch: {"model": ["1", 0], "patches.patch0": [patch, 0], "strength": 1.0, "mismatch": "warn", "quantised": "auto"}
     nodes = {

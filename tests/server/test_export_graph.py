@@ -86,7 +86,7 @@ def exported(server):
     g = erasing()
     socket, whole = {"model": ["apply", 0]}, {"clip": ["load", 1], "vae": ["load", 2]}
     g["patch"] = node("SaveUnlearnPatch", patch=["solve", 0], name=NAME)
-    g["lora"] = node("SaveUnlearnLoRA", model=["load", 0], patch=["solve", 0], name=NAME, size="exact", precision="float16")
+    g["lora"] = node("SaveUnlearnLoRA", model=["load", 0], patch=["solve", 0], name=NAME, size="exact", precision="float32")
     g["stock"] = node("CheckpointSave", filename_prefix="test/stock", **socket, **whole)
     g["unet"] = node("ModelSave", filename_prefix="test/unet", **socket)
     g["own"] = node("SaveUnlearnedCheckpoint", filename_prefix="test/own", **socket, **whole)
