@@ -101,7 +101,7 @@ def fia(sweeps, shape, log):
 
 def names(n):
     """n concepts: objects of the sprite world, then common words."""
-    return [*ORDER, *(w for w in pack.module("nodes.host.statistics").prior_words() if w not in ORDER)][:n]
+    return [*ORDER, *(w for w in pack.module("nodes.host.sentences").prior_words() if w not in ORDER)][:n]
 
 
 def trained(model, clip, density, steps, size, **more):

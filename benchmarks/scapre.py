@@ -134,15 +134,13 @@ def size(concepts=50, log=print):
     from .scapre_world import CACHE, patching, scapre, text
     from .world import studio
 
-    words = pack.module("nodes.host.statistics").prior_words()[200 : 200 + concepts]
+    words = pack.module("nodes.host.sentences").prior_words()[200 : 200 + concepts]
     model, clip = random_model("SD1.5"), studio().clip
     with torch.inference_mode(), tempfile.TemporaryDirectory() as folder:
         start = time.perf_counter()
         patch = scapre.solve(model, clip, text.parse("\n".join(f"{w} -> thing" for w in words)), folder=CACHE)[0]
         seconds, file, unet = time.perf_counter() - start, f"{folder}/checkpoint.safetensors", "diffusion_model."
-        save_file(
-            checkpoint_state_dict({k.removeprefix(unet): v for k, v in model.model.state_dict().items() if k.startswith(unet)}), file
-        )
+        save_file(checkpoint_state_dict({k.removeprefix(unet): v for k, v in model.model.state_dict().items() if k.startswith(unet)}), file)
         del model
         with open(file, "rb") as written:
             os.fsync(written.fileno())

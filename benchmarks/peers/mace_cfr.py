@@ -18,7 +18,7 @@ NAME = "MACE (closed form)"
 LAMBDA = 10.0  # official configurations: 10 for objects, 0 where the prior is cached
 PRIOR = 4.7e3  # rows that the captions weigh together: 600 000 of 77 tokens at 1e-4
 KEPT = 20.0  # of every state of the keep list: 1e-4 x 2e5
-statistics = pack.module("nodes.host.statistics")
+sentences = pack.module("nodes.host.sentences")
 material = pack.module("nodes.host.sculpt_material")
 scapre = pack.module("kernels.scapre")
 prompts = _shared.prompts
@@ -41,15 +41,15 @@ def block(a, b, old, new):
 def erase(model, clip, concepts, seed=0):
     found = []
     for concept in concepts.concepts:
-        sentences = (*statistics.TEMPLATES[concept.kind], *material.MORE[concept.kind])
+        templates = (*sentences.TEMPLATES[concept.kind], *material.MORE[concept.kind])
         for name in concept.names:
-            for t in (prompts.grammar(t, name) for t in sentences):
+            for t in (prompts.grammar(t, name) for t in templates):
                 a, b = prompts.locate(clip, t, name), prompts.locate(clip, t, _shared.stand_in(concept))
                 states = prompts.encode(clip, [a.text, b.text])
                 found.append(block(a, b, states[a.text], states[b.text]))
     c, y = (torch.cat(part) for part in zip(*found, strict=True))
-    spoken = statistics._mentioned([n for n, _ in _shared.pairs(concepts)])
-    captions = _shared.all_states(clip, [s for s in statistics.prior_sentences() if not spoken(s)])
+    spoken = sentences.mentioned([n for n, _ in _shared.pairs(concepts)])
+    captions = _shared.all_states(clip, [s for s in sentences.prior_sentences() if not spoken(s)])
     prior = scapre.gram(captions) * (PRIOR / len(captions))
     if concepts.keep:
         prior = prior + KEPT * scapre.gram(_shared.all_states(clip, concepts.keep))

@@ -19,7 +19,7 @@ SENTENCES = {
     "object": ("{concept}", *(f"{x} of {{concept}}" for x in ("image", "photo", "portrait", "picture", "painting"))),
     "style": ("{concept}", *(f"{x} by {{concept}}" for x in ("painting", "art", "artwork", "picture")), "style of {concept}"),
 }
-statistics = pack.module("nodes.host.statistics")
+sentences = pack.module("nodes.host.sentences")
 prompts = _shared.prompts
 
 
@@ -45,7 +45,7 @@ def erase(model, clip, concepts, seed=0):
             said += [t.replace("{concept}", name) for name in concept.names]
             instead += [t.replace("{concept}", _shared.stand_in(concept)).strip() for _ in concept.names]
     c, n, keep = (_shared.last_states(clip, part) for part in (said, instead, concepts.keep))
-    captions = [prompts.locate(clip, "{concept}", s) for s in statistics.prior_sentences()]
+    captions = [prompts.locate(clip, "{concept}", s) for s in sentences.prior_sentences()]
     read = prompts.encode(clip, [p.text for p in captions])
     tokens = torch.cat([read[p.text][: p.end + 1] for p in captions]).double()
     moment, edits = tokens.T @ tokens / len(tokens), []

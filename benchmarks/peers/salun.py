@@ -16,7 +16,7 @@ from . import _shared
 
 NAME = "SalUn"
 SHARE, ALPHA, RATE, STEPS, BATCH, PICTURES, CAPTIONS = 0.5, 0.1, 3e-4, 100, 4, 8, 16
-statistics = pack.module("nodes.host.statistics")
+sentences = pack.module("nodes.host.sentences")
 
 
 def masks(grads, share=SHARE):
@@ -66,8 +66,8 @@ def train(net, pairs, kept, steps, seed=0):
 
 def erase(model, clip, concepts, seed=0):
     pairs = _shared.pairs(concepts)
-    spoken = statistics._mentioned([n for n, _ in pairs])
-    kept = [*concepts.keep, *[s for s in statistics.prior_sentences() if not spoken(s)][:CAPTIONS]]
+    spoken = sentences.mentioned([n for n, _ in pairs])
+    kept = [*concepts.keep, *[s for s in sentences.prior_sentences() if not spoken(s)][:CAPTIONS]]
     with torch.inference_mode(False), torch.enable_grad():
         net = _shared.network(model, clip, ["", *(t for pair in pairs for t in pair), *kept])
         train(net, pairs, kept, STEPS, seed)

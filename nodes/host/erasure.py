@@ -17,7 +17,7 @@ import latent_preview
 import torch
 
 from ..errors import UnlearnError
-from . import forecast, lockstep, prompts, report, statistics, weights
+from . import forecast, lockstep, prompts, report, sentences, weights
 from .saliency import own_size
 
 DEFAULTS = {"seed": 7, "seeds": 2, "kept": 4, "steps": 20, "cfg": 7.0, "size": 0, "sampler": "ddim", "scheduler": "ddim_uniform"}
@@ -62,7 +62,7 @@ def plan(clip, concepts, templates=(), kept=4, seeds=(7,)):
         whole = len(line.split()) >= SENTENCE
         texts.append((line, prompts.locate(clip, "{concept}", line).text if whole else fill(usual, line), False))
     names = [n.casefold() for c in concepts.concepts for n in c.names]
-    everyday = (s for s in statistics.prior_sentences() if not any(n in s.casefold() for n in names))
+    everyday = (s for s in sentences.prior_sentences() if not any(n in s.casefold() for n in names))
     texts += [("everyday", s, False) for s in itertools.islice(everyday, max(0, kept - len(concepts.keep)))]
     return [Shot(name, text, seed, gone, [None, None], [None, None], [None, None], {}) for name, text, gone in texts for seed in seeds]
 

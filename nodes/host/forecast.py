@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 
 from ...kernels import forecast as kernel
-from . import lockstep, patching, prompts, report, statistics, weights
+from . import lockstep, patching, prompts, report, sentences, statistics, weights
 from .layers import cross_attention
 from .progress import Progress
 from .saliency import own_size
@@ -19,7 +19,7 @@ from .states import States, default_folder
 
 ROWS = 640  # of each matrix, evenly spread, that moments are taken from; sums over hundreds of rows tell as much as over all
 SUSPECTS = 16  # words of the prior that get a second look
-SENTENCE = statistics.KEPT[1]  # what they are studied in; each sentence more costs time
+SENTENCE = sentences.KEPT[1]  # what they are studied in; each sentence more costs time
 SHOWN = 12
 GLANCES = (11, 12, 13, 14)  # seeds of the noise; more were measured to add nothing
 LEVEL = 0.5  # of the noise schedule, where predictions told most: nearer to pure noise all words look more alike
@@ -121,7 +121,7 @@ def glanced(before, after, clip, hits, size=0, step=lambda: None):
     size = size or max(64, own_size(before) // 2)
     listed = [h for h in hits if h.asked]
     hits = [h for h in hits if not h.asked] + listed[:LISTED]
-    words = statistics.prior_words()
+    words = sentences.prior_words()
     beside = [words[i] for i in torch.linspace(0, len(words) - 1, BESIDE).long().tolist()] if words else []
     texts = [prompts.grammar(SENTENCE, n).replace("{concept}", n) for n in dict.fromkeys([*(h.name for h in hits), *beside])]
     seen = [lockstep.glance(m, clip, texts, GLANCES, level=LEVEL, size=size, step=step).flatten(1) for m in (before, after)]

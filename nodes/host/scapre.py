@@ -8,7 +8,7 @@ from ..concept_text import format_concept
 from ..errors import UnlearnError
 from ..types import UnlearnPatch
 from ..version import VERSION
-from . import forecast, patching, prompts, statistics, variants, weights
+from . import forecast, patching, prompts, sentences, statistics, variants, weights
 from .adapters import LowRank
 from .layers import cross_attention
 from .progress import Progress
@@ -58,7 +58,7 @@ def solve(
     layers = cross_attention(model)
     width = weights.shape(model, layers[0].key)[1]
     pushing = settings.get("overshoot", 0.0) > 0 and target == "difference"
-    plan = statistics.plan(clip, concepts, templates, prior, expand, check=pushing)
+    plan = sentences.plan(clip, concepts, templates, prior, expand, check=pushing)
     bar = Progress(len(plan.texts) + 2 * len(layers), node_id)
     states = States(clip, folder or default_folder())
     prompts.check_width(next(iter(states.fetch(plan.kept[:1]).values())).shape[-1], width)
@@ -174,13 +174,13 @@ class Study:
         owner, contrasts, weights = statistics.in_new_sentences(self.plan, self.fetch, tokens, bar)
         response, names = make(self.stats).response, self.stats.names
         seen, index = owner.unique(return_inverse=True)  # with very many concepts only some are looked at
-        sentences = torch.bincount(index)
+        count = torch.bincount(index)
 
         def left(m):
             """Of each concept in `seen`, the mean over its sentences."""
             cross = self.plain.before + self.plain.before @ m
             found = survival(contrasts, self.plain.before, cross, weights)
-            return torch.zeros(len(seen), dtype=torch.float64).index_add(0, index, found) / sentences
+            return torch.zeros(len(seen), dtype=torch.float64).index_add(0, index, found) / count
 
         def multiplier(shares):
             everyone = torch.full((len(names),), float(shares.mean()), dtype=torch.float64).index_copy(0, seen, shares)

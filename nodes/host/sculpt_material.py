@@ -13,7 +13,7 @@ from ...kernels import sculpt as kernel
 from ..concept_text import parse_concept
 from ..errors import UnlearnError
 from ..types import Concept
-from . import prompts, statistics
+from . import prompts, sentences
 
 DRAWN = {
     "object": ("a photo of a {concept}",),
@@ -72,10 +72,10 @@ class Plan(NamedTuple):
 
 
 def _lesson(clip, concept, templates):
-    def pairs(sentences):
+    def pairs(templates):
         out = []
         for name in concept.names:
-            for sentence in (prompts.grammar(t, name) for t in sentences):
+            for sentence in (prompts.grammar(t, name) for t in templates):
                 said = prompts.locate(clip, sentence, name).text
                 other = prompts.grammar(sentence.replace("an {concept}", "a {concept}"), concept.superclass)
                 out.append((said, prompts.locate(clip, other, concept.superclass).text))
@@ -83,8 +83,8 @@ def _lesson(clip, concept, templates):
 
     return Lesson(
         concept,
-        pairs(templates or (*statistics.TEMPLATES[concept.kind], *MORE[concept.kind])),
-        pairs(statistics.CHECKED[concept.kind]),
+        pairs(templates or (*sentences.TEMPLATES[concept.kind], *MORE[concept.kind])),
+        pairs(sentences.CHECKED[concept.kind]),
         pairs(DRAWN[concept.kind]),
     )
 
@@ -102,17 +102,17 @@ def plan(clip, concept_set, earlier=None, templates=None, captions=16, seed=0):
     # a superclass stays as it is, also while the concepts of others are overwritten
     keep |= dict.fromkeys(c.superclass for c in (*concept_set.concepts, *past.values()) if c.superclass)
     spoken = re.compile("|".join(rf"(?<!\w){re.escape(n)}s?(?!\w)" for n in gone), re.IGNORECASE)
-    sentences = [t for t in statistics.prior_sentences() if not spoken.search(t)]
-    order = torch.randperm(len(sentences), generator=torch.Generator().manual_seed(seed)).tolist()
+    captioned = [t for t in sentences.prior_sentences() if not spoken.search(t)]
+    order = torch.randperm(len(captioned), generator=torch.Generator().manual_seed(seed)).tolist()
     kept = []
     for k in keep:
         if k.casefold() not in gone:
-            texts = [prompts.grammar(t, k).replace("{concept}", k) for t in statistics.KEPT]
+            texts = [prompts.grammar(t, k).replace("{concept}", k) for t in sentences.KEPT]
             for t in texts:
                 prompts.locate(clip, "{concept}", t)
             kept.append((texts[1], tuple(texts)))
     lessons, before = (tuple(_lesson(clip, c, templates) for c in part) for part in (concept_set.concepts, past.values()))
-    return Plan(lessons, before, tuple(kept), tuple(sentences[i] for i in order[:captions]))
+    return Plan(lessons, before, tuple(kept), tuple(captioned[i] for i in order[:captions]))
 
 
 class Material:

@@ -7,6 +7,7 @@ import pack
 
 prompts = pack.module("nodes.host.prompts")
 statistics = pack.module("nodes.host.statistics")
+sentences = pack.module("nodes.host.sentences")
 text = pack.module("nodes.concept_text")
 PAD_SAMPLES = pack.module("nodes.host.states").PAD_SAMPLES
 UnlearnError = pack.module("nodes.errors").UnlearnError
@@ -57,7 +58,7 @@ def test_a_template_needs_its_place_holder(loaded):
 
 
 def test_the_plan_never_keeps_what_it_forgets(loaded):
-    plan = statistics.plan(loaded[1], text.parse("cat -> animal\nhouse -> building", "dog"))
+    plan = sentences.plan(loaded[1], text.parse("cat -> animal\nhouse -> building", "dog"))
     kept = {p.text for p in plan.kept}
     assert "cat" not in kept and not any("house" in t.split() for t in kept)
     assert "a photo of a dog" in kept and "a photo of an animal" not in kept and "a photo of a animal" in kept
@@ -66,7 +67,7 @@ def test_the_plan_never_keeps_what_it_forgets(loaded):
 def test_statistics_from_their_definition(loaded):
     """Two sentences: the erased rows are the mean differences, their weights sum to the concept's own."""
     clip = loaded[1]
-    plan = statistics.plan(clip, text.parse("fox -> wolf * 3"), templates=("{concept}", "a {concept}"), prior=False)
+    plan = sentences.plan(clip, text.parse("fox -> wolf * 3"), templates=("{concept}", "a {concept}"), prior=False)
     states = prompts.encode(clip, plan.texts)
     stats = statistics.measure(plan, states)
     scale = torch.cat([statistics.kept_states(p, states[p.text]) for p in plan.kept]).double().square().mean().sqrt()
@@ -82,7 +83,7 @@ def test_statistics_from_their_definition(loaded):
 
 def test_state_targets_keep_every_sentence(loaded):
     clip = loaded[1]
-    plan = statistics.plan(clip, text.parse("fox -> wolf"), templates=("{concept}", "a {concept}"), prior=False)
+    plan = sentences.plan(clip, text.parse("fox -> wolf"), templates=("{concept}", "a {concept}"), prior=False)
     stats = statistics.measure(plan, prompts.encode(clip, plan.texts), target="state")
     assert torch.linalg.matrix_rank(stats.erase, rtol=1e-9) == len(stats.rows) == 2 * (2 + PAD_SAMPLES)
 
@@ -96,10 +97,10 @@ def test_judged_sentences_are_never_studied(loaded):
     """What the demo and the benchmarks judge is neither a template, nor a kept sentence, nor an everyday caption."""
     from benchmarks import demo, erase
 
-    studied = set(statistics.plan(loaded[1], erase.concepts()).texts)
+    studied = set(sentences.plan(loaded[1], erase.concepts()).texts)
     judged = {shot.caption.text for shot in (*demo.shots(), *erase.shots(3))}
     assert len(judged) > 60 and not judged & studied
-    bare = {t.replace("{concept}", "{a}") for ts in statistics.TEMPLATES.values() for t in ts}
+    bare = {t.replace("{concept}", "{a}") for ts in sentences.TEMPLATES.values() for t in ts}
     assert not bare & {t.replace("a {a}", "{a}") for t in (*demo.PLAIN, *demo.STYLED, *demo.PAIR)}
 
 
@@ -107,7 +108,7 @@ def test_streaming_concept_by_concept_changes_nothing(loaded):
     """Statistics of many concepts are the sums of those of each: what ten thousand need no more memory for than ten."""
     clip, names = loaded[1], [f"{a} {b}" for a in ("red", "old", "big") for b in ("fox", "car", "cup", "boat", "rose", "lamp", "coin")]
     many = text.parse("\n".join(f"{n} -> thing" for n in names), "cat")
-    plan = statistics.plan(clip, many, ("{concept}", "a {concept}"), prior=False)
+    plan = sentences.plan(clip, many, ("{concept}", "a {concept}"), prior=False)
     states = prompts.encode(clip, plan.texts)
     whole = statistics.measure(plan, states)
     asked = []
@@ -122,7 +123,7 @@ def test_streaming_concept_by_concept_changes_nothing(loaded):
 
 
 def test_the_prior_holds_words_but_not_forgotten_ones(loaded):
-    plan = statistics.plan(loaded[1], text.parse("green car -> vehicle\nhouses"), templates=("{concept}",))
+    plan = sentences.plan(loaded[1], text.parse("green car -> vehicle\nhouses"), templates=("{concept}",))
     words, states = statistics._words(
         plan.packed, plan.forgotten, lambda wanted, progress=None: prompts.encode(loaded[1], [p.text for p in wanted])
     )
@@ -134,7 +135,7 @@ def test_the_prior_holds_words_but_not_forgotten_ones(loaded):
 
 
 def test_expansion_studies_other_forms_unless_they_are_kept(loaded):
-    plan = statistics.plan(loaded[1], text.parse("fox\nice cream", "foxes"), prior=False, expand=True)
+    plan = sentences.plan(loaded[1], text.parse("fox\nice cream", "foxes"), prior=False, expand=True)
     studied = {a.name for _, _, a, _ in plan.pairs}
     assert {"fox", "ice cream", "ice creams", "ice-cream", "icecream"} <= studied and "foxes" not in studied
     weights = [sum(share for i, share, *_ in plan.pairs if i == k) for k in (0, 1)]
@@ -142,6 +143,6 @@ def test_expansion_studies_other_forms_unless_they_are_kept(loaded):
 
 
 def test_last_token_mode_spares_the_first_word(loaded):
-    plan = statistics.plan(loaded[1], text.parse("ice cream", ""), ("a {concept}",), prior=False)
+    plan = sentences.plan(loaded[1], text.parse("ice cream", ""), ("a {concept}",), prior=False)
     states = prompts.encode(loaded[1], plan.texts)
     assert len(statistics.measure(plan, states, "all").rows) == len(statistics.measure(plan, states, "last").rows) + 1

@@ -282,12 +282,13 @@ def test_each_concept_is_pushed_until_little_is_left_of_it_in_new_sentences(load
     """What is left is measured once more from the patch itself: the part of the difference that W' (c - n) still has along W0 (c - n)."""
     patch = solve(loaded, kept_list, overshoot=5.0, drift=1.0)[0]
     plain = solve(loaded, kept_list, overshoot=0.0)[0]
-    statistics, weights, host = (pack.module(f"nodes.host.{n}") for n in ("statistics", "weights", "scapre"))
+    sentences, statistics, weights = (pack.module(f"nodes.host.{n}") for n in ("sentences", "statistics", "weights"))
+    host = scapre
     left = {}
     for name, which in (("pushed", patch), ("plain", plain)):
         for c in kept_list.concepts:
             sums = torch.zeros(2, dtype=torch.float64)
-            for template in statistics.CHECKED[c.kind]:
+            for template in sentences.CHECKED[c.kind]:
                 a, b = (host.prompts.locate(loaded[1], host.prompts.grammar(template, c.name), n) for n in (c.name, c.superclass))
                 read = host.prompts.encode(loaded[1], [a.text, b.text])
                 share = torch.zeros(2, dtype=torch.float64)
@@ -308,7 +309,7 @@ def test_of_very_many_concepts_some_are_looked_at(loaded, kept_list, monkeypatch
     statistics = pack.module("nodes.host.statistics")
     change = lambda **how: torch.cat([change_of(e).flatten() for _, e in solve(loaded, kept_list, drift=1.0, **how)[0].edits])
     plain, free = change(overshoot=0.0), change()
-    monkeypatch.setattr(statistics, "CHECKED_CONCEPTS", 1)
+    monkeypatch.setattr(pack.module("nodes.host.sentences"), "CHECKED_CONCEPTS", 1)
     some = change()
     monkeypatch.setattr(statistics, "ROWS", 1)
     summed = change()
@@ -333,7 +334,7 @@ def test_unknown_variants_and_settings_are_named(loaded):
 def test_hard_keep_leaves_kept_states_unmoved(loaded, kept_list):
     """The proof: what the edited keys and values say of every state of the keep list is what the original ones say, to 1e-5."""
     statistics, prompts = pack.module("nodes.host.statistics"), pack.module("nodes.host.prompts")
-    plan = statistics.plan(loaded[1], kept_list, SENTENCES, prior=False)
+    plan = pack.module("nodes.host.sentences").plan(loaded[1], kept_list, SENTENCES, prior=False)
     states = prompts.encode(loaded[1], plan.texts)
     kept = torch.cat([statistics.kept_states(p, states[p.text]) for p in plan.listed])
     moved = {}
@@ -419,7 +420,7 @@ def test_states_are_kept_on_disk_and_bounded(loaded, kept_list, tmp_path):
     files = list(tmp_path.rglob("*.safetensors"))
     assert files and solve(loaded, kept_list, folder=tmp_path)[0] == first
     store = states.States(loaded[1], tmp_path)
-    plan = pack.module("nodes.host.statistics").plan(loaded[1], kept_list, SENTENCES, prior=False)
+    plan = pack.module("nodes.host.sentences").plan(loaded[1], kept_list, SENTENCES, prior=False)
     got = store.fetch([n for *_, n in plan.pairs])
     assert store.encoded == 0 and len(got) == 4
     files[0].write_bytes(b"damaged")

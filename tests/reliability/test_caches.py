@@ -26,7 +26,7 @@ import pack
 states = pack.module("nodes.host.states")
 files = pack.module("nodes.host.files")
 material = pack.module("nodes.host.sculpt_material")
-statistics = pack.module("nodes.host.statistics")
+sentences = pack.module("nodes.host.sentences")
 concept_files = pack.module("nodes.concept_files")
 UnlearnError = pack.module("nodes.errors").UnlearnError
 WIDTH = 16
@@ -192,9 +192,9 @@ def test_threads_share_what_was_drawn(monkeypatch, tally):
 
 def test_what_is_read_once_is_never_changed_by_who_reads():
     """Cached values are tuples: a thread that has one cannot change another's."""
-    assert isinstance(statistics.prior_sentences(), tuple) and isinstance(statistics._lines("prior.txt"), tuple)
+    assert isinstance(sentences.prior_sentences(), tuple) and isinstance(sentences._lines("prior.txt"), tuple)
     with ThreadPoolExecutor(4) as pool:
-        assert len({hash(x) for x in pool.map(lambda _: statistics.prior_words(), range(8))}) == 1
+        assert len({hash(x) for x in pool.map(lambda _: sentences.prior_words(), range(8))}) == 1
 
 
 # --- where nothing may be written ----------------------------------------------------------------------------------------------------
@@ -280,7 +280,7 @@ module = sys.modules  # the names the host gives are gone again; load once more 
 done = asyncio.run(nodes.load_custom_node(folder, module_parent="custom_nodes"))
 pack = folder.replace(".", "_x_")
 import importlib
-lists, cached = importlib.import_module(pack + ".nodes.concept_files"), importlib.import_module(pack + ".nodes.host.statistics")
+lists, cached = importlib.import_module(pack + ".nodes.concept_files"), importlib.import_module(pack + ".nodes.host.sentences")
 said = [len(lists.read_preset(n).concepts) for n in lists.presets()[1:]]
 web = nodes.EXTENSION_WEB_DIRS[os.path.basename(folder)]
 print(json.dumps([*found, said, len(cached.prior_sentences()), os.path.isdir(web)]))

@@ -81,6 +81,59 @@ def test_score_of_nothing_is_nothing():
         )
 
 
+def test_literal_scores_with_their_guards():
+    x = torch.tensor([[3.0, 0.0], [4.0, 0.0]])
+    assert fia.correlation(x, x, eps=1.0).tolist() == [[25 / 6, 0.0], [0.0, 0.0]]
+    out = torch.empty(2, 2)
+    assert fia.correlation(x, x, out=out) is out and out.tolist() == [[5.0, 0.0], [0.0, 0.0]]
+    assert fia.column_norms(x, eps=8.0).tolist() == [0.625, 0.0]  # rows no longer than eps are divided by eps
+    assert torch.allclose(fia.column_norms(1e-6 * x), torch.tensor([2.0, 0.0]).sqrt())
+
+
+def test_literal_moments():
+    m = fia.Moments(torch.zeros(1), torch.zeros(1))
+    assert m.n == 0 and m.bound().tolist() == [0.0]
+    m.add(torch.tensor([1.0])), m.add(torch.tensor([3.0]))
+    assert (m.n, m.mean.tolist(), m.m2.tolist(), m.bound().tolist()) == (2, [2.0], [2.0], [3.0])
+    assert fia.Moments(torch.tensor([3.0]), torch.tensor([4.0]), 1).bound().tolist() == [5.0]
+    bare = fia.Moments(torch.zeros(1))
+    bare.add(torch.tensor([8.0])), bare.add(torch.tensor([2.0]))
+    merged = bare.merge(fia.Moments(torch.tensor([11.0]), None, 1))
+    assert bare.m2 is None and merged.m2 is None and (merged.n, merged.mean.tolist()) == (3, [7.0])
+
+
+def test_literal_contrast():
+    w, concept, bound = torch.tensor([[-2.0, 3.0], [1.0, -1.0]]), torch.tensor([4.0, 1.0]), torch.tensor([1.0, 2.0])
+    assert fia.contrast(w, concept, bound).tolist() == [[6.0, 0.0], [3.0, 0.0]]
+    assert concept.tolist() == [4.0, 1.0]
+
+
+@pytest.mark.parametrize("share, want", [(0.0, 4.0), (0.3, 4.0), (0.5, 3.0), (0.74, 3.0), (1.0, 1.0)])
+def test_literal_threshold(share, want):
+    assert float(fia.top_threshold(torch.tensor([[1.0, 4.0], [3.0, 2.0]]), share)) == want
+
+
+def test_literal_saliency():
+    """S twice: above the threshold of half of four entries lies only the largest of each step."""
+    integral = fia.Integral((2, 2))
+    integral.add(torch.tensor([[4.0, 1.0], [0.0, 2.0]]), 0.5), integral.add(torch.tensor([[2.0, 0.0], [3.0, 0.0]]), 0.5)
+    assert integral.steps == 2 and integral.count.tolist() == [[1, 0], [1, 0]] and integral.total.tolist() == [[6.0, 1.0], [3.0, 2.0]]
+    totals = integral.total.clone()
+    assert torch.allclose(integral.saliency(), 0.5 * (totals / 6 + torch.tensor([[0.5, 0.0], [0.5, 0.0]])))
+    small = fia.Integral((1, 2))
+    small.add(torch.tensor([[1e-9, 5e-10]]), 0.5)
+    assert torch.allclose(small.saliency(), torch.tensor([[0.5, 0.25]]))
+    small = fia.Integral((1, 2))
+    small.add(torch.tensor([[3.0, 1.0]]), 1.0)
+    assert small.saliency("none").tolist() == [[2.0, 0.5]]
+
+
+def test_the_strongest_are_above_zero_and_in_order():
+    indices, values = fia.strongest(torch.tensor([[-1.0, 0.5], [0.0, 2.0]]), 1.0)
+    assert indices.dtype == torch.int32 and indices.tolist() == [3, 1] and values.tolist() == [2.0, 0.5]
+    assert fia.strongest(torch.tensor([3.0, 1.0, 2.0, 4.0]), 0.74)[0].tolist() == [3, 0]
+
+
 def test_moments_are_those_of_float64():
     values = torch.randn(50, 6, 7, generator=torch.Generator().manual_seed(1)) * 0.01 + 100  # far from zero: sums of squares would cancel
     whole = fia.Moments(torch.zeros(6, 7), torch.zeros(6, 7))
@@ -161,6 +214,8 @@ def test_selection_needs_no_more_than_the_layers_share():
 def test_lines():
     assert fia.select_lines(torch.tensor([0.0, 3.0, 1.0, 2.0]), 0.5).tolist() == [1, 3]
     assert fia.select_lines(torch.tensor([0.0, 0.0]), 1.0).tolist() == []
+    assert fia.select_lines(torch.tensor([0.5, -3.0, 0.1]), 1.0).tolist() == [0, 2]
+    assert fia.select_lines(torch.tensor([0.5, 3.0, 0.1]), 0.0).tolist() == [1]
 
 
 def masks(chosen, size, alpha):

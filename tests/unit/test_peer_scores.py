@@ -125,7 +125,7 @@ def test_the_meter_sees_time_and_memory():
 
 @pytest.mark.parametrize("name", worlds.WORLDS)
 def test_judged_sentences_are_none_that_ours_was_given(name):
-    statistics, prompts = pack.module("nodes.host.statistics"), pack.module("nodes.host.prompts")
+    sentences, prompts = pack.module("nodes.host.sentences"), pack.module("nodes.host.prompts")
     world = worlds.get(name)
     judged, explicit = set(), set()
     for make in protocols.MAKERS.values():
@@ -133,10 +133,10 @@ def test_judged_sentences_are_none_that_ours_was_given(name):
         for shot in protocol.shots:
             (explicit if shot.caption.explicit else judged).add(shot.caption.text)
     names = (*world.objects, *world.styles, *world.superclasses)
-    for templates in (*statistics.TEMPLATES.values(), *statistics.CHECKED.values(), statistics.KEPT):
+    for templates in (*sentences.TEMPLATES.values(), *sentences.CHECKED.values(), sentences.KEPT):
         assert not judged & {prompts.grammar(t, n).replace("{concept}", n) for t in templates for n in names}
     word = world.explicit_word
-    for template in (*statistics.TEMPLATES["explicit"], *statistics.CHECKED["explicit"]):
+    for template in (*sentences.TEMPLATES["explicit"], *sentences.CHECKED["explicit"]):
         opening = prompts.grammar(template, word).partition("{concept}")[0]
         assert not any(opening and text.startswith(opening + word) for text in explicit), template  # whoever it is about
 

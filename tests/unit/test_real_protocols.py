@@ -123,7 +123,7 @@ def bench(checkpoint, loaded, tmp_path, monkeypatch, capsys):
     of an edit, which is not looked at here, is of a few words."""
     import comfy.sd
 
-    monkeypatch.setattr(pack.module("nodes.host.statistics"), "prior_words", lambda: ("bread", "river", "hat"))
+    monkeypatch.setattr(pack.module("nodes.host.sentences"), "prior_words", lambda: ("bread", "river", "hat"))
     monkeypatch.setattr(comfy.sd, "load_checkpoint_guess_config", lambda path: loaded)
     data, out = tmp_path / "data", tmp_path / "out"
 

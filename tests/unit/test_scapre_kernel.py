@@ -91,6 +91,48 @@ def test_penalty_must_be_positive_definite():
         kernel.anchored_basis(torch.eye(3).double(), -torch.eye(3).double())
 
 
+@pytest.mark.parametrize(
+    "diagonal, tolerance, kept",
+    [
+        ([1e8, 1e-3, 1e-5], 1e-12, 2),  # 1e-12 of the largest is 1e-4
+        ([1e-13, 1e-20, 1e-26], 1e-12, 2),
+        ([2.0, 1.0, 0.5], 0.5, 1),  # exactly at the tolerance does not count
+        ([0.0, 0.0, 0.0], 1e-12, 0),
+    ],
+)
+def test_literal_bases(diagonal, tolerance, kept):
+    s, eye = torch.diag(torch.tensor(diagonal).double()), torch.eye(3)
+    for mu, v in (kernel.anchored_basis(s, eye, tolerance), kernel.confined_basis(s, eye.double(), eye.double(), tolerance)):
+        assert mu.tolist() == diagonal[:kept] and torch.equal(v.abs(), torch.eye(3).double()[:, :kept])
+
+
+def test_bases_leave_out_rounding_unless_told():
+    s, eye = torch.diag(torch.tensor([1.0, 1e-11, 1e-13])), torch.eye(3).double()
+    assert len(kernel.anchored_basis(s, eye)[0]) == len(kernel.confined_basis(s.double(), eye, eye)[0]) == 2
+
+
+def test_literal_rank_by_energy():
+    assert kernel.rank_by_energy(torch.tensor([1.0, 1.0]), 1.0, 0.5) == 1  # exactly half
+    assert kernel.rank_by_energy(torch.tensor([1.0, 1.0]), 1.0, 0.51) == 2
+    assert kernel.rank_by_energy(torch.zeros(2), 1.0, 1.0) == kernel.rank_by_energy(torch.zeros(0), 1.0, 1.0) == 0
+    assert kernel.rank_by_energy(torch.tensor([1e-4, 1e-9]).double(), 1.0, 1.0) == 2
+
+
+def test_half_precision_in_float64_out():
+    x, y, omega = (torch.randn(*shape, generator=torch.Generator().manual_seed(2)).half() for shape in ((50, 4), (50, 4), (50,)))
+    for got, want in (
+        (kernel.gram(x, omega), kernel.gram(x.double(), omega.double())),
+        (kernel.cross_gram(x, y, omega), kernel.cross_gram(x.double(), y.double(), omega.double())),
+        (kernel.cross_gram(x, y), (x.double() - y.double()).T @ y.double()),
+        (kernel.spectral_trace(x), kernel.spectral_trace(x.double())),
+        (
+            kernel.anchored_basis(kernel.gram(x).half(), torch.eye(4).half())[0],
+            torch.linalg.eigvalsh(kernel.gram(x).half().double()).flip(0),
+        ),
+    ):
+        assert got.dtype == torch.float64 and torch.allclose(got, want, rtol=1e-12)
+
+
 def test_spectral_trace_from_its_equation():
     c = torch.randn(6, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     u, s, _ = torch.linalg.svd(c, full_matrices=False)
@@ -130,9 +172,10 @@ def test_any_shape_equals_the_reference(seed, n, d, eta):
     assert (solve(w0, c, target, omega, m, penalty(kept), eta) - want).norm() <= 1e-4 * (want.norm() + w0.norm())
 
 
-def test_a_tall_gram_matrix_is_the_plain_product():
+@pytest.mark.parametrize("d", [3, 30])
+def test_a_tall_gram_matrix_is_the_plain_product(d):
     g = torch.Generator().manual_seed(5)
-    x = torch.randn(kernel.ROWS * kernel.BLOCKS + 3, 30, generator=g, dtype=torch.float64)
+    x = torch.randn(kernel.ROWS * kernel.BLOCKS + 3, d, generator=g, dtype=torch.float64)
     omega = torch.randn(len(x), generator=g, dtype=torch.float64)
     for weights in (None, omega):
         plain = x.T @ (x if weights is None else x * weights[:, None])

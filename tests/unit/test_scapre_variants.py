@@ -66,9 +66,19 @@ def test_edit_is_the_printed_system_with_an_anchor(g):
     assert torch.equal(sylvester.edit(w0, alpha, *sylvester.spectrum(a), 0 * t), 0 * w0)
 
 
-def test_a_singular_system_is_refused(g):
+@pytest.mark.parametrize("level", [0.0, -1.0])
+def test_a_singular_system_is_refused(g, level):
     with pytest.raises(ValueError, match="lambda"):
-        sylvester.solve(torch.zeros(ROWS), *sylvester.spectrum(torch.zeros(D, D)), rand(g, ROWS, D))
+        sylvester.solve(torch.zeros(ROWS), *sylvester.spectrum(level * torch.eye(D)), rand(g, ROWS, D))
+
+
+def test_literal_sylvester():
+    """diag(1, 3) W + W diag(1, 2) = R entry by entry: each of R's over alpha_i + a_j; A counts by its symmetric part, in float64."""
+    a = torch.tensor([[1.0, 0.5], [-0.5, 2.0]])
+    values, vectors = sylvester.spectrum(a)
+    assert values.dtype == torch.float64 and values.tolist() == [1.0, 2.0]
+    w = sylvester.solve(torch.tensor([1.0, 3.0]), values, vectors, torch.tensor([[2.0, 3.0], [8.0, 10.0]]))
+    assert w.dtype == torch.float64 and w.tolist() == [[1.0, 1.0], [2.0, 2.0]]
 
 
 def root(m):
@@ -158,10 +168,11 @@ def test_editor_a_optional_term(editors):
     assert relative(plain - got, w0 @ rest @ rest.T @ torch.linalg.inv(right)) < 1e-9
 
 
-@pytest.mark.parametrize("steps", [0, 1, 3])
-@pytest.mark.parametrize("with_r", [False, True])
-def test_editor_b_equals_its_rows(editors, steps, with_r):
+@pytest.mark.parametrize("steps, with_r, size", [(0, False, 1), (1, False, 1), (3, True, 1), (1, True, 1), (0, False, 1e-4)])
+def test_editor_b_equals_its_rows(editors, steps, with_r, size):
+    """Down to concepts so short that the 1e-8 in Pi matters."""
     w0, masks, blocks, neutral, c, h = editors
+    c = size * c
     eta, mu = 2.0, float(h.mean())
     r = released.ased(c, mu, 1.0, 8) if with_r else None
     pi = c @ torch.linalg.inv(c.T @ c + 1e-8 * torch.eye(M).double()) @ c.T
@@ -178,7 +189,43 @@ def test_editor_b_equals_its_rows(editors, steps, with_r):
             u = u / u.norm()
             row = length * u
         want[i] = row
-    assert relative(released.editor_b(*editors, eta=eta, r=r, steps=steps), want) < 1e-7
+    assert relative(released.editor_b(w0, masks, blocks, neutral, c, h, eta=eta, r=r, steps=steps), want) < 1e-7
+
+
+def test_editors_default_to_the_released_settings(editors):
+    w0, masks, blocks, neutral, c, h = editors
+    assert torch.equal(released.editor_a(*editors), released.editor_a(*editors, eta=1.0, a_min=0.8, svd=None))
+    assert torch.equal(released.editor_b(*editors), released.editor_b(*editors, eta=2.0, r=None, steps=1))
+    assert torch.equal(released.ased(c, 0.4), released.ased(c, 0.4, temperature=1.0, power=1.0))
+    assert torch.equal(released.proximal(w0 + 1, w0, 0.3), released.proximal(w0 + 1, w0, 0.3, steps=1))
+    assert torch.equal(released.entropy(w0), released.entropy(w0, bins=20))
+
+
+def test_editors_take_half_precision_and_answer_in_float64(editors):
+    half = [x.half() if torch.is_tensor(x) else [y.half() for y in x] for x in editors]
+    again = [x.double() if torch.is_tensor(x) else [y.double() for y in x] for x in half]
+    r = released.ased(half[4], 0.4)
+    for edit in (released.editor_a, lambda *x: released.editor_a(*x, svd=(2, 3)), lambda *x: released.editor_b(*x, r=r)):
+        assert edit(*half).dtype == torch.float64 and torch.equal(edit(*half), edit(*again))
+
+
+def test_every_concept_needs_its_replacement(editors):
+    w0, masks, blocks, neutral, _, _ = editors
+    with pytest.raises(ValueError):
+        released.write_in(w0, masks, blocks, neutral[:2])
+
+
+def test_literal_proximal_step():
+    """lambda = mu = 1/2, along, across and against: only the length shrinks; the mean of two directions; nothing of one turned about."""
+    w = torch.tensor([[4.0, 0.0], [0.0, 3.0], [-2.0, 0.0], [0.0, 0.0]]).double()
+    w0 = torch.tensor([[1.0, 0.0], [2.0, 0.0], [1.0, 0.0], [0.0, 0.0]]).double()
+    got = released.proximal(w, w0, 0.5)
+    want = torch.tensor([[3.0, 0.0], [0.0, 2.0], [-4 / 3, 0.0], [0.0, 0.0]]).double()
+    assert torch.allclose(got, want)
+    slanted = torch.tensor([[3.0, 4.0]]).double()  # kappa = 3/5: (5 + 3/10 / (1/2)) / 3/2 long
+    u = torch.tensor([3.0 + 0.6, 4.0]).double()
+    assert torch.allclose(released.proximal(slanted, w0[:1], 0.5), (5 + 0.6) / 3 * u / u.norm())
+    assert torch.allclose(released.proximal(1e-6 * slanted, 1e-6 * w0[:1], 0.5, 2), 1e-6 * released.proximal(slanted, w0[:1], 0.5, 2))
 
 
 def test_ased_from_its_equation(g):
@@ -198,16 +245,19 @@ def table_information(z, y):
     return total
 
 
-def test_mask_from_its_equation(g):
-    positive, negative = rand(g, 5, 9) + torch.linspace(0, 3, 9), rand(g, 5, 9)
+@pytest.mark.parametrize("ones, zeros, ties", [(5, 5, False), (7, 4, True), (3, 8, True), (6, 0, True)])
+def test_mask_from_its_equation(g, ones, zeros, ties):
+    """Classes of any size, the second one empty too, and activations that equal their median."""
+    positive, negative = rand(g, ones, 9) + torch.linspace(0, 3, 9), rand(g, zeros, 9)
     both = torch.cat([positive, negative])
+    both = both.round() if ties else both
     mi = []
     for i in range(9):
-        tau = sorted(both[:, i].tolist())[4]
-        mi.append(table_information([int(v > tau) for v in both[:, i].tolist()], [1] * 5 + [0] * 5))
+        tau = sorted(both[:, i].tolist())[(len(both) - 1) // 2]
+        mi.append(table_information([int(v > tau) for v in both[:, i].tolist()], [1] * ones + [0] * zeros))
     mi = torch.tensor(mi).double()
     want = torch.sigmoid((mi - mi.mean()) / (mi.std() + 1e-8) / 0.7) ** 3
-    assert torch.allclose(released.mask(positive, negative, 3), want, atol=1e-9)
+    assert mi.std() > 0 and torch.allclose(released.mask(both[:ones], both[ones:], 3), want, atol=1e-7)
 
 
 @pytest.mark.parametrize("p, expected", [(2, 0.29), (3, 0.16), (5, 0.047), (8, 0.0075)])
@@ -222,7 +272,15 @@ def test_entropy_of_rows():
     flat, spread = torch.full((40,), 2.0), torch.arange(40.0)
     half = torch.cat([torch.zeros(20), torch.ones(20)])
     h = released.entropy(torch.stack([flat, spread, half], 1), bins=20)
+    assert h.shape == (3,) and h.dtype == torch.float64
     assert h[0] < 1e-9 and abs(h[1] - 1) < 1e-9 and abs(float(h[2]) - math.log(2) / math.log(20)) < 1e-9
+
+
+@pytest.mark.parametrize("scale, shift", [(1.0, 0.0), (1e-6, 0.0), (-8.0, 50.0)])
+def test_literal_entropy_whatever_the_scale(scale, shift):
+    """Of four values two lie in the first of four bins and one each in the second and last: 3 ln 2 / 2 over ln 4."""
+    a = torch.tensor([0.0, 0.0, 1.5, 4.0]).double()
+    assert torch.allclose(released.entropy((scale * a + shift)[:, None], 4), torch.tensor([0.75]).double())
 
 
 # --- UCE, Informax, RECE, hard preservation, forecast
@@ -242,6 +300,68 @@ def test_uce_from_its_equation(g):
 def test_uce_with_nothing_to_erase_is_nothing():
     one, two = uce.factors(uce.multiplier(torch.zeros(D, D), torch.zeros(D, D), torch.eye(D)))
     assert one.shape == (D, 0) and two.shape == (0, D)
+
+
+def test_uce_literal_in_one_dimension_with_its_defaults():
+    """lambda 1/2 and unit scales: c = 1, n = 3, k = 2 give (3 - 1) / (1/2 + 1 + 4)."""
+    m = uce.multiplier(torch.tensor([[1.0]]), torch.tensor([[2.0]]), torch.tensor([[4.0]]))
+    assert m.dtype == torch.float64 and abs(float(m) - 2 / 5.5) < 1e-12
+
+
+def test_uce_factors_drop_what_is_below_the_tolerance():
+    m = torch.diag(torch.tensor([1e6, 1e-2, 1e-4, 0.0])).double()
+    one, two = uce.factors(m)
+    assert one.shape == (4, 2) and torch.allclose(two.norm(dim=1), torch.ones(2).double())
+    assert uce.factors(torch.diag(torch.tensor([4.0, 2.0, 1.0])).double(), 0.5)[0].shape == (3, 1)  # exactly at the tolerance: dropped
+    assert uce.factors(1e-20 * m)[0].shape == (4, 2)
+
+
+@pytest.mark.parametrize("ones, zeros", [(7, 4), (3, 8)])
+def test_printed_informax_from_its_table(g, ones, zeros):
+    """Classes of unequal size, activations that equal their median, rows that separate the classes wholly."""
+    both = rand(g, ones + zeros, 9).round()
+    both[:ones, :3] += 20
+    mi = []
+    for column in both.T.tolist():
+        fired, total = [v > sorted(column)[(len(column) - 1) // 2] for v in column], 0.0
+        for z in (True, False):
+            for of_class in (fired[:ones], fired[ones:]):
+                joint = of_class.count(z) / len(column)
+                total += joint * math.log(joint / (fired.count(z) / len(column) * len(of_class) / len(column))) if joint else 0
+        mi.append(total)
+    mi = torch.tensor(mi)
+    got = informax.printed(both[:ones].float(), both[ones:].float())
+    assert got.dtype == torch.float32 and torch.allclose(got, mi / mi.max(), atol=1e-6)
+
+
+def test_literal_graded_information():
+    """1 - r^2 is the variance within, over that and a quarter of the squared distance, times (n - 1) / (n - 2)."""
+    columns = {
+        -0.5 * math.log(0.2 * 3 / 2): ([0.0, 2], [4.0, 6]),  # within 1, between 4
+        0.0: ([0.0, 2], [0.0, 2]),  # corrected to 3/2, cut at 1
+        -0.5 * math.log(1e-12): ([1.0, 1], [0.0, 0]),  # nothing within
+    }
+    for want, (p, q) in columns.items():
+        for scale in (1.0, 1e-6):
+            p_, q_ = scale * torch.tensor(p)[:, None], scale * torch.tensor(q)[:, None]
+            got = informax.graded_information(p_, q_)
+            assert got.dtype == torch.float64 and abs(float(got) - want) < 1e-6
+    three = informax.graded_information(
+        torch.tensor([[0.0], [2.0]]), torch.tensor([[4.0]])
+    )  # within 1/2, between 9/4, (n - 1) / (n - 2) = 2
+    assert abs(float(three) + 0.5 * math.log(2 * 0.5 / 2.75)) < 1e-12
+    fields = [torch.tensor([[0.0], [2.0], [4.0]]), torch.tensor([[5.0]])]  # within 4/3, between 9/4, 3/2
+    for one, two in (fields, fields[::-1]):
+        assert abs(float(informax.graded_information(one, two)) + 0.5 * math.log(1.5 * (4 / 3) / (4 / 3 + 2.25))) < 1e-6
+    alike = informax.graded_information(torch.ones(4, 1), torch.ones(3, 1))
+    assert float(alike) == 0
+    assert abs(float(informax.graded_information(torch.ones(1, 1), torch.zeros(1, 1))) + 0.5 * math.log(1e-12)) < 1e-9  # n - 2 = 0
+
+
+def test_literal_scaled_information():
+    assert informax.scaled(torch.tensor([1.0, 4.0, 0.0])).tolist() == [0.25, 1.0, 0.0]
+    assert informax.scaled(torch.tensor([1e-9, 4e-9])).tolist() == [0.25, 1.0]
+    assert informax.scaled(torch.tensor([1e-13, 0.0])).tolist() == [1.0, 1.0]
 
 
 def test_graded_informax_does_not_saturate(g):
@@ -283,6 +403,15 @@ def test_reviving_embedding_is_the_least_squares_answer(g):
     left = sum((a @ want.T - b @ c.T).square().sum(0) for a, b in zip(after, before, strict=True))
     whole = sum((b @ c.T).square().sum(0) for b in before)
     assert torch.allclose(back, (1 - left / whole).clamp(0, 1))
+    tiny = rece.revived(sum(w.T @ w for w in before), ww, cross, 1e-6 * c, lam)
+    assert torch.allclose(tiny, back)
+
+
+def test_revival_lies_between_none_and_all():
+    """Where nothing was said nothing comes back; moments that rounding made inconsistent give no more than all."""
+    eye = torch.eye(3)
+    assert rece.revived(eye, eye, eye, torch.zeros(1, 3), 0.1).tolist() == [0.0]
+    assert rece.revived(eye, eye, 2 * eye, eye[:1], 0.1).tolist() == [1.0]
 
 
 def test_nothing_revives_what_is_projected_away():
@@ -297,8 +426,31 @@ def test_complement_leaves_kept_states_alone(g):
     basis = complement.complement(kept.T @ kept)
     assert basis.shape == (D, D - 5) and (kept @ basis).norm() < 1e-10
     assert torch.allclose(basis.T @ basis, torch.eye(D - 5).double(), atol=1e-12)
-    assert complement.complement(torch.diag(torch.tensor([8.0, 1.0, 1.0])), 0.8).shape == (3, 2)
-    assert complement.complement(torch.zeros(3, 3)).shape == (3, 3)
+
+
+@pytest.mark.parametrize(
+    "diagonal, energy, tolerance, free",
+    [
+        ([8.0, 1, 1], 0.8, 1e-12, 2),  # the first carries exactly 8 of 10
+        ([8.0, 1, 1], 0.85, 1e-12, 1),
+        ([8.0, 1, 1], 1.0, 1e-12, 0),
+        ([0.4, 0, 0], 0.9, 1e-12, 2),
+        ([1e8, 1e-3, 1e-5], 1.0, 1e-12, 1),  # 1e-12 of the largest is 1e-4
+        ([1e-8, 1e-19, 1e-21], 1.0, 1e-12, 1),
+        ([2.0, 1, 0.5], 1.0, 0.5, 2),  # exactly at the tolerance does not count
+        ([1.0, 1, -1], 0.9, 1e-12, 1),  # what rounding made negative carries nothing
+        ([0.0, 0, 0], 1.0, 1e-12, 3),
+        ([0.0, 0, 0], 0.5, 1e-12, 3),
+    ],
+)
+def test_literal_complements(diagonal, energy, tolerance, free):
+    basis = complement.complement(torch.diag(torch.tensor(diagonal).double()), energy, tolerance)
+    assert basis.shape == (3, free) and not basis[: 3 - free].any()
+
+
+def test_complement_takes_everything_with_energy_unless_told():
+    gram = torch.diag(torch.tensor([1.0, 1e-11, 1e-13]))
+    assert complement.complement(gram).shape == (3, 1) and complement.complement(gram).dtype == torch.float64
 
 
 def test_confined_solution_is_the_best_of_those_that_keep(g):
@@ -335,8 +487,31 @@ def test_forecast_of_a_shared_factor(g):
     assert relative(cross, w0.T @ w) < 1e-10 and relative(after, w.T @ w) < 1e-10
 
 
+def test_forecast_moments_of_half_precision_are_those_in_float32(g):
+    w0, up, down = (rand(g, *shape).half() for shape in ((300, 4), (300, 2), (2, 4)))
+    for got, want in zip(forecast.moments(w0, up, down), forecast.moments(w0.double(), up.double(), down.double()), strict=True):
+        assert got.dtype == torch.float64 and relative(got, want) < 1e-6
+
+
+def test_forecast_knows_no_unit(g):
+    """Shrinking states or weights changes no share, nothing changes by nothing, and rounding makes no share of it that is not a number."""
+    x, w0, w = rand(g, 5, D), rand(g, ROWS, D), rand(g, ROWS, D)
+    moments = w0.T @ w0, w0.T @ w, w.T @ w
+    small = [1e-9 * m for m in moments]
+    assert torch.allclose(forecast.change(1e-3 * x, *small), forecast.change(x, *moments))
+    assert torch.allclose(forecast.survival(1e-3 * x, *small[:2]), forecast.survival(x, *moments[:2]))
+    assert torch.allclose(forecast.agreement(1e-6 * x, 1e-6 * x.flip(1)), forecast.agreement(x, x.flip(1)))
+    nothing = torch.zeros(2, D)
+    assert forecast.change(nothing, *moments).tolist() == forecast.survival(nothing, *moments[:2]).tolist() == [0.0, 0.0]
+    assert forecast.agreement(nothing, nothing).tolist() == [0.0, 0.0]
+    eye = torch.eye(D)
+    assert forecast.change(x, eye, 1.001 * eye, eye).tolist() == [0.0] * 5
+    assert forecast.change(x.float(), eye, eye, eye).dtype == torch.float64
+
+
 def test_agreement_is_the_cosine_of_what_sets_words_apart():
     before = torch.tensor([[3.0, 0.0], [-3.0, 0.0], [0.0, 3.0], [0.0, -3.0]])
     after = torch.tensor([[6.0, 0.0], [0.0, -1.0], [0.0, -3.0], [-6.0, 4.0]])  # as it was, turned, reversed
     assert torch.allclose(forecast.agreement(before, after), torch.tensor([1.0, 0.0, -1.0, -0.5547]), atol=1e-4)
     assert torch.allclose(forecast.agreement(before, before + 7), torch.ones(4))
+    assert torch.allclose(forecast.agreement(before + 7, before), torch.ones(4))
