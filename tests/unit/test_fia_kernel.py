@@ -81,12 +81,16 @@ def test_score_of_nothing_is_nothing():
         )
 
 
+def test_names_of_the_scores():
+    assert fia.SCORES == ("paper", "wanda")
+
+
 def test_literal_scores_with_their_guards():
     x = torch.tensor([[3.0, 0.0], [4.0, 0.0]])
-    assert fia.correlation(x, x, eps=1.0).tolist() == [[25 / 6, 0.0], [0.0, 0.0]]
+    assert torch.allclose(fia.correlation(x, x, eps=1.0), torch.tensor([[25 / 6, 0.0], [0.0, 0.0]]))
     out = torch.empty(2, 2)
     assert fia.correlation(x, x, out=out) is out and out.tolist() == [[5.0, 0.0], [0.0, 0.0]]
-    assert fia.column_norms(x, eps=8.0).tolist() == [0.625, 0.0]  # rows no longer than eps are divided by eps
+    assert torch.allclose(fia.column_norms(x, eps=8.0), torch.tensor([0.625, 0.0]))  # rows no longer than eps are divided by eps
     assert torch.allclose(fia.column_norms(1e-6 * x), torch.tensor([2.0, 0.0]).sqrt())
 
 
@@ -126,6 +130,19 @@ def test_literal_saliency():
     small = fia.Integral((1, 2))
     small.add(torch.tensor([[3.0, 1.0]]), 1.0)
     assert small.saliency("none").tolist() == [[2.0, 0.5]]
+
+
+def test_sums_are_kept_small_and_where_they_are_told():
+    integral = fia.Integral((2, 3), "meta")
+    assert integral.count.dtype == torch.uint8 and integral.total.dtype == torch.float32
+    assert {integral.count.device.type, integral.total.device.type} == {"meta"} and fia.Integral((1,)).total.device.type == "cpu"
+
+
+def test_selection_works_where_its_input_is():
+    ranked = torch.tensor([5, 0, 4, 1], dtype=torch.int32)
+    with torch.device("meta"):
+        q = fia.select_connections(ranked, 2, 3, 0.67)
+    assert q.dtype == torch.int64 and q.tolist() == [0, 1, 5, 4]
 
 
 def test_the_strongest_are_above_zero_and_in_order():

@@ -72,6 +72,20 @@ def test_a_singular_system_is_refused(g, level):
         sylvester.solve(torch.zeros(ROWS), *sylvester.spectrum(level * torch.eye(D)), rand(g, ROWS, D))
 
 
+def test_one_singular_entry_is_enough(g):
+    a = torch.diag(torch.tensor([0.0, 1.0]))
+    with pytest.raises(ValueError, match="lambda"):
+        sylvester.solve(torch.tensor([0.0, 1.0]), *sylvester.spectrum(a), rand(g, 2, 2))
+
+
+def test_sylvester_of_float32_is_that_of_float64(g):
+    w0, right, alpha = rand(g, ROWS, D).float(), rand(g, D, D).float(), torch.rand(ROWS, generator=g)
+    spectrum = sylvester.spectrum(penalty(g))
+    for system in (sylvester.printed, sylvester.edit):
+        got = system(w0, alpha, *spectrum, right)
+        assert got.dtype == torch.float64 and torch.equal(got, system(w0.double(), alpha.double(), *spectrum, right.double()))
+
+
 def test_literal_sylvester():
     """diag(1, 3) W + W diag(1, 2) = R entry by entry: each of R's over alpha_i + a_j; A counts by its symmetric part, in float64."""
     a = torch.tensor([[1.0, 0.5], [-0.5, 2.0]])
@@ -107,6 +121,13 @@ def test_geodesic_ends(g):
     assert torch.equal(bures.geodesic(w, w0, 0), w)
     assert relative(bures.geodesic(w, w0, 1) @ bures.geodesic(w, w0, 1).T, w0 @ w0.T) < 1e-10
     assert relative(bures.geodesic(w0, w0, 0.7), w0) < 1e-10
+
+
+def test_literal_geodesic_from_float32():
+    """In one dimension the best rotation is a sign: from 2 to -4 only the length moves."""
+    w, w0 = torch.tensor([[2.0]]), torch.tensor([[-4.0]])
+    assert [float(bures.geodesic(w, w0, t)) for t in (0, 0.5, 1)] == [2.0, 3.0, 4.0]
+    assert {bures.geodesic(w, w0, t).dtype for t in (0, 0.5)} == {torch.float64}
 
 
 def bures_distance(s, s0):
@@ -215,6 +236,12 @@ def test_every_concept_needs_its_replacement(editors):
         released.write_in(w0, masks, blocks, neutral[:2])
 
 
+def test_editor_b_gives_back_what_no_concept_touches():
+    w0, zero, h = torch.tensor([[2.0, -3.0]]).double(), torch.zeros(1, 2), torch.tensor([0.1]).double()
+    got = released.editor_b(w0, torch.zeros(1, 1), [zero], [zero], zero.T, h, steps=0)
+    assert torch.allclose(got, w0, rtol=1e-12)
+
+
 def test_literal_proximal_step():
     """lambda = mu = 1/2, along, across and against: only the length shrinks; the mean of two directions; nothing of one turned about."""
     w = torch.tensor([[4.0, 0.0], [0.0, 3.0], [-2.0, 0.0], [0.0, 0.0]]).double()
@@ -222,9 +249,9 @@ def test_literal_proximal_step():
     got = released.proximal(w, w0, 0.5)
     want = torch.tensor([[3.0, 0.0], [0.0, 2.0], [-4 / 3, 0.0], [0.0, 0.0]]).double()
     assert torch.allclose(got, want)
-    slanted = torch.tensor([[3.0, 4.0]]).double()  # kappa = 3/5: (5 + 3/10 / (1/2)) / 3/2 long
-    u = torch.tensor([3.0 + 0.6, 4.0]).double()
-    assert torch.allclose(released.proximal(slanted, w0[:1], 0.5), (5 + 0.6) / 3 * u / u.norm())
+    slanted = torch.tensor([[3.0, 4.0]]).double()  # kappa = 3/5
+    u = torch.tensor([3.3, 4.0]).double()
+    assert torch.allclose(released.proximal(slanted, w0[:1], 0.5), (5 + 0.3) / 1.5 * u / u.norm())
     assert torch.allclose(released.proximal(1e-6 * slanted, 1e-6 * w0[:1], 0.5, 2), 1e-6 * released.proximal(slanted, w0[:1], 0.5, 2))
 
 
@@ -306,6 +333,14 @@ def test_uce_literal_in_one_dimension_with_its_defaults():
     """lambda 1/2 and unit scales: c = 1, n = 3, k = 2 give (3 - 1) / (1/2 + 1 + 4)."""
     m = uce.multiplier(torch.tensor([[1.0]]), torch.tensor([[2.0]]), torch.tensor([[4.0]]))
     assert m.dtype == torch.float64 and abs(float(m) - 2 / 5.5) < 1e-12
+    m = uce.multiplier(torch.tensor([[1.0]]), torch.tensor([[2.0]]), torch.tensor([[4.0]]), 0.1, 0.3, 0.7)
+    assert abs(float(m) - 0.6 / (0.1 + 0.3 + 2.8)) < 1e-12
+
+
+def test_uce_scales_float32_moments_in_float64():
+    third = torch.tensor([[1 / 3]])
+    got = uce.multiplier(third, third, third, 0.5, 0.1, 0.7)
+    assert abs(float(got) - 0.1 * float(third) / (0.5 + 0.8 * float(third))) < 1e-14
 
 
 def test_uce_factors_drop_what_is_below_the_tolerance():
@@ -313,7 +348,7 @@ def test_uce_factors_drop_what_is_below_the_tolerance():
     one, two = uce.factors(m)
     assert one.shape == (4, 2) and torch.allclose(two.norm(dim=1), torch.ones(2).double())
     assert uce.factors(torch.diag(torch.tensor([4.0, 2.0, 1.0])).double(), 0.5)[0].shape == (3, 1)  # exactly at the tolerance: dropped
-    assert uce.factors(1e-20 * m)[0].shape == (4, 2)
+    assert uce.factors(1e-20 * m)[0].shape == (4, 2) and uce.factors(torch.diag(m[:, 0]))[0].shape == (4, 1)
 
 
 @pytest.mark.parametrize("ones, zeros", [(7, 4), (3, 8)])
@@ -329,9 +364,10 @@ def test_printed_informax_from_its_table(g, ones, zeros):
                 joint = of_class.count(z) / len(column)
                 total += joint * math.log(joint / (fired.count(z) / len(column) * len(of_class) / len(column))) if joint else 0
         mi.append(total)
-    mi = torch.tensor(mi)
+    mi = torch.tensor(mi, dtype=torch.float64)
     got = informax.printed(both[:ones].float(), both[ones:].float())
-    assert got.dtype == torch.float32 and torch.allclose(got, mi / mi.max(), atol=1e-6)
+    assert got.dtype == torch.float32 and torch.allclose(got, (mi / mi.max()).float(), atol=1e-6)
+    assert torch.allclose(informax.printed(both[:ones], both[ones:]), mi / mi.max(), atol=1e-12)
 
 
 def test_literal_graded_information():
@@ -354,7 +390,7 @@ def test_literal_graded_information():
     for one, two in (fields, fields[::-1]):
         assert abs(float(informax.graded_information(one, two)) + 0.5 * math.log(1.5 * (4 / 3) / (4 / 3 + 2.25))) < 1e-6
     alike = informax.graded_information(torch.ones(4, 1), torch.ones(3, 1))
-    assert float(alike) == 0
+    assert float(alike) == float(informax.graded_information(torch.tensor([[0.0], [2e-16]]), torch.tensor([[4e-16], [6e-16]]))) == 0
     assert abs(float(informax.graded_information(torch.ones(1, 1), torch.zeros(1, 1))) + 0.5 * math.log(1e-12)) < 1e-9  # n - 2 = 0
 
 
@@ -407,6 +443,14 @@ def test_reviving_embedding_is_the_least_squares_answer(g):
     assert torch.allclose(tiny, back)
 
 
+def test_literal_revival():
+    """Edited layers that say nothing leave lambda alone: c / lambda, in float64 from float32."""
+    zero, eye = torch.zeros(2, 2), torch.eye(2)
+    assert torch.allclose(rece.revive(zero, eye, eye[:1], 0.1), torch.tensor([[10.0, 0.0]]).double(), rtol=1e-12)
+    back = rece.revived(eye, eye, eye, eye, 1.0)  # half of c: a quarter of |c|^2 is missing
+    assert back.dtype == torch.float64 and torch.allclose(back, torch.tensor([0.75, 0.75]).double())
+
+
 def test_revival_lies_between_none_and_all():
     """Where nothing was said nothing comes back; moments that rounding made inconsistent give no more than all."""
     eye = torch.eye(3)
@@ -432,7 +476,7 @@ def test_complement_leaves_kept_states_alone(g):
     "diagonal, energy, tolerance, free",
     [
         ([8.0, 1, 1], 0.8, 1e-12, 2),  # the first carries exactly 8 of 10
-        ([8.0, 1, 1], 0.85, 1e-12, 1),
+        ([8.0, 1, 0.5], 0.85, 1e-12, 1),
         ([8.0, 1, 1], 1.0, 1e-12, 0),
         ([0.4, 0, 0], 0.9, 1e-12, 2),
         ([1e8, 1e-3, 1e-5], 1.0, 1e-12, 1),  # 1e-12 of the largest is 1e-4
@@ -444,7 +488,7 @@ def test_complement_leaves_kept_states_alone(g):
     ],
 )
 def test_literal_complements(diagonal, energy, tolerance, free):
-    basis = complement.complement(torch.diag(torch.tensor(diagonal).double()), energy, tolerance)
+    basis = complement.complement(torch.diag(torch.tensor(diagonal, dtype=torch.float64)), energy, tolerance)
     assert basis.shape == (3, free) and not basis[: 3 - free].any()
 
 
@@ -485,6 +529,8 @@ def test_forecast_of_a_shared_factor(g):
     w = w0 + w0 @ m
     cross, after = forecast.shared(w0.T @ w0, m)
     assert relative(cross, w0.T @ w) < 1e-10 and relative(after, w.T @ w) < 1e-10
+    cross, after = forecast.shared(torch.eye(2), torch.tensor([[0.0, 1.0], [0.0, 1.0]]))
+    assert cross.dtype == torch.float64 and cross.tolist() == [[1.0, 1.0], [0.0, 2.0]] and after.tolist() == [[1.0, 1.0], [1.0, 5.0]]
 
 
 def test_forecast_moments_of_half_precision_are_those_in_float32(g):
@@ -515,3 +561,20 @@ def test_agreement_is_the_cosine_of_what_sets_words_apart():
     assert torch.allclose(forecast.agreement(before, after), torch.tensor([1.0, 0.0, -1.0, -0.5547]), atol=1e-4)
     assert torch.allclose(forecast.agreement(before, before + 7), torch.ones(4))
     assert torch.allclose(forecast.agreement(before + 7, before), torch.ones(4))
+
+
+def test_kernels_work_where_their_inputs_are(g):
+    """With another default device, which is a CPU-only machine's second one: what forgets the device of its inputs fails."""
+    few, many, w0, rows = rand(g, 5, 4), rand(g, scapre.ROWS * scapre.BLOCKS, 4), rand(g, 6, 4), torch.ones(1, 6)
+    eye = few.T @ few + 1
+    with torch.device("meta"):
+        found = [
+            scapre.gram(many),
+            uce.multiplier(eye, eye, eye),
+            rece.revive(eye, eye, few, 0.5),
+            *forecast.shared(eye, eye),
+            informax.printed(few, few + 1),
+            released.mask(few, few + 1, 2),
+            released.write_in(w0, rows, [few], [few]),
+        ]
+    assert {x.device.type for x in found} == {"cpu"}

@@ -23,10 +23,20 @@ def test_literal_losses_and_objective():
     assert float(total) == 1.5 and errors.tolist() == [2.0, 2.0]
 
 
+def test_errors_of_pictures_in_half_precision():
+    """One number for each row whatever its shape, in float32: the squares would be too large for half."""
+    prediction, target = torch.full((2, 3, 4, 4), 200.0).half(), torch.full((2, 3, 4, 4), -200.0).half()
+    errors = kernel.squared_error(prediction, target)
+    assert errors.dtype == torch.float32 and errors.tolist() == [160000.0, 160000.0]
+    assert kernel.squared_error(prediction, torch.full((2, 3, 4, 4), 0.1)).allclose(torch.tensor(199.9**2))
+    assert kernel.squared_error(torch.full((2, 3, 4, 4), 0.1), target).allclose(torch.tensor(200.1**2))
+
+
 def test_no_gradient_reaches_the_target():
     w = torch.ones(3, requires_grad=True)
     x = rand(2, 3)
-    total, _ = kernel.objective(x * w, 2 * x * w, torch.ones(2))  # the student is its own target
+    total, errors = kernel.objective(x * w, 2 * x * w, torch.ones(2))  # the student is its own target
+    assert total.requires_grad and not errors.requires_grad
     total.backward()
     # d/dw mean (w x - t)^2 = 2 x (w x - t) / 3 with t = 2 x held fixed
     assert torch.allclose(w.grad, (-2 * x.square() / 3).sum(0))
@@ -42,6 +52,7 @@ def test_the_objective_is_the_weighted_sum_of_the_terms():
 
 def test_importance_is_the_signed_or_the_absolute_sum():
     signed, absolute = torch.zeros(2), torch.zeros(2)
+    assert kernel.MEASURES == ("signed", "absolute")
     for g in ([1.0, -2.0], [-1.0, -1.0]):
         kernel.accumulate(signed, torch.tensor(g))
         kernel.accumulate(absolute, torch.tensor(g), "absolute")
@@ -55,6 +66,19 @@ def test_literal_mask_and_refresh():
     g = torch.tensor([[4.0, -0.1, 2.0], [3.0, -0.2, 0.3]])
     new, moved = kernel.refresh(mask, g, 0.34)  # one of three leaves: the -5 of old is now the smallest inside, 4 the largest outside
     assert moved == 1 and new.tolist() == [[True, False, True], [True, False, False]]
+
+
+def test_of_equal_entries_the_first_are_taken():
+    values = torch.tensor([1.0, 0.0, 1.0, 2.0, 1.0])
+    chosen = [kernel._largest(values, k) for k in range(6)]
+    assert [m.nonzero().flatten().tolist() for m in chosen] == [[], [3], [0, 3], [0, 2, 3], [0, 2, 3, 4], [0, 1, 2, 3, 4]]
+    assert {m.dtype for m in chosen} == {torch.bool}
+
+
+def test_nothing_is_exchanged_where_there_is_nothing_else():
+    mask = torch.ones(2, 2, dtype=torch.bool)
+    new, moved = kernel.refresh(mask, rand(2, 2), 0.5)
+    assert moved == 0 and torch.equal(new, mask) and new.data_ptr() != mask.data_ptr()
 
 
 def test_turnover_decays_as_a_cosine():
@@ -169,6 +193,17 @@ def test_a_weight_that_leaves_stops_at_once_and_returns_without_momentum(how):
     assert torch.equal(w.detach()[3:], left[3:])
 
 
+def test_everything_inside_is_adam_with_the_same_settings():
+    ours, plain = torch.nn.Parameter(rand(5)), torch.nn.Parameter(rand(5))
+    how = {"lr": 0.1, "betas": (0.5, 0.7), "eps": 0.3}
+    optimizer, adam = kernel.MaskedAdam([ours], **how), torch.optim.Adam([plain], **how)
+    optimizer.confine({ours: torch.ones(5, dtype=torch.bool)})
+    for i in range(4):
+        ours.grad, plain.grad = rand(5, seed=i), rand(5, seed=i)
+        optimizer.step(), adam.step()
+    assert torch.equal(ours, plain)
+
+
 def test_parameters_without_a_mask_do_not_move():
     w = torch.nn.Parameter(rand(3))
     optimizer, before = kernel.MaskedAdam([w], lr=0.1), w.detach().clone()
@@ -192,6 +227,21 @@ def test_literal_turning_away():
     nothing = torch.zeros(2, 2)
     kernel.spare(nothing, a)
     assert not nothing.any()
+
+
+@pytest.mark.parametrize("share, kept", [(0.0554, 2), (0.05, 1)])
+def test_what_is_shortened_by_less_than_a_twentieth_is_left(share, kept):
+    """Of two directions with shares 1 - s and s of the states, the second is shortened by s / (1 + s)."""
+    states = torch.diag(torch.tensor([1 - share, share]).sqrt())
+    assert kernel.sparing(states).shape == (2, kept)
+
+
+def test_literal_tolerance_and_strength():
+    one = torch.tensor([[3.0, 0.0]])
+    assert kernel.sparing(one, tolerance=0.5).shape == (2, 1) and kernel.sparing(one, tolerance=0.51).shape == (2, 0)
+    assert torch.allclose(kernel.sparing(one, kappa=0.5).abs(), torch.tensor([[0.8**0.5], [0.0]]))
+    few = kernel.sparing(rand(2, 5).half(), tolerance=0.0)  # rounding below zero is zero
+    assert few.shape == (5, 5) and few.dtype == torch.float32 and few.isfinite().all()
 
 
 @pytest.mark.parametrize("tolerance", [0.0, 0.05, 0.2])
