@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -199,6 +200,12 @@ def test_models_that_do_not_go_together(loaded):
     other.add_object_patch("latent_format", __import__("comfy.latent_formats", fromlist=["x"]).SD3())
     with pytest.raises(UnlearnError, match="different kinds"):
         compare(loaded, other)
+
+
+def test_models_without_a_weight_in_common_are_refused():
+    one, other = (SimpleNamespace(model=torch.nn.ModuleDict({name: torch.nn.Linear(2, 2)})) for name in ("diffusion_model", "video_model"))
+    with pytest.raises(UnlearnError, match="'before' and 'after' have no weight in common"):
+        erasure.weight_changes(one, other)
 
 
 def test_batches_do_not_matter_and_memory_may_run_out(loaded, monkeypatch):

@@ -2,6 +2,8 @@
 
 import hashlib
 import time
+from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -299,6 +301,72 @@ def test_filters_weights_and_shares():
         masks.fuse([found, found])
     with pytest.raises(UnlearnError, match="different models"):
         masks.fuse([found, fake([(8, 41)] * 6)])
+
+
+def test_concepts_that_choose_alike_are_named():
+    """c0 and c1 choose the very same connections, c2 others: with alpha 0.6 two of three are most."""
+    found, other = fake([(8, 40)] * 6), fake([(8, 40)] * 6, seed=1)
+    three = replace(found, concepts=(*found.concepts, types.Concept("c2")), rankings=(*found.rankings[:1] * 2, other.rankings[1]))
+    said = masks.fuse([three], r2=0.05, alpha=0.6)[2]
+    assert "WARNING: c0 & c1 share 100% of their connections" in said and "more than a tenth" not in said
+    assert "hardly anything of 'c0'" in said and "hardly anything of 'c1'" in said and "hardly anything of 'c2'" not in said
+    assert "WARNING: more than a tenth is pruned" in masks.fuse([three], r2=0.3, alpha=1.1, granularity="neuron")[2]
+    with pytest.raises(UnlearnError, match="leaves nothing to prune"):
+        masks.fuse([replace(found, rankings=found.rankings[:1] * 2)], r2=0.05, alpha=0.6)
+
+
+def test_maps_that_do_not_go_together_are_not_merged():
+    settings = dict.fromkeys(saliency.MEASURED_ALIKE, 1)
+    found = replace(fake([(8, 40)] * 6), settings=settings)
+    with pytest.raises(UnlearnError, match="different models"):
+        saliency.merge([found, replace(fake([(8, 41)] * 6), settings=settings)])
+    with pytest.raises(UnlearnError, match=r"different 'cfg' \(1 and 3\)"):
+        saliency.merge([found, replace(found, settings={**settings, "cfg": 3})])
+    with pytest.raises(UnlearnError, match="'c0' stands in several saliency maps; connect 'model'"):
+        saliency.merge([found, found])
+
+
+def test_a_concept_that_stands_out_nowhere_is_named():
+    found = fake([(8, 40)] * 6)
+    settings = {"score": "paper", "prompts": 1, "window": 1}
+    nowhere = tuple(replace(r, indices=r.indices[:0], values=r.values[:0]) for r in found.rankings[1])
+    said = saliency._text(replace(found, settings=settings, rankings=(found.rankings[0], nowhere)), 3, 3, 1.0)
+    assert "WARNING: 'c1' stands out nowhere" in said and "'c0'" not in said
+
+
+@pytest.mark.parametrize("kind, velocity, side", [("SD15", False, 512), ("SD20", False, 512), ("SD20", True, 768), ("SDXL", False, 1024)])
+def test_the_size_a_model_was_made_for(kind, velocity, side):
+    model = SimpleNamespace(model_config=type(kind, (), {})(), model_type=SimpleNamespace(name="V_PREDICTION" if velocity else "EPS"))
+    assert saliency.own_size(SimpleNamespace(model=model)) == side
+
+
+@pytest.mark.parametrize("free, batch", [(10**9, 8), (24, 8), (23, 4), (12, 4), (11, 2), (0, 1)])
+def test_as_many_prompts_as_fit_run_at_once(monkeypatch, free, batch):
+    """Each half of guidance takes one here, and half as much again is left free."""
+    monkeypatch.setattr(lockstep.comfy.model_management, "get_free_memory", lambda device: free)
+    model = SimpleNamespace(load_device=None, model=SimpleNamespace(memory_required=lambda shape: shape[0]))
+    assert lockstep._fitting(model, (4, 8, 8), 2) == batch
+
+
+def test_statistics_without_room_beside_the_model_lie_in_main_memory(monkeypatch):
+    far = torch.device("meta")
+    for free, device in ((10**9, far), (8 * 40 * 13 * 1.2 - 1, torch.device("cpu"))):  # 8 bytes a weight, and 5 for the one concept
+        monkeypatch.setattr(saliency.comfy.model_management, "get_free_memory", lambda device, free=free: free)
+        kept = saliency._Matrices(None, [("a", 8, 40)], ["base object", "cat"], 0.1, None)
+        kept.allocate(far)
+        assert kept.device == device and kept.first[0].shape == (8, 40) and kept.second[0].device == device
+
+
+def test_the_first_step_is_measured_before_guidance_acts(loaded, monkeypatch):
+    """Without guidance half the work gives the very same; no half but the prompt's is run."""
+    ran, real = [], lockstep.comfy.samplers.calc_cond_batch
+    first = dict(prompts=1, steps=2, window=1)
+    guided = collect(loaded, "cat", **first)
+    monkeypatch.setattr(lockstep.comfy.samplers, "calc_cond_batch", lambda m, c, x, *a: ran.append(len(x)) or real(m, c, x, *a))
+    plain = collect(loaded, "cat", **first, cfg=1.0)
+    assert sum(ran) == 2  # the concept and its base
+    for a, b in zip(guided.rankings[0], plain.rankings[0], strict=True):
+        torch.testing.assert_close(a.rows, b.rows, rtol=1e-3, atol=1e-4)
 
 
 def test_own_lines(loaded):

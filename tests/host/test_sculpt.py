@@ -582,6 +582,26 @@ def test_the_stock_loss_graph_draws_the_losses(small):
     assert patch.provenance[0]["method"] == "Sculpting Memory replay" and patch.provenance[0]["lines"] == ["object: fox -> animal"]
 
 
+def test_what_has_no_text_cross_attention_is_named():
+    with pytest.raises(UnlearnError, match=r"'model' \(Linear\) has no text cross-attention layers to train"):
+        networks.layers(SimpleNamespace(model=torch.nn.Linear(2, 2)))
+
+
+@pytest.mark.parametrize(
+    "device, held, able, wanted",
+    [
+        ("cpu", torch.float16, True, torch.float32),
+        ("cuda", torch.float32, True, torch.float32),
+        ("cuda", torch.float16, True, torch.bfloat16),
+        ("cuda", torch.float16, False, torch.float16),
+    ],
+)
+def test_auto_takes_what_the_device_has(monkeypatch, device, held, able, wanted):
+    monkeypatch.setattr(sculpt.comfy.model_management, "should_use_bf16", lambda device: able)
+    model = SimpleNamespace(load_device=torch.device(device), model=SimpleNamespace(get_dtype_inference=lambda: held))
+    assert sculpt.precision(model, "auto") == wanted
+
+
 @pytest.mark.parametrize("name", ["cfg", "density", "hold"])
 def test_settings_must_be_finite(small, name):
     with pytest.raises(UnlearnError, match=f"'{name}' is nan"):

@@ -50,6 +50,9 @@ def test_a_table_of_names_alone_takes_the_nodes_kind(tmp_path):
         ("a.csv", "name,kind\nfox,beast", "kind 'beast'"),
         ("a.csv", "name,superclass\n,animal", "row 2 has no name"),
         ("a.csv", "name\nfox\nFox", "stands twice"),
+        ("a.csv", "name\nfox -> wolf", "row 2 has '->'"),
+        ("a.csv", "name\n-> wolf", "row 2 has '->'"),
+        ("a.csv", "name\n" + "x" * 200_000, "no CSV"),
         ("a.txt", "# nothing", "empty"),
     ],
 )
@@ -57,6 +60,13 @@ def test_bad_files_are_named_with_one_sentence(tmp_path, name, content, says):
     with pytest.raises(UnlearnError) as error:
         files.read(written(tmp_path, name, content))
     assert says in str(error.value) and name in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_list_has_a_largest_size(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "LARGEST", 2**20)
+    assert files.read(written(tmp_path, "a.txt", "fox".ljust(2**20))).concepts == (types.Concept("fox"),)
+    with pytest.raises(UnlearnError, match=r"'a.txt' is larger than 1 MB"):
+        files.read(written(tmp_path, "a.txt", "fox".ljust(2**20 + 1)))
 
 
 def test_what_is_no_text_is_refused(tmp_path):

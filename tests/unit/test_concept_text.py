@@ -38,6 +38,9 @@ def test_comments_and_blank_lines_are_skipped():
         ("cat ->", "", "nothing behind"),
         ("cat * 0", "", "weight"),
         ("cat * 1000", "", "weight"),
+        ("c" * 401, "", "401 letters long"),
+        ("cat", "d" * 401, "at most 400"),
+        ("cat -> ani\x07mal", "", "'ani?mal' holds control characters"),
     ],
 )
 def test_bad_lists_get_one_sentence(forget, keep, says):
