@@ -407,6 +407,24 @@ def test_the_raw_statistics_say_their_size_and_need_room(loaded, tmp_path, monke
         collect(loaded, "cat", folder=tmp_path / "y.raw")
 
 
+def test_raw_statistics_that_are_gone_or_damaged_are_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "models_folder", lambda: tmp_path)
+    layers, whole = [("a", 2, 3)], fia.Moments(torch.ones(2, 3), None, 4)
+    writer = files.RawWriter(tmp_path / "x.raw", layers, ["cat"], 1)
+    writer.write(0, "cat", [whole])
+    found = files.read_raw(["x.raw"], "cat", 0, 0)
+    assert torch.equal(found.mean, whole.mean) and found.m2 is None and found.n == 4
+    with pytest.raises(UnlearnError, match="'y.raw' of 'cat' are not in the models folder"):
+        files.read_raw(["x.raw", "y.raw"], "cat", 0, 0)
+    writer.write(0, "cat", [fia.Moments(torch.full((2, 3), float("nan")), None, 4)])
+    with pytest.raises(UnlearnError, match=r"in 'x.raw' are damaged \(numbers\); measure them again"):
+        files.read_raw(["x.raw"], "cat", 0, 0)
+    (path,) = (tmp_path / "x.raw").iterdir()
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(UnlearnError, match="in 'x.raw' are damaged"):
+        files.read_raw(["x.raw"], "cat", 0, 0)
+
+
 class Packed(torch.nn.Module):
     """A linear layer whose loader keeps its weight in a form of its own, as GGUF does: int8 and a scale per row."""
 

@@ -11,9 +11,11 @@ import pack
 nodes = pack.module("nodes")
 adapters = pack.module("nodes.host.adapters")
 checkpoint_files = pack.module("nodes.host.checkpoint_files")
+files = pack.module("nodes.host.files")
 layers = pack.module("nodes.host.layers")
 patching = pack.module("nodes.host.patching")
 progress = pack.module("nodes.host.progress")
+states = pack.module("nodes.host.states")
 types = pack.module("nodes.types")
 weights = pack.module("nodes.host.weights")
 text = pack.module("nodes.concept_text")
@@ -98,6 +100,29 @@ def test_text_is_shown_under_the_node_where_a_page_is_there(monkeypatch):
     monkeypatch.setitem(sys.modules, "server", SimpleNamespace(PromptServer=SimpleNamespace(instance=server)))
     progress.say("done", "7"), progress.say("nobody asked", None)
     assert shown == [("done", "7")]
+
+
+def test_states_are_kept_in_the_users_folder_where_a_server_runs(tmp_path, monkeypatch):
+    import folder_paths
+
+    monkeypatch.setattr(folder_paths, "user_directory", str(tmp_path))
+    monkeypatch.setitem(sys.modules, "server", SimpleNamespace(PromptServer=SimpleNamespace(instance=None)))
+    assert states.default_folder() is None
+    monkeypatch.setitem(sys.modules, "server", SimpleNamespace(PromptServer=SimpleNamespace(instance=object())))
+    assert states.default_folder() == tmp_path / "__unlearn" / "states"
+
+
+def test_a_weight_that_takes_no_patch_is_named():
+    deaf = SimpleNamespace(add_patches=lambda patches, strength: [])
+    with pytest.raises(UnlearnError, match="did not accept a patch for its weight 'w'"):
+        patching.into_weight(deaf, "w", ((None, 1.0),))
+
+
+def test_a_file_says_no_more_of_itself_than_can_be_read_back(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "LARGEST_HEADER", 10**6)
+    with pytest.raises(UnlearnError, match="'x.safetensors' would say more than 1 MB of itself"):
+        files.write(tmp_path / "x.safetensors", {"a": torch.zeros(1)}, {"prompts": "x" * 10**6})
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_checkpoint_needs_a_patch_and_a_place(loaded, tmp_path, monkeypatch):

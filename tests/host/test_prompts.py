@@ -1,5 +1,7 @@
 """Prompt encoding: where the concept stands, and that batching changes nothing."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -140,6 +142,28 @@ def test_expansion_studies_other_forms_unless_they_are_kept(loaded):
     assert {"fox", "ice cream", "ice creams", "ice-cream", "icecream"} <= studied and "foxes" not in studied
     weights = [sum(share for i, share, *_ in plan.pairs if i == k) for k in (0, 1)]
     assert all(abs(w - 1) < 1e-9 for w in weights)
+
+
+def test_words_side_by_side_have_their_places(loaded):
+    clip = loaded[1]
+    assert prompts.places(clip, ["cat", "dog"]) == ((1, 2), 3)
+    long = prompts.locate(clip, "{concept}", "zzyzxian")
+    assert long.last > 1 and prompts.places(clip, ["cat", "zzyzxian", "dog"]) == ((1, 1 + long.last, 2 + long.last), 3 + long.last)
+    assert prompts.places(clip, ["cat"] * 76) == (None, 0)
+
+
+def test_words_of_many_tokens_are_packed_fewer_to_a_prompt(loaded, monkeypatch):
+    listed = ["zzyzxian"] * 80
+    monkeypatch.setattr(sentences, "prior_words", lambda: listed)
+    packed = sentences.packed_words(loaded[1])
+    assert [word for _, words in packed for word, _ in words] == listed and len(packed) > 1
+    assert all(words[-1][1] == prompt.end - 1 <= 75 for prompt, words in packed)
+
+
+def test_a_damaged_text_encoder_is_named(loaded):
+    damaged = SimpleNamespace(tokenize=loaded[1].tokenize, encode_from_tokens=lambda tokens: torch.full((1, 77, 8), float("nan")))
+    with pytest.raises(UnlearnError, match="'clip' gives NaN for 'cat'"):
+        prompts.encode(damaged, ["cat"])
 
 
 def test_last_token_mode_spares_the_first_word(loaded):

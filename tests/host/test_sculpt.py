@@ -393,6 +393,57 @@ def test_running_out_of_memory_makes_the_batch_smaller(small, monkeypatch):
     assert max(sizes) > 4 and parts[1]["loss"] == pytest.approx(whole[1]["loss"], rel=1e-2)
 
 
+def test_drawing_starts_fewer_pictures_at_once_when_memory_runs_out(small, monkeypatch):
+    with torch.inference_mode(False), torch.no_grad():
+        net = network(*small)
+        draw = lambda: net.draw(net.reference, [0, 1, 0], [2, 2, 2], [5, 6, 7], (4, 8, 8), 2, 3.0)
+        whole, real, sizes = draw(), networks.Network.predict, []
+
+        def full(self, branch, x, *args):
+            sizes.append(len(x))
+            if len(x) > room:
+                raise torch.OutOfMemoryError("full")
+            return real(self, branch, x, *args)
+
+        monkeypatch.setattr(networks.Network, "predict", full)
+        room = 2
+        torch.testing.assert_close(draw(), whole, rtol=1e-4, atol=1e-4)
+        assert sizes == [6, 2, 2, 2, 2, 2, 2]  # two steps each of one picture, in both halves of guidance
+        room = 1
+        with pytest.raises(torch.OutOfMemoryError):
+            draw()
+
+
+def test_gradients_are_taken_in_parts_when_memory_runs_out(small, monkeypatch):
+    whole, real, chunks = train(small), rounds.Trainer._passes, []
+
+    def full(self, x, *args):
+        chunks.append(min(self.chunk, len(x)))
+        if chunks[-1] > room:
+            raise torch.OutOfMemoryError("full")
+        return real(self, x, *args)
+
+    monkeypatch.setattr(rounds.Trainer, "_passes", full)
+    room = 3
+    parts = train(small)
+    assert max(chunks) > 3 >= chunks[-1] and parts[1]["loss"] == pytest.approx(whole[1]["loss"], rel=1e-2)
+    room = 0
+    with pytest.raises(torch.OutOfMemoryError):
+        train(small)
+    clean(small[0])
+
+
+def test_infinite_gradients_end_training_unless_float16_scaled_them():
+    done = []
+    scaler = SimpleNamespace(is_enabled=lambda: scaled, unscale_=lambda o: done.append("unscale"), update=lambda: done.append("update"))
+    trainer = SimpleNamespace(scaler=scaler, optimizer=None, params=[SimpleNamespace(grad=torch.tensor([math.inf]))])
+    scaled = True
+    assert rounds.Trainer._accumulate(trainer) is False and done == ["unscale", "update"]
+    scaled = False
+    with pytest.raises(UnlearnError, match="infinite gradients and nothing was changed"):
+        rounds.Trainer._accumulate(trainer)
+
+
 def rates(monkeypatch):
     """A list that fills with (pace, learning rate) of every step."""
     seen, real = [], rounds.Trainer._move
