@@ -220,6 +220,9 @@ def test_editors_default_to_the_released_settings(editors):
     assert torch.equal(released.ased(c, 0.4), released.ased(c, 0.4, temperature=1.0, power=1.0))
     assert torch.equal(released.proximal(w0 + 1, w0, 0.3), released.proximal(w0 + 1, w0, 0.3, steps=1))
     assert torch.equal(released.entropy(w0), released.entropy(w0, bins=20))
+    for edit in (released.editor_a, released.editor_b):
+        with pytest.raises(TypeError):
+            edit(*editors, 1.0)  # settings go by name
 
 
 def test_editors_take_half_precision_and_answer_in_float64(editors):
@@ -424,6 +427,7 @@ def test_graded_takes_the_best_concept():
     two, none = one.flip(1), torch.tensor([[0.0, 0.0], [0.1, 0.1], [0.05, 0.05]])
     assert torch.allclose(informax.graded([one, two], none), torch.ones(2).double(), atol=1e-6)
     assert torch.equal(informax.graded([none], none), torch.ones(2).double())
+    assert informax.graded([one, none], none).tolist() == [1.0, 0.0]
 
 
 def test_reviving_embedding_is_the_least_squares_answer(g):
