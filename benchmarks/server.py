@@ -33,7 +33,11 @@ def command(port, *more):
 
 
 class Failed(RuntimeError):
-    """The server refused or failed a graph; the message is its own."""
+    """The server refused or failed a graph; the message is its own, `kind` the type of a node's error."""
+
+    def __init__(self, message, kind=""):
+        super().__init__(message)
+        self.kind = kind
 
 
 class Server:
@@ -91,7 +95,8 @@ class Server:
                 if status.get("completed"):
                     return entry["outputs"]
                 messages = [m[1] for m in status.get("messages", []) if m[0] in ("execution_error", "execution_interrupted")]
-                raise Failed(messages[0].get("exception_message", "interrupted") if messages else str(status))
+                said = messages[0] if messages else {}
+                raise Failed(said.get("exception_message", "interrupted") if messages else str(status), said.get("exception_type", ""))
             if self.process.poll() is not None:
                 raise Failed(f"ComfyUI stopped; the end of its log:\n{self.tail()}")
             if tick is not None:

@@ -71,7 +71,11 @@ def editor_a(w0, masks, blocks, neutral, concepts, h, *, eta=1.0, a_min=0.8, svd
         u, sigma, _ = torch.linalg.svd(c, full_matrices=False)
         rest = c - (u * gate(sigma, *svd)) @ (u.T @ c)
         left -= eta * (w0 @ rest) @ rest.T
-    right = LAMBDA * torch.eye(w0.shape[1], dtype=torch.float64) + c @ c.T + eta * sum(o.double().T @ o.double() for o in blocks)
+    right = (
+        LAMBDA * torch.eye(w0.shape[1], dtype=torch.float64, device=w0.device)
+        + c @ c.T
+        + eta * sum(o.double().T @ o.double() for o in blocks)
+    )
     new = torch.cholesky_solve(left.T, torch.linalg.cholesky(right)).T
     a = (a_min + (1 - a_min) * (1 - h.double()))[:, None]
     return a * new + (1 - a) * w0
@@ -91,7 +95,11 @@ def editor_b(w0, masks, blocks, neutral, concepts, h, *, eta=2.0, r=None, steps=
     """
     w0, c = w0.double(), concepts.double()
     mu = float(h.double().mean())
-    g = (LAMBDA + mu) * torch.eye(w0.shape[1], dtype=torch.float64) + c @ c.T + eta * sum(o.double().T @ o.double() for o in blocks)
+    g = (
+        (LAMBDA + mu) * torch.eye(w0.shape[1], dtype=torch.float64, device=w0.device)
+        + c @ c.T
+        + eta * sum(o.double().T @ o.double() for o in blocks)
+    )
     lower = torch.linalg.cholesky(g if r is None else g + r.double())
     b = (LAMBDA + mu) * w0 + eta * write_in(w0, masks, blocks, neutral)
     a = eta * masks.double().amax(0)[:, None]

@@ -4,7 +4,7 @@ from collections import Counter
 
 import pytest
 
-KINDS = ("cells", "faults", "inputs", "host cannot")
+KINDS = ("cells", "faults", "inputs", "workflows", "host cannot")
 _counts, _cannot = Counter(), set()
 
 
@@ -25,7 +25,10 @@ def tally():
 def pytest_terminal_summary(terminalreporter):
     if _counts:
         cannot = f" ({'; '.join(sorted(_cannot))})" if _cannot else ""
+        lost = [r for kind in ("failed", "error") for r in terminalreporter.stats.get(kind, ()) if "reliability" in r.nodeid]
+        end = f"LOST in {len(lost)} tests, see above" if lost else "nothing lost"
         terminalreporter.write_line(
             f"reliability: {_counts['cells']} cells of the matrix tried, {_counts['faults']} faults injected and survived, "
-            f"{_counts['inputs']} inputs fuzzed, {_counts['host cannot']} cells the host cannot{cannot}"
+            f"{_counts['inputs']} inputs fuzzed, {_counts['workflows']} workflows queued, {_counts['host cannot']} cells the host "
+            f"cannot{cannot}; {end}"
         )

@@ -42,24 +42,10 @@ LENGTH = dict(steps=3, stop_at=0.0, batch=2, held=2, learning_rate=1e-3, picture
 SCULPT = dict(preset={"preset": "custom", **LENGTH}, warmup=1, refresh=2, cfg=3.0, size=64)
 
 
-def defaults(inputs):
-    """The widget values a new node has."""
-    found = {}
-    for i in inputs:
-        if options := getattr(i, "options", None):
-            if hasattr(options[0], "inputs"):
-                found[i.id] = {i.id: options[0].key, **defaults(options[0].inputs)}
-            else:
-                found[i.id] = i.default if i.default is not None else options[0]
-        elif getattr(i, "default", None) is not None:
-            found[i.id] = i.default
-    return found
-
-
 def run(name, /, **given):
     """A node's results as the host runs it, with what a new node has where nothing is given."""
     node = nodes[name]
-    kept = {**defaults(node.define_schema().inputs), **given}
+    kept = {**tiny.defaults(node.define_schema().inputs), **given}
     return node.PREPARE_CLASS_CLONE(None).execute(**kept).result
 
 

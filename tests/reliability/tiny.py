@@ -58,3 +58,17 @@ class Vae:
 
     def decode(self, latents):
         return latents[:, :3].repeat_interleave(8, 2).repeat_interleave(8, 3).movedim(1, -1).sigmoid()
+
+
+def defaults(inputs):
+    """The widget values a new node has."""
+    found = {}
+    for i in inputs:
+        if options := getattr(i, "options", None):
+            if hasattr(options[0], "inputs"):
+                found[i.id] = {i.id: options[0].key, **defaults(options[0].inputs)}
+            else:
+                found[i.id] = i.default if i.default is not None else options[0]
+        elif getattr(i, "default", None) is not None:
+            found[i.id] = i.default
+    return found
