@@ -23,7 +23,7 @@ pytestmark = pytest.mark.server
 WORKFLOWS, CLIENTS, SEED = int(os.environ.get("UNLEARN_SOAK", 8)), 4, 8
 FLAT = 1.05  # of the memory half way, at the end
 LONG = 60  # workflows from which on memory has come to rest
-WRONG = ("forget", "same", "kept", "template", "variant", "name")
+WRONG = ("forget", "same", "kept", "template", "wire", "name")
 
 
 def variants():
@@ -99,8 +99,8 @@ def broken(graph, r):
     elif kind == "template":
         graph["patch"] = next(iter(scapre(random.Random(1)).values()))
         graph["patch"]["inputs"]["templates"] = "no place for it"
-    elif kind == "variant":
-        graph["patch"]["inputs"]["concepts"] = ["load", 0]
+    elif kind == "wire":
+        graph["apply"]["inputs"]["patches.patch0"] = ["load", 0]
     else:
         graph["file"] = node("SaveUnlearnPatch", patch=["patch", 0], name="../out of the folder")
     return graph
