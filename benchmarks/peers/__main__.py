@@ -214,7 +214,7 @@ def main():
     for name in chosen(given.worlds, shipped, "world"):
         world = known[name]
         studio = world.studio(BASE / "models" / "checkpoints")
-        for protocol in names:
+        for protocol in protocols.possible(world, names):
             run_protocol(studio, world, protocols.MAKERS[protocol](world, given.pictures), wanted, results, given, say)
     save(results, given.out)
     every = rows(results)

@@ -168,6 +168,11 @@ MAKERS |= {
 }
 
 
+def possible(world, names):
+    """Those of the protocols that the world has enough look-alike pairs for."""
+    return [n for n in names if not n.startswith("forget ") or int(n.split()[1]) <= len(world.order)]
+
+
 class Drawn(NamedTuple):
     """What one model drew of a protocol: `marks` int [pictures, 4] as scores.rates reads them, `features` [n, d] of clean pictures."""
 

@@ -160,6 +160,12 @@ def test_protocols_are_what_they_say(name):
     assert all(s.kept[0].value[0] in world.twin.values() for s in protocols.twins(world, 9).shots if s.kept)
 
 
+def test_a_world_of_few_pairs_forgets_no_more_than_it_has():
+    names = list(protocols.MAKERS)
+    assert protocols.possible(worlds.get("sprites"), names) == names
+    assert set(names) - set(protocols.possible(worlds.get("glyphs"), names)) == {"forget 12"}
+
+
 def test_a_sequence_adds_up():
     class Method:
         @staticmethod
