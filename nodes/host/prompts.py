@@ -77,6 +77,14 @@ def locate(clip, template, concept):
     return Prompt(text, concept, start + 1, until, total + 1)
 
 
+def plain(clip, prompt):
+    """(position of the end token, length) of a Prompt where every encoder reads it in the same places, token by token; (0, length) where
+    embeddings stand in it or encoders disagree."""
+    chunks = [chunk for chunks in _chunks(clip, prompt.text).values() for chunk in chunks]
+    same = all(sum(word > 0 for *_, word in c) + 1 == prompt.end and all(isinstance(t, int) for t, *_ in c) for c in chunks)
+    return prompt.end if same else 0, max(map(len, chunks))
+
+
 def check_width(found, width):
     """Raises UnlearnError when token states of width `found` are not what a model of text width `width` reads."""
     if found != width:

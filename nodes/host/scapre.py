@@ -60,7 +60,7 @@ def solve(
     pushing = settings.get("overshoot", 0.0) > 0 and target == "difference"
     plan = sentences.plan(clip, concepts, templates, prior, expand, check=pushing)
     bar = Progress(len(plan.texts) + 2 * len(layers), node_id)
-    states = States(clip, folder or default_folder())
+    states = States(clip, folder or default_folder(), whole=hard_keep > 0)  # what is not to move at all must be what the encoder says
     prompts.check_width(next(iter(states.fetch(plan.kept[:1]).values())).shape[-1], width)
     stats = statistics.measure(plan, states.fetch, tokens, target, bar)
     channels = variants.Channels(stats, estimator) if settings.get("informax") else None

@@ -18,7 +18,7 @@ import torch
 from filelock import FileLock
 
 from ..errors import UnlearnError
-from . import files, prompts
+from . import abridged, files, prompts
 
 LIMIT = 512 * 2**20  # bytes on disk, all text encoders together
 PAD_SAMPLES = 6  # of the padding behind a concept
@@ -48,34 +48,31 @@ def default_folder():
     return Path(folder_paths.get_user_directory()) / "__unlearn" / "states"  # __: never served over HTTP
 
 
-def probed(clip):
-    """(hex digest of what a text encoder says of PROBES, rounded to three figures behind the point; width of its states)."""
-    states = prompts.encode(clip, PROBES)
+def fingerprint(probes):
+    """Hex digest of what a text encoder says of PROBES, rounded to three figures behind the point: the name of its folder."""
     h = hashlib.blake2b(digest_size=12)
     for text in PROBES:
-        h.update((states[text].double() * 1000).round().to(torch.int32).numpy().tobytes())
-    return h.hexdigest(), states[PROBES[0]].shape[1]
-
-
-def fingerprint(clip):
-    """The digest of `probed`: the name of a text encoder's folder."""
-    return probed(clip)[0]
+        h.update((probes[text].double() * 1000).round().to(torch.int32).numpy().tobytes())
+    return h.hexdigest()
 
 
 class States:
     """Reads token states through a CLIP: `fetch` is from disk what lies there, encodes the rest and keeps it.
 
-    folder: where to keep them, None for nowhere; limit: bytes on disk.
+    folder: where to keep them, None for nowhere; limit: bytes on disk; whole: every position of the padding is computed, which takes four
+    times as long (see abridged.py); such states have a folder of their own.
     """
 
-    def __init__(self, clip, folder=None, limit=LIMIT):
+    def __init__(self, clip, folder=None, limit=LIMIT, whole=False):
         self.clip, self.limit = clip, limit
+        probes = prompts.encode(clip, PROBES)
         self.folder, self.width = None, 0
         self.places = {}  # text -> (file, offset, end, length)
         self.encoded = 0
+        self.reader = None if whole else abridged.reader(clip, kept_positions, probes)
         if folder is not None:
-            name, self.width = probed(clip)
-            self.folder = Path(folder) / name
+            self.width = probes[PROBES[0]].shape[1]
+            self.folder = Path(folder) / (fingerprint(probes) + "-whole" * whole)
             for file in self._files(self.folder):
                 self.places |= {t: (file, *rest) for t, *rest in self._open(file, self._texts) or []}
 
@@ -114,7 +111,8 @@ class States:
         self.places = {t: p for t, p in self.places.items() if p[0] != file}
 
     def fetch(self, wanted, progress=None):
-        """Text -> states float32 [length, d] of Prompts; positions in the padding that nobody reads hold zeros when they came from disk."""
+        """Text -> states float32 [length, d] of Prompts; those at `kept_positions` are what the encoder says (in the padding nearly so, see
+        abridged.py), elsewhere in the padding stands anything."""
         wanted = {p.text: p for p in wanted}
         found, by_file = {}, {}
         for text in wanted:
@@ -132,11 +130,17 @@ class States:
         new = [t for t in wanted if t not in found]
         if new:
             self.encoded += len(new)
-            states = prompts.encode(self.clip, new, progress)
+            states = self._encode([wanted[t] for t in new], progress)
             if self.folder is not None:
                 self._keep({t: (wanted[t].end, states[t]) for t in new})
             found |= states
         return found
+
+    def _encode(self, wanted, progress):
+        """Text -> states of Prompts, by a text encoder that skips most of the padding where it can."""
+        if self.reader is not None:
+            return self.reader.encode(wanted, progress)
+        return prompts.encode(self.clip, [p.text for p in wanted], progress)
 
     def _rows(self, metadata, header, read):
         """({text: (offset, end, length)}, states [n, d]) of a file; ValueError where they are not numbers."""

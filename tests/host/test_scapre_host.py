@@ -271,10 +271,10 @@ def test_concepts_are_pushed_past_zero_as_far_as_what_is_kept_allows(loaded, kep
     assert share == 0 and moved > 0
     same, _, share = found(drift=0.0)  # nothing left to spend
     assert share == 0 and torch.equal(same, plain)
-    _, drift, share = found(overshoot=9.0, drift=1.02 * moved)
-    assert share > 0 and drift == pytest.approx(1.02 * moved, abs=1e-3)
+    _, drift, share = found(overshoot=9.0, drift=moved + 0.003)  # what is told is rounded to 0.001
+    assert share > 0 and drift == pytest.approx(moved + 0.003, abs=1e-3)
     _, drift, free = found(overshoot=9.0, drift=1.0)
-    assert free > share and drift > 1.02 * moved
+    assert free > share and drift > moved + 0.003
     assert found(overshoot=0.05, drift=1.0)[2] == 0.05 < free  # all that is allowed
 
 
@@ -434,7 +434,8 @@ def test_another_clip_skip_meets_no_old_states(loaded, tmp_path):
     states = pack.module("nodes.host.states")
     skipped = loaded[1].clone()
     skipped.clip_layer(-2)
-    assert states.fingerprint(skipped) != states.fingerprint(loaded[1])
+    said = lambda clip: states.fingerprint(states.prompts.encode(clip, states.PROBES))
+    assert said(skipped) != said(loaded[1])
 
 
 def test_fp16_and_shared_down_make_patches_small(loaded, kept_list):

@@ -1,0 +1,157 @@
+"""Reading prompts without most of the padding: what the whole encoder says, in a quarter of the positions, or not at all."""
+
+import pytest
+import torch
+
+import pack
+
+abridged = pack.module("nodes.host.abridged")
+prompts = pack.module("nodes.host.prompts")
+states = pack.module("nodes.host.states")
+UnlearnError = pack.module("nodes.errors").UnlearnError
+TEXTS = ("a cat", "", "a photo of a fox", "two people looking at a ship at night, sharp focus", "the dog in the garden")
+
+
+def located(clip, texts=TEXTS):
+    return [prompts.locate(clip, "{concept}", t) for t in texts]
+
+
+def wide(clip):
+    """How many positions each layer of a CLIP's encoders is fed, in a list that grows as it reads."""
+    fed = []
+    for encoder in clip.cond_stage_model.children():
+        hook = lambda module, given: fed.append(given[0].shape[1])
+        encoder.transformer.text_model.encoder.layers[0].register_forward_pre_hook(hook)
+    return fed
+
+
+def sdxl(seed=0):
+    """A CLIP of two encoders as SDXL's (the last layer but one is read; one of them pads with zeros), tiny, of random weights."""
+    import comfy.sd
+    import comfy.sdxl_clip
+    import comfy.supported_models_base as base
+
+    small = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 2, "num_hidden_layers": 3}
+    options = {"clip_l_model_config": small, "clip_g_model_config": {**small, "hidden_size": 48, "num_attention_heads": 3}}
+    target = base.ClipTarget(comfy.sdxl_clip.SDXLTokenizer, comfy.sdxl_clip.SDXLClipModel)
+    clip = comfy.sd.CLIP(target, parameters=1, model_options=options)
+    g = torch.Generator().manual_seed(seed)
+    for name, p in clip.cond_stage_model.named_parameters():
+        size = 0.02 if "position_embedding" in name else 0.5 if "embedding" in name else 0.1 if p.dim() < 2 else p.shape[-1] ** -0.5
+        p.copy_(torch.ones(p.shape) if "norm" in name and "weight" in name else torch.randn(p.shape, generator=g) * size)
+    return clip
+
+
+def near(clip, read, whole):
+    """Asserts that the states which are read are the encoder's; the largest relative error of the padding."""
+    worst = 0.0
+    for p in located(clip, whole):
+        where = torch.tensor(states.kept_positions(p.end, len(whole[p.text])))
+        a, b = read[p.text][where], whole[p.text][where]
+        own, behind = where <= p.end, where > p.end
+        assert torch.allclose(a[own], b[own], rtol=1e-4, atol=1e-4), p.text
+        worst = max(worst, float((a[behind] - b[behind]).norm() / b[behind].norm()))
+    return worst
+
+
+def test_states_are_exact_up_to_the_end_token_and_near_behind_it(loaded):
+    clip = loaded[1]
+    reader = abridged.reader(clip, states.kept_positions, prompts.encode(clip, states.PROBES))
+    assert near(clip, reader.encode(located(clip)), prompts.encode(clip, TEXTS)) < 0.12
+
+
+def test_two_encoders_and_the_last_layer_but_one():
+    clip = sdxl()
+    whole = prompts.encode(clip, TEXTS)
+    reader = abridged.reader(clip, states.kept_positions, prompts.encode(clip, states.PROBES))
+    assert whole["a cat"].shape == (77, 80) and near(clip, reader.encode(located(clip)), whole) < abridged.NEAR
+
+
+def test_a_quarter_of_the_positions_is_computed_and_the_clip_stays_as_it_was():
+    clip = sdxl()
+    before, truth = prompts.encode(clip, TEXTS), prompts.encode(clip, states.PROBES)
+    fed = wide(clip)
+    reader = abridged.Reader(clip, states.kept_positions)
+    read = reader.encode(located(clip))
+    assert fed and max(fed) < 28 and min(fed) >= 13
+    fed.clear()
+    assert all(torch.equal(before[t], s) for t, s in prompts.encode(clip, TEXTS).items()) and set(fed) == {77}
+    assert reader.holds(located(clip, truth), truth) and all(read[t].shape == before[t].shape for t in TEXTS)
+
+
+def test_where_all_positions_are_read_nothing_differs():
+    clip = sdxl()
+    reader = abridged.Reader(clip, lambda end, length: [*range(length)])
+    whole = prompts.encode(clip, TEXTS)
+    assert all(torch.allclose(s, whole[t], atol=1e-5) for t, s in reader.encode(located(clip)).items())
+
+
+def test_counting_what_a_position_stands_for_is_what_brings_it_near():
+    """Dropped without it, the padding weighs a fifth of what it does, and the probes tell."""
+    clip = sdxl()
+    truth = prompts.encode(clip, states.PROBES)
+    reader = abridged.Reader(clip, states.kept_positions)
+    counted = near(clip, reader.encode(located(clip, truth)), truth)
+    for stack in reader.stacks:
+        stack.forward = lambda x, mask=None, stack=stack, **rest: type(stack).forward(_one(stack), x, mask, **rest)
+    assert near(clip, reader.encode(located(clip, truth)), truth) > 2 * counted
+
+
+def _one(stack):
+    stack.count = torch.ones_like(stack.count)
+    return stack
+
+
+def test_an_encoder_that_sees_ahead_is_read_in_full(monkeypatch):
+    clip = sdxl()
+    stack = clip.cond_stage_model.clip_l.transformer.text_model.encoder
+    plain = stack.forward
+    monkeypatch.setattr(stack, "forward", lambda x, mask=None, **rest: plain(x, mask=torch.zeros_like(mask), **rest))
+    assert abridged.reader(clip, states.kept_positions, prompts.encode(clip, states.PROBES)) is None
+    store = states.States(clip)
+    assert store.reader is None
+    whole = prompts.encode(clip, TEXTS)
+    assert all(torch.equal(s, whole[t]) for t, s in store.fetch(located(clip)).items())
+
+
+@pytest.mark.parametrize("broken", ["no model", "another build", "an encoder of another build"])
+def test_an_encoder_that_is_not_built_as_clip_is_read_in_full(broken):
+    clip = sdxl()
+    if broken == "no model":
+        clip = None
+    elif broken == "another build":
+        clip.cond_stage_model = torch.nn.Linear(2, 2)
+    else:
+        clip.cond_stage_model.clip_g.transformer = torch.nn.Linear(2, 2)
+    assert abridged.reader(clip, states.kept_positions, {}) is None
+
+
+def test_a_prompt_with_an_embedding_in_it_is_read_in_full():
+    clip = sdxl()
+    plain = clip.tokenize
+
+    def tokenize(text, **rest):
+        found = plain(text, **rest)
+        for encoder, width in (("l", 32), ("g", 48)):
+            found[encoder][0][2] = (torch.full((width,), 0.3), *found[encoder][0][2][1:])
+        return found
+
+    clip.tokenize = tokenize
+    reader, fed = abridged.Reader(clip, states.kept_positions), wide(clip)
+    whole = prompts.encode(clip, TEXTS[2:])
+    fed.clear()
+    read = reader.encode(located(clip, TEXTS[2:]))
+    assert set(fed) == {77} and all(torch.equal(read[t], whole[t]) for t in TEXTS[2:])
+
+
+def test_nan_and_cancelling_come_through(monkeypatch):
+    clip = sdxl()
+    reader = abridged.Reader(clip, states.kept_positions)
+    import comfy.model_management as management
+
+    management.interrupt_current_processing()
+    with pytest.raises(management.InterruptProcessingException):
+        reader.encode(located(clip))
+    clip.cond_stage_model.clip_l.transformer.text_model.encoder.layers[0].layer_norm1.bias[0] = float("nan")
+    with pytest.raises(UnlearnError, match="NaN"):
+        reader.encode(located(clip))
