@@ -37,26 +37,35 @@ class Hit(NamedTuple):
 
 
 class Moments:
-    """before = sum W0^T W0, cross = sum W0^T W, after = sum W^T W [d, d] float64 over layers, from at most ROWS rows of each."""
+    """before = sum W0^T W0, cross = sum W0^T W, after = sum W^T W [d, d] float64 over layers, from at most ROWS rows of each.
+
+    Where W0 holds earlier patches of this pack, V being the weights without them: start = sum V^T V, apart = sum V^T W; else None."""
 
     def __init__(self):
         self.before = self.cross = self.after = 0.0
+        self.start = self.apart = None
 
     @staticmethod
     def rows(w0):
         """Every k-th row of a layer's matrix."""
         return w0[:: -(-len(w0) // ROWS)]
 
-    def plain(self, w0):
-        """Adds a layer to `before` alone."""
+    def plain(self, w0, unpatched=None):
+        """Adds a layer to `before` alone; unpatched: the same without earlier patches of this pack, where there are any."""
         w0 = self.rows(w0).float()
         self.before = self.before + (w0.T @ w0).double()
+        if unpatched is not None:
+            v = self.rows(unpatched).float()
+            self.start = (0 if self.start is None else self.start) + (v.T @ v).double()
+            self.apart = (0 if self.apart is None else self.apart) + (v.T @ w0).double()
 
     def shared(self, multiplier):
         """The moments of the same layers after W = W0 (I + M)."""
         out = Moments()
         out.before = self.before
         out.cross, out.after = kernel.shared(self.before, multiplier)
+        if self.start is not None:
+            out.start, out.apart = self.start, self.apart + self.apart @ multiplier
         return out
 
     def changed(self, mixed, square):
@@ -66,9 +75,11 @@ class Moments:
         return out
 
     def drift(self, keep):
-        """How far the keys and values of states with second moment keep [d, d] move, relative, root mean square."""
-        square = self.after - self.cross - self.cross.T + self.before
-        return float((square * keep).sum().clamp_min(0) / (self.before * keep).sum().clamp_min(1e-30)) ** 0.5
+        """How far the keys and values of states with second moment keep [d, d] move, relative, root mean square: from where they were
+        before the first patch of this pack."""
+        before, cross = (self.before, self.cross) if self.start is None else (self.start, self.apart)
+        square = self.after - cross - cross.T + before
+        return float((square * keep).sum().clamp_min(0) / (before * keep).sum().clamp_min(1e-30)) ** 0.5
 
     def edited(self, w0, delta):
         """Adds a layer with its change [d_out, d]."""

@@ -67,7 +67,7 @@ def solve(
 
     plain = forecast.Moments()
     for layer in layers:
-        plain.plain(weights.read(model, layer.key))
+        plain.plain(weights.read(model, layer.key), weights.read(model, layer.key, edited=False) if patching.manifest(model) else None)
         bar.step()
     study = Study(clip, plan, states.fetch, stats, plain, concepts.keep)
     make = lambda s: variants.change(variant, clip, plan, states.fetch, s, settings, channels, hard_keep)
@@ -165,7 +165,8 @@ class Study:
 
     def pushed(self, make, tokens, most, drift, bar=None):
         """(shares [m] float64, notes): how far past zero to push each concept, 0 to `most`, until LEFT of it is left in sentences that were
-        not studied, while what is kept moves by `drift` at most (relative RMS).
+        not studied, while what is kept moves by `drift` at most (relative RMS). On a model that has earlier patches of this pack on it until
+        COMES_BACK is left, and drift and what is left count from before them: edits that come one by one have moved more than one of all.
 
         Such a sentence holds more of a concept than the studied ones have in common, so an edit that ends at zero leaves some of it: of
         one concept alone less than of a style or a name in two words, of many, whose edits help each other, hardly any. The part of a
@@ -173,13 +174,14 @@ class Study:
         """
         owner, contrasts, weights = statistics.in_new_sentences(self.plan, self.fetch, tokens, bar)
         response, names = make(self.stats).response, self.stats.names
+        earlier = self.plain.start is not None
         seen, index = owner.unique(return_inverse=True)  # with very many concepts only some are looked at
         count = torch.bincount(index)
 
         def left(m):
             """Of each concept in `seen`, the mean over its sentences."""
-            cross = self.plain.before + self.plain.before @ m
-            found = survival(contrasts, self.plain.before, cross, weights)
+            before, cross = (self.plain.start, self.plain.apart) if earlier else (self.plain.before, self.plain.before)
+            found = survival(contrasts, before, cross + cross @ m, weights)
             return torch.zeros(len(seen), dtype=torch.float64).index_add(0, index, found) / count
 
         def multiplier(shares):
@@ -189,7 +191,7 @@ class Study:
         shares = torch.zeros(len(seen), dtype=torch.float64)
         plain, _ = multiplier(shares)
         for _ in range(PUSHES):
-            shares = (shares + left(multiplier(shares)[0]) - LEFT).clamp(0, most)
+            shares = (shares + left(multiplier(shares)[0]) - (COMES_BACK if earlier else LEFT)).clamp(0, most)
         whole, everyone = multiplier(shares)
         moved = lambda part: self.plain.shared(plain + part * (whole - plain)).drift(self.stats.keep)
         part, limit = 1.0, ""
@@ -201,6 +203,9 @@ class Study:
                 max(0.0, (-linear + max(0.0, linear**2 - 4 * square * (zero - drift**2)) ** 0.5) / (2 * square)) if zero < drift**2 else 0.0
             )
         notes, found = [], left(plain + part * (whole - plain)).tolist()
+        if earlier:
+            spent = self.plain.shared(torch.zeros_like(plain)).drift(self.stats.keep)
+            notes.append(f"Earlier patches on this model have moved kept prompts by {spent:.1%}; that counts against 'drift'.")
         if float(part * shares.max()) >= 0.005:
             least, top = (f"{part * float(x):.0%}" for x in (shares.min(), shares.max()))
             notes.append(f"Concepts are pushed {f'{least} to ' * (least != top)}{top} past zero, for sentences not studied{limit}.")

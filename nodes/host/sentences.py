@@ -48,6 +48,7 @@ KEPT = ("{concept}", "a photo of a {concept}", "the {concept} in the garden")  #
 _DATA = Path(__file__).parents[1] / "data"
 PACKED = 60  # words of the general prior that are encoded in one prompt
 CHECKED_CONCEPTS = 500  # at most so many concepts are looked at in sentences not studied, evenly chosen
+CHECKED_TWICE = 24  # up to so many concepts in two such sentences, more in one; of twelve, one was measured to give the same pictures
 
 
 @cache
@@ -124,7 +125,7 @@ def plan(clip, concept_set, templates=None, prior=True, expand=False, check=True
         (i, located(template, concept.name), located(template, concept.superclass))
         for i, concept in enumerate(some)
         if i in chosen
-        for template in (prompts.grammar(t, concept.name) for t in CHECKED[concept.kind])
+        for template in (prompts.grammar(t, concept.name) for t in CHECKED[concept.kind][: 2 if len(some) <= CHECKED_TWICE else 1])
     ]
     spoken = mentioned([n for concept in concept_set.concepts for n in concept.names])
     listed = [located(prompts.grammar(t, k), k) for k in concept_set.keep for t in templates or KEPT]

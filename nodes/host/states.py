@@ -12,6 +12,7 @@ import contextlib
 import hashlib
 import json
 import sys
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -21,21 +22,23 @@ from ..errors import UnlearnError
 from . import abridged, files, prompts
 
 LIMIT = 512 * 2**20  # bytes on disk, all text encoders together
-PAD_SAMPLES = 6  # of the padding behind a concept
-KEPT_PAD_SAMPLES = 3  # of the padding behind a kept sentence
+PAD_SAMPLES = 4  # of the padding behind a concept; six were measured to be no better
+KEPT_PAD_SAMPLES = 3  # of these, behind a kept sentence
 LONGEST = 4096  # tokens of a prompt, of any text encoder
 WAIT = 5  # seconds for another process' lock, then nothing is kept
 PROBES = ("a photo of a cat", "an oil painting of two ships at night, by a famous artist, highly detailed")
 
 
+@cache
 def pads(end, length, n=PAD_SAMPLES):
-    """Positions of n samples of the padding behind the end token at `end`, evenly spread."""
-    return torch.linspace(end + 1, length - 1, n).long().unique().tolist() if end + 1 < length else []
+    """Positions of n of PAD_SAMPLES samples of the padding behind the end token at `end`, evenly spread."""
+    every = torch.linspace(end + 1, length - 1, PAD_SAMPLES).long().unique() if end + 1 < length else torch.zeros(0).long()
+    return tuple(every[torch.linspace(0, len(every) - 1, min(n, len(every))).long()].tolist())
 
 
 def kept_positions(end, length):
     """Every position whose state is kept on disk."""
-    return [*range(end + 1), *sorted({*pads(end, length), *pads(end, length, KEPT_PAD_SAMPLES)})]
+    return [*range(end + 1), *pads(end, length)]
 
 
 def default_folder():
@@ -49,8 +52,9 @@ def default_folder():
 
 
 def fingerprint(probes):
-    """Hex digest of what a text encoder says of PROBES, rounded to three figures behind the point: the name of its folder."""
-    h = hashlib.blake2b(digest_size=12)
+    """Hex digest of what a text encoder says of PROBES, rounded to three figures behind the point, and of which positions are kept: the
+    name of its folder."""
+    h = hashlib.blake2b(repr(kept_positions(1, 77)).encode(), digest_size=12)
     for text in PROBES:
         h.update((probes[text].double() * 1000).round().to(torch.int32).numpy().tobytes())
     return h.hexdigest()

@@ -8,16 +8,18 @@ import torch
 
 from ..errors import UnlearnError
 from ..types import Fingerprint
+from .adapters import Edit
 
 SAMPLES = 64
 BESIDE = "unlearn_beside"  # of the attachment with the edits that run beside the layers (bypass.py)
 
 
-def read(model, key, patched=True, device=None):
+def read(model, key, patched=True, device=None, edited=True):
     """Weight `key` of a MODEL as a new float32 tensor [d_out, d_in] on `device` (default CPU).
 
     Starts from the patcher's backup where one exists, for the module may hold a sibling clone's patched weight; `patched` adds
-    this model's own patches (LoRAs and the like, and edits that run beside the layers). Raises UnlearnError on NaN or infinite entries.
+    this model's own patches (LoRAs and the like, and edits that run beside the layers); not `edited`: without those of this pack. Raises
+    UnlearnError on NaN or infinite entries.
     """
     weight, _, convert = comfy.model_patcher.get_key_weight(model.model, key)
     backup = model.backup.get(key) or model.hook_backup.get(key)  # in this order: hook_backup may be patched already
@@ -28,9 +30,9 @@ def read(model, key, patched=True, device=None):
     weight = comfy.model_management.cast_to_device(weight, torch.device(device or "cpu"), torch.float32, copy=True)
     if convert is not None:
         weight = convert(weight, inplace=True)  # dequantises
-    if patched and key in model.patches:
-        weight = comfy.lora.calculate_weight(model.patches[key], weight, key)
-    for edit, strength in beside(model).get(key, ()) if patched else ():
+    if patches := [p for p in model.patches.get(key, ()) if edited or not isinstance(p[1], Edit)] if patched else []:
+        weight = comfy.lora.calculate_weight(patches, weight, key)
+    for edit, strength in beside(model).get(key, ()) if patched and edited else ():
         weight += edit.change(weight, strength)
     return _checked(weight, key)
 

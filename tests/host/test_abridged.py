@@ -57,7 +57,7 @@ def near(clip, read, whole):
 def test_states_are_exact_up_to_the_end_token_and_near_behind_it(loaded):
     clip = loaded[1]
     reader = abridged.reader(clip, states.kept_positions, prompts.encode(clip, states.PROBES))
-    assert near(clip, reader.encode(located(clip)), prompts.encode(clip, TEXTS)) < 0.12
+    assert near(clip, reader.encode(located(clip)), prompts.encode(clip, TEXTS)) < abridged.NEAR
 
 
 def test_two_encoders_and_the_last_layer_but_one():

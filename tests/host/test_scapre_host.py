@@ -324,6 +324,28 @@ def test_what_may_come_back_is_named(loaded, kept_list):
     assert "may come back" not in solve(loaded, kept_list, overshoot=5.0, drift=1.0)[2]
 
 
+def test_what_earlier_patches_moved_counts_against_drift(loaded, kept_list):
+    """The second of two edits reads what the first has left, and is pushed only as far as both together may go."""
+    model, clip = loaded[:2]
+    first = solve(loaded, kept_list, overshoot=5.0, drift=1.0)[0]
+    patched = patching.apply(model, first)[0]
+    assert torch.equal(weights.read(patched, first.edits[0][0], edited=False), weights.read(model, first.edits[0][0]))
+    assert not torch.equal(weights.read(patched, first.edits[0][0]), weights.read(model, first.edits[0][0]))
+
+    def found(on, **settings):
+        patch, _, words = solve((on, clip), text.parse("house -> building", "\n".join(kept_list.keep)), **settings)
+        share = re.search(r"pushed (?:\d+% to )?(\d+)% past zero", words)
+        return patch, float(share[1]) if share else 0.0, re.search(r"have moved kept prompts by ([\d.]+)%", words)
+
+    alone, share, told = found(model, overshoot=5.0, drift=1.0)
+    assert share > 0 and told is None
+    later, less, told = found(patched, overshoot=5.0, drift=1.0)
+    assert less < share and float(told[1]) > 0  # until little is left, not until less than nothing is
+    spent, none, _ = found(patched, overshoot=5.0, drift=float(told[1]) / 100)
+    plain = found(patched, overshoot=0.0)[0]
+    assert none == 0 and all(torch.equal(change_of(a), change_of(b)) for (_, a), (_, b) in zip(spent.edits, plain.edits, strict=True))
+
+
 def test_unknown_variants_and_settings_are_named(loaded):
     with pytest.raises(UnlearnError, match="no variant 'best'"):
         solve(loaded, CONCEPTS, variant="best")
