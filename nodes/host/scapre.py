@@ -165,8 +165,8 @@ class Study:
 
     def pushed(self, make, tokens, most, drift, bar=None):
         """(shares [m] float64, notes): how far past zero to push each concept, 0 to `most`, until LEFT of it is left in sentences that were
-        not studied, while what is kept moves by `drift` at most (relative RMS). On a model that has earlier patches of this pack on it until
-        COMES_BACK is left, and drift and what is left count from before them: edits that come one by one have moved more than one of all.
+        not studied, while what is kept moves by `drift` at most (relative RMS). On a model with earlier patches of this pack on it, until
+        COMES_BACK is left, and drift and what is left count from before them: edits made one by one move more than one for all.
 
         Such a sentence holds more of a concept than the studied ones have in common, so an edit that ends at zero leaves some of it: of
         one concept alone less than of a style or a name in two words, of many, whose edits help each other, hardly any. The part of a
