@@ -1,9 +1,10 @@
 """`dev.py bench peers`: every method on the same protocols, prompts, seeds and judge, ours among them.
 
 Per protocol and method: forgot (share of forgotten labels still drawn), kept (that of kept labels over the unedited model's), overall
-(harmonic mean of 1 - forgot and kept), frechet (distance of the judge's features of kept pictures to the unedited model's), seconds and
-peak memory in MB of the erase with nothing cached, and bytes of what has to be kept. On `forget 4` also whether a forgotten object comes
-back by textual inversion or by RECE's embedding. Results are written after every measurement and taken up again from there.
+(harmonic mean of 1 - forgot and kept), frechet (distance of the judge's features of kept pictures to the unedited model's), processor
+seconds (which hardly grow when another program runs beside) and peak memory in MB of the erase with nothing cached, and bytes of what
+has to be kept. On `forget 4` also whether a forgotten object comes back by textual inversion or by RECE's embedding. Results are written
+after every measurement and taken up again from there.
 """
 
 import argparse
@@ -29,7 +30,14 @@ BASE = Path(os.environ.get("UNLEARN_BASE", ".host/base"))
 RESULTS = Path(__file__).parents[1] / "results" / "peers.json"
 ATTACKED = "forget 4"
 SETTINGS = ("pictures", "steps", "seed", "inversion_steps", "attack_pictures")
-COLUMNS = {"forgot": "forgot", "kept": "kept", "overall": "overall", "frechet": "Frechet", "seconds": "seconds", "memory": "MB peak"}
+COLUMNS = {
+    "forgot": "forgot",
+    "kept": "kept",
+    "overall": "overall",
+    "frechet": "Frechet",
+    "cpu_seconds": "processor s",
+    "memory": "MB peak",
+}
 COLUMNS |= {"bytes": "MB kept", "inversion": "inversion", "rece": "RECE"}
 
 
@@ -110,7 +118,7 @@ def cell(column, value):
     """A figure as text, with its interval where it has one."""
     if value is None:
         return ""
-    if column in ("seconds", "memory", "bytes"):
+    if column in ("cpu_seconds", "memory", "bytes"):
         return f"{value / 2**20:.2f}" if column == "bytes" else f"{value:.1f}"
     return ("{:.0f} ({:.0f} to {:.0f})" if column == "frechet" else "{:.2f} ({:.2f} to {:.2f})").format(*value)
 

@@ -11,7 +11,7 @@ import numpy as np
 import psutil
 
 RESAMPLES = 1000
-LOWER = ("forgot", "frechet", "seconds", "memory", "bytes", "inversion", "rece")  # columns in which less is better
+LOWER = ("forgot", "frechet", "cpu_seconds", "memory", "bytes", "inversion", "rece")  # columns in which less is better
 HIGHER = ("kept", "overall")
 
 

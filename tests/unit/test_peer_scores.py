@@ -101,18 +101,18 @@ def test_best_or_tied():
 
 
 def test_last_is_worse_than_every_other_beyond_the_intervals():
-    ours = row(0.5, 0.4, 0.6, seconds=3.0, bytes=10, forgot=(0.4, 0.3, 0.5))
+    ours = row(0.5, 0.4, 0.6, cpu_seconds=3.0, bytes=10, forgot=(0.4, 0.3, 0.5))
     table = {
         "p": {
             "ours": ours,
-            "a": row(0.8, 0.7, 0.9, seconds=2.0, bytes=10, forgot=(0.1, 0.0, 0.2)),
-            "b": row(0.8, 0.59, 0.9, seconds=1.0, bytes=0, forgot=(0.1, 0.0, 0.2)),
+            "a": row(0.8, 0.7, 0.9, cpu_seconds=2.0, bytes=10, forgot=(0.1, 0.0, 0.2)),
+            "b": row(0.8, 0.59, 0.9, cpu_seconds=1.0, bytes=0, forgot=(0.1, 0.0, 0.2)),
             "c": {"error": "no"},
         },
         "alone": {"ours": ours, "c": {"error": "no"}},
         "failed": {"ours": {"error": "no"}, "a": row(0.8, 0.7, 0.9)},
     }
-    assert scores.last(table) == [("p", "forgot"), ("p", "seconds")]
+    assert scores.last(table) == [("p", "forgot"), ("p", "cpu_seconds")]
 
 
 def test_the_meter_sees_time_and_memory():
@@ -188,7 +188,7 @@ def test_results_are_taken_up_and_a_failure_is_told(tmp_path, monkeypatch):
         asked.append(name)
         if name == "bad":
             raise ValueError("it needs a GPU.")
-        return {**row(0.5, 0.4, 0.6, seconds=1.0, bytes=2**20), "name": name.upper()}
+        return {**row(0.5, 0.4, 0.6, cpu_seconds=1.0, bytes=2**20), "name": name.upper()}
 
     monkeypatch.setattr(__main__, "measure", measure)
     settings = {"pictures": 1, "steps": 1}
