@@ -399,12 +399,12 @@ def test_rounds_leave_less_to_revive(loaded, kept_list):
     assert len(back) == 3 and back[2] < back[0]
 
 
-def test_auto_protect_raises_the_worst(loaded, kept_list):
-    forecast = pack.module("nodes.host.forecast")
-    worst = []
-    for protect in (0.0, 0.99):
-        patch = solve(loaded, kept_list, protect=protect, preserve=0.01, size=64)[0]
-        hits = forecast.of_patch(loaded[0], loaded[1], patch, ["fox", "ice cream"], kept_list.keep, glance=True, size=64)
+def test_auto_protect_raises_the_worst(loaded):
+    forecast, worst = pack.module("nodes.host.forecast"), []
+    concepts = text.parse("fox -> animal\nhouse -> building", "cat\nchurch\nblue house")  # the last loses a quarter of what it says
+    for protect in (0.0, 0.9):
+        patch = solve(loaded, concepts, protect=protect, preserve=0.01, size=64)[0]
+        hits = forecast.of_patch(loaded[0], loaded[1], patch, ["fox", "house"], concepts.keep, glance=True, size=64)
         worst.append(min(h.survival for h in hits if h.asked))
     assert worst[1] > worst[0]
 
