@@ -66,8 +66,9 @@ def solve(
     channels = variants.Channels(stats, estimator) if settings.get("informax") else None
 
     plain = forecast.Moments()
+    earlier = any(weights.edited(model, layer.key) for layer in layers)  # a pruned feed-forward layer elsewhere does not count
     for layer in layers:
-        plain.plain(weights.read(model, layer.key), weights.read(model, layer.key, edited=False) if patching.manifest(model) else None)
+        plain.plain(weights.read(model, layer.key), weights.read(model, layer.key, edited=False) if earlier else None)
         bar.step()
     study = Study(clip, plan, states.fetch, stats, plain, concepts.keep)
     make = lambda s: variants.change(variant, clip, plan, states.fetch, s, settings, channels, hard_keep)

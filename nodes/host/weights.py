@@ -30,11 +30,17 @@ def read(model, key, patched=True, device=None, edited=True):
     weight = comfy.model_management.cast_to_device(weight, torch.device(device or "cpu"), torch.float32, copy=True)
     if convert is not None:
         weight = convert(weight, inplace=True)  # dequantises
-    if patches := [p for p in model.patches.get(key, ()) if edited or not isinstance(p[1], Edit)] if patched else []:
+    patches = [p for p in model.patches.get(key, ()) if edited or not isinstance(p[1], Edit)] if patched else []
+    if patches:
         weight = comfy.lora.calculate_weight(patches, weight, key)
     for edit, strength in beside(model).get(key, ()) if patched and edited else ():
         weight += edit.change(weight, strength)
     return _checked(weight, key)
+
+
+def edited(model, key):
+    """Whether a patch of this pack is on weight `key` of a MODEL, in it or beside its layer."""
+    return key in beside(model) or any(isinstance(p[1], Edit) for p in model.patches.get(key, ()))
 
 
 def beside(model):

@@ -339,6 +339,11 @@ def test_what_earlier_patches_moved_counts_against_drift(loaded, kept_list):
 
     alone, share, told = found(model, overshoot=5.0, drift=1.0)
     assert share > 0 and told is None
+    other = next(k for k in model.model.state_dict() if k.endswith("ff.net.2.weight"))
+    rows, columns = model.model.state_dict()[other].shape
+    prune = pack.module("nodes.host.adapters").Prune.of(torch.zeros(columns, dtype=torch.bool), rows, columns, "column")
+    pruned = patching.apply(model, types.UnlearnPatch(((other, prune),), weights.fingerprint(model, [other]), first.provenance))[0]
+    assert found(pruned, overshoot=5.0, drift=1.0)[1:] == (share, None)  # a patch of other layers has moved no key and no value
     later, less, told = found(patched, overshoot=5.0, drift=1.0)
     assert less < share and float(told[1]) > 0  # until little is left, not until less than nothing is
     spent, none, _ = found(patched, overshoot=5.0, drift=float(told[1]) / 100)
