@@ -96,7 +96,7 @@ def study(clip, fetch, names):
     read = fetch([neutral, *(said for _, _, said, _ in pairs.values())])
     out = {}
     for name, pair in pairs.items():
-        x, _, w, _, _ = statistics.contrast([pair], read, "all", "difference", 1.0)
+        x, _, w, *_ = statistics.contrast([pair], read, "all", "difference", 1.0)
         out[name] = x, w
     return out
 

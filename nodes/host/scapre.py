@@ -19,7 +19,7 @@ DEFAULTS = variants.DEFAULTS["anchored"]
 EXTRAS = {"hard_keep": 0.0, "rounds": 0, "expand": False, "protect": 0.0}
 ESTIMATORS = ("graded", "printed", "shuffled")
 REVIVAL = 1e-2  # lambda of the search for reviving embeddings, in units of the mean squared key and value of one state entry
-LEFT = -0.3  # of a concept in two sentences not studied: each is pushed past zero until this is left; at -0.1 a fox came back (README)
+LEFT = -0.3  # of what a concept adds to the end token of two sentences not studied: each is pushed past zero until this is left (README)
 PUSHES = 8  # steps of the search for the shares by which concepts are pushed
 COMES_BACK = 0.05  # where so much is left in sentences that were not studied, a fox was still drawn
 PROTECTION = 0.5  # weight of what auto-protect adds, beside everything else kept
@@ -72,7 +72,7 @@ def solve(
         bar.step()
     study = Study(clip, plan, states.fetch, stats, plain, concepts.keep)
     make = lambda s: variants.change(variant, clip, plan, states.fetch, s, settings, channels, hard_keep)
-    shares, told = study.pushed(make, tokens, settings["overshoot"], settings["drift"], bar) if pushing else (None, [])
+    shares, told = study.pushed(make, settings["overshoot"], settings["drift"], bar) if pushing else (None, [])
 
     def glance(change, hits):
         """The hits of a change as the model without and with it sees them."""
@@ -164,7 +164,7 @@ class Study:
         """The forecast's Hits, worst first."""
         return forecast.look(self.clip, self.fetch, self.keep, self.stats.words, self.stats.word_states, moments, self.known)
 
-    def pushed(self, make, tokens, most, drift, bar=None):
+    def pushed(self, make, most, drift, bar=None):
         """(shares [m] float64, notes): how far past zero to push each concept, 0 to `most`, until LEFT of it is left in sentences that were
         not studied, while what is kept moves by `drift` at most (relative RMS). On a model with earlier patches of this pack on it, until
         COMES_BACK is left, and drift and what is left count from before them: edits made one by one move more than one for all.
@@ -173,7 +173,7 @@ class Study:
         one concept alone less than of a style or a name in two words, of many, whose edits help each other, hardly any. The part of a
         sentence's difference that the edit leaves in keys and values falls linearly as the share rises.
         """
-        owner, contrasts, weights = statistics.in_new_sentences(self.plan, self.fetch, tokens, bar)
+        owner, contrasts = statistics.in_new_sentences(self.plan, self.fetch, bar)
         response, names = make(self.stats).response, self.stats.names
         earlier = self.plain.start is not None
         seen, index = owner.unique(return_inverse=True)  # with very many concepts only some are looked at
@@ -182,7 +182,7 @@ class Study:
         def left(m):
             """Of each concept in `seen`, the mean over its sentences."""
             before, cross = (self.plain.start, self.plain.apart) if earlier else (self.plain.before, self.plain.before)
-            found = survival(contrasts, before, cross + cross @ m, weights)
+            found = survival(contrasts, before, cross + cross @ m)
             return torch.zeros(len(seen), dtype=torch.float64).index_add(0, index, found) / count
 
         def multiplier(shares):

@@ -5,6 +5,7 @@ word in the concept's place, averaged over several sentences; it holds what the 
 Everything is summed up concept by concept, so that ten thousand concepts need no more memory than ten.
 """
 
+import itertools
 from dataclasses import dataclass, replace
 from itertools import groupby
 
@@ -17,6 +18,7 @@ from . import prompts, sentences, states
 BLOCK = 32  # concepts, or prompts to keep, whose states are in memory at a time
 SAMPLED = 48  # concepts whose states Informax weights are estimated from
 ROWS = 4096  # rows of concepts kept one by one
+NEUTRAL_WEIGHT = 1.0  # of the neutral sentences, beside everything kept, themselves among it; measured: without, superclasses were lost
 WORDS_WEIGHT = 0.1  # of the words' second moment beside that of everything else kept; measured: at 1 forgotten things came back
 
 
@@ -25,10 +27,11 @@ class Statistics:
     """float64 moments over token states of width d, all divided by the RMS entry of the kept states (`scale`).
 
     erase, move [d, d]: S = sum omega x x^T and T = sum omega (y - x) x^T of rows x whose output should become that of y; each
-    concept's omega sum to its weight. keep [d, d]: mean of k k^T over kept states, and that over the prior's words. listed [d, d]:
+    concept's omega sum to its weight. keep [d, d]: mean of k k^T over kept states, that over the neutral sentences, and that over the
+    prior's words. listed [d, d]:
     the mean over the keep list and the empty prompt alone. concepts [d, m]: one mean row per concept; names: the m concepts.
-    rows [n, d], rows_weight [n]: the x and omega one by one where there are at most ROWS, else `concepts`; owner [n] int64: the concept
-    of each row of the former, else None.
+    rows [n, d], rows_weight [n]: the x and omega one by one where there are at most ROWS, else `concepts`; ends [n] int64: the concept
+    of each row of the former that is of the end token, -1 for others, else None.
     positives: per sampled concept float32 [n_k, d] states of it; neutral, lookalikes float32 [n, d]: of what stands in for them, and of
     the keep list. words, word_states [n, d]: the prior's words that are not to be forgotten, and what the text encoder says of them.
     """
@@ -41,7 +44,7 @@ class Statistics:
     names: tuple[str, ...]
     rows: torch.Tensor
     rows_weight: torch.Tensor
-    owner: torch.Tensor | None
+    ends: torch.Tensor | None
     positives: tuple[torch.Tensor, ...]
     neutral: torch.Tensor
     lookalikes: torch.Tensor
@@ -50,11 +53,12 @@ class Statistics:
     scale: float
 
     def overshot(self, shares):
-        """The same with what is erased pushed past zero by these shares of itself, [m] float64, one to a concept; where rows are not kept
-        one by one by their mean."""
-        if self.owner is None or not self.rows_weight.numel():
+        """The same with what concepts add to the end token pushed past zero by these shares of itself, [m] float64, one to a concept; where
+        rows are not kept one by one all that is erased, by their mean."""
+        if self.ends is None or not self.rows_weight.numel():
             return replace(self, move=(1 + float(shares.mean())) * self.move)
-        return replace(self, move=self.move - scapre.gram(self.rows, self.rows_weight * shares[self.owner]))
+        end = self.ends >= 0
+        return replace(self, move=self.move - scapre.gram(self.rows[end], self.rows_weight[end] * shares[self.ends[end]]))
 
     def protecting(self, states, weight=1.0):
         """The same with states [n, d] (already divided by `scale`) kept as well, as heavy as `weight` times all the rest."""
@@ -70,7 +74,7 @@ def _rows(concept, neutral, c, n, tokens):
     """Rows (role, c state, n state, weight) of one sentence pair: `concept` and `neutral` are Prompts, c and n their states [77, d].
 
     Roles: each of the concept's own tokens, counted from the last; the words behind it together; the end token; samples of the
-    padding, together as heavy as one token. Causal attention leaves what stands before the concept as it was.
+    padding together, as heavy as one token (one by one they were measured to take superclasses along). Causal attention leaves what stands before the concept as it was.
     """
     length, shift = len(c), neutral.last - concept.last
     stand_in = max(neutral.last, neutral.first)  # with nothing in the concept's place: what comes next
@@ -79,7 +83,7 @@ def _rows(concept, neutral, c, n, tokens):
     rows += [("word", p, p + shift, 1.0 / (concept.end - concept.last - 1)) for p in range(concept.last + 1, concept.end)]
     rows.append(("end", concept.end, concept.end + shift, 1.0))
     pads = list(zip(states.pads(concept.end, length), states.pads(neutral.end, length), strict=False))
-    rows += [(("pad", j), p, q, 1.0 / len(pads)) for j, (p, q) in enumerate(pads)]
+    rows += [("pad", p, q, 1.0 / len(pads)) for p, q in pads]
     return [(role, c[p], n[min(q, length - 1)], weight) for role, p, q, weight in rows]
 
 
@@ -92,31 +96,31 @@ def measure(plan, fetch, tokens="all", target="difference", progress=None):
     """
     if isinstance(given := fetch, dict):
         fetch = lambda wanted, progress=None: given
-    keep, listed, lookalikes = _kept(plan, fetch, progress)
+    keep, listed, neutrals, lookalikes = _kept(plan, fetch, progress)
     words, word_states = _words(plan.packed, plan.forgotten, fetch, progress)
     scale = float((keep.diagonal().mean()) ** 0.5)
-    keep, listed, word_states = keep / scale**2, listed / scale**2, word_states / scale
+    keep, listed, word_states = (keep + NEUTRAL_WEIGHT * neutrals) / scale**2, listed / scale**2, word_states / scale
     if len(words):
         keep = keep + WORDS_WEIGHT * scapre.gram(word_states) / len(words)
     d = len(keep)
     erase, move = torch.zeros(d, d, dtype=torch.float64), torch.zeros(d, d, dtype=torch.float64)
     mean = torch.zeros(d, len(plan.names), dtype=torch.float64)
     sampled = set(torch.linspace(0, len(plan.names) - 1, min(SAMPLED, len(plan.names))).long().tolist())
-    kept_rows, kept_weights, owner, positives, neutral, one_by_one = [], [], [], [], [], True
+    kept_rows, kept_weights, ends, positives, neutral, one_by_one = [], [], [], [], [], True
     for _, block in groupby(enumerate(_by_concept(plan.pairs)), lambda x: x[0] // BLOCK):
         block = [pairs for _, pairs in block]
         read = fetch([p for pairs in block for _, _, *pair in pairs for p in pair], progress)
         found = []
         for pairs in block:
             i = pairs[0][0]
-            x, y, weights, c, n = contrast(pairs, read, tokens, target, scale)
+            x, y, weights, c, n, end = contrast(pairs, read, tokens, target, scale)
             if float(x.square().mean() if target == "difference" else (x - y).square().mean()) < 1e-10:
                 raise UnlearnError(
                     f"'{plan.names[i]}' and what it should turn into are the same to the text encoder; write something wider behind '->'."
                 )
             found.append((x, y, weights))
             mean[:, i] = (x * weights[:, None]).sum(0) / weights.sum()
-            owner.extend([i] * len(x))
+            ends += [i if is_end else -1 for is_end in end]
             if i in sampled:
                 positives.append(c), neutral.append(n)
         x, y, weights = (torch.cat(part) for part in zip(*found, strict=True))
@@ -139,7 +143,7 @@ def measure(plan, fetch, tokens="all", target="difference", progress=None):
         names=plan.names,
         rows=torch.cat(kept_rows),
         rows_weight=torch.cat(kept_weights),
-        owner=torch.tensor(owner) if one_by_one and target == "difference" else None,
+        ends=torch.tensor(ends) if one_by_one and target == "difference" else None,
         positives=tuple(positives),
         neutral=torch.cat(neutral),
         lookalikes=(lookalikes / scale).float(),
@@ -149,19 +153,16 @@ def measure(plan, fetch, tokens="all", target="difference", progress=None):
     )
 
 
-def in_new_sentences(plan, fetch, tokens="all", progress=None):
-    """What concepts add to the sentences of `plan.checked`, which are not studied: (concept index [s], contrasts [s, k, d], weights
-    [s, k]), float64, as kernels/forecast.survival reads them; where a sentence has fewer than k states the rest weigh nothing."""
-    owner, contrasts, weights = [], [], []
+def in_new_sentences(plan, fetch, progress=None):
+    """What concepts add to the end token of the sentences of `plan.checked`, which are not studied: (concept index [s], contrasts [s, d]
+    float64)."""
+    owner, contrasts = [], []
     for start in range(0, len(plan.checked), BLOCK):
         block = plan.checked[start : start + BLOCK]
         read = fetch([p for _, *pair in block for p in pair], progress)
         for i, a, b in block:
-            _, c, n, w = zip(*_rows(a, b, read[a.text], read[b.text], tokens), strict=True)
-            owner.append(i), contrasts.append((torch.stack(c) - torch.stack(n)).double())
-            weights.append(torch.tensor(w, dtype=torch.float64))
-    padded = lambda parts: torch.nn.utils.rnn.pad_sequence(parts, batch_first=True)
-    return torch.tensor(owner), padded(contrasts), padded(weights)
+            owner.append(i), contrasts.append((read[a.text][a.end] - read[b.text][b.end]).double())
+    return torch.tensor(owner), torch.stack(contrasts)
 
 
 def _by_concept(pairs):
@@ -169,7 +170,8 @@ def _by_concept(pairs):
 
 
 def contrast(pairs, read, tokens, target, scale):
-    """(x, y [n, d], weights [n] float64, concept states, neutral states [k, d] float32) of one concept's sentence pairs."""
+    """(x, y [n, d], weights [n] float64, concept states, neutral states [k, d] float32, whether each of n is of the end token) of one
+    concept's sentence pairs."""
     found = []  # (what is averaged over sentences, c state, n state, weight)
     for _, share, a, b in pairs:
         rows = _rows(a, b, read[a.text], read[b.text], tokens)
@@ -179,8 +181,8 @@ def contrast(pairs, read, tokens, target, scale):
     c, n, weights = torch.stack(c).double() / scale, torch.stack(n).double() / scale, torch.tensor(weights, dtype=torch.float64)
     if target == "difference":
         x, weights = _averaged(c - n, weights, group)
-        return x, torch.zeros_like(x), weights, c.float(), n.float()
-    return c, n, weights, c.float(), n.float()
+        return x, torch.zeros_like(x), weights, c.float(), n.float(), [role == "end" for _, role in dict.fromkeys(group)]
+    return c, n, weights, c.float(), n.float(), [role == "end" for _, role in group]
 
 
 def _averaged(rows, weights, group):
@@ -198,20 +200,22 @@ def kept_states(prompt, state):
 
 
 def _kept(plan, fetch, progress):
-    """Second moments [d, d] of all kept states and of those of the keep list with the empty prompt, and the latter's own words [n, d]."""
-    listed, total, count, own = {p.text for p in (*plan.listed, *plan.kept[:1])}, {}, {}, []
+    """Second moments [d, d] of all kept states, of those of the keep list with the empty prompt, and of the neutral sentences; and the
+    keep list's own words [n, d]."""
+    groups, total, count, own = ({p.text for p in (*plan.listed, *plan.kept[:1])}, {n.text for *_, n in plan.pairs}), {}, {}, []
     names = {p.text: p for p in plan.listed}
     for start in range(0, len(plan.kept), 4 * BLOCK):
         block = plan.kept[start : start + 4 * BLOCK]
         read = fetch(block, progress)
-        for part in (True, False):
-            rows = [kept_states(p, read[p.text]) for p in block if (p.text in listed) is part]
+        for part in itertools.product((True, False), repeat=2):
+            rows = [kept_states(p, read[p.text]) for p in block if tuple(p.text in group for group in groups) == part]
             if rows:
                 rows = torch.cat(rows).double()
                 total[part], count[part] = total.get(part, 0) + rows.T @ rows, count.get(part, 0) + len(rows)
         own += [read[t][[*range(names[t].first, names[t].last + 1), names[t].end]] for t in (p.text for p in block) if t in names]
-    everything = sum(total.values()) / sum(count.values())
-    return everything, total[True] / count[True], torch.cat(own) if own else torch.zeros(0, len(everything))
+    mean = lambda *parts: sum(total[p] for p in parts) / sum(count[p] for p in parts)
+    everything, *moments = mean(*total), *(mean(*(p for p in total if p[j])) for j in range(2))
+    return everything, *moments, torch.cat(own) if own else torch.zeros(0, len(everything))
 
 
 def _words(packed, forgotten, fetch, progress=None):
