@@ -31,7 +31,7 @@ class Statistics:
     prior's words. listed [d, d]:
     the mean over the keep list and the empty prompt alone. concepts [d, m]: one mean row per concept; names: the m concepts.
     rows [n, d], rows_weight [n]: the x and omega one by one where there are at most ROWS, else `concepts`; ends [n] int64: the concept
-    of each row of the former that is of the end token, -1 for others, else None.
+    of each row of the former that is of the end token, -1 for others, else None; erase_ends [d, d]: what these rows give to `erase`.
     positives: per sampled concept float32 [n_k, d] states of it; neutral, lookalikes float32 [n, d]: of what stands in for them, and of
     the keep list. words, word_states [n, d]: the prior's words that are not to be forgotten, and what the text encoder says of them.
     """
@@ -45,6 +45,7 @@ class Statistics:
     rows: torch.Tensor
     rows_weight: torch.Tensor
     ends: torch.Tensor | None
+    erase_ends: torch.Tensor
     positives: tuple[torch.Tensor, ...]
     neutral: torch.Tensor
     lookalikes: torch.Tensor
@@ -54,9 +55,9 @@ class Statistics:
 
     def overshot(self, shares):
         """The same with what concepts add to the end token pushed past zero by these shares of itself, [m] float64, one to a concept; where
-        rows are not kept one by one all that is erased, by their mean."""
+        rows are not kept one by one by their mean."""
         if self.ends is None or not self.rows_weight.numel():
-            return replace(self, move=(1 + float(shares.mean())) * self.move)
+            return replace(self, move=self.move - float(shares.mean()) * self.erase_ends)
         end = self.ends >= 0
         return replace(self, move=self.move - scapre.gram(self.rows[end], self.rows_weight[end] * shares[self.ends[end]]))
 
@@ -103,7 +104,7 @@ def measure(plan, fetch, tokens="all", target="difference", progress=None):
     if len(words):
         keep = keep + WORDS_WEIGHT * scapre.gram(word_states) / len(words)
     d = len(keep)
-    erase, move = torch.zeros(d, d, dtype=torch.float64), torch.zeros(d, d, dtype=torch.float64)
+    erase, erase_ends, move = (torch.zeros(d, d, dtype=torch.float64) for _ in range(3))
     mean = torch.zeros(d, len(plan.names), dtype=torch.float64)
     sampled = set(torch.linspace(0, len(plan.names) - 1, min(SAMPLED, len(plan.names))).long().tolist())
     kept_rows, kept_weights, ends, positives, neutral, one_by_one = [], [], [], [], [], True
@@ -120,12 +121,14 @@ def measure(plan, fetch, tokens="all", target="difference", progress=None):
                 )
             found.append((x, y, weights))
             mean[:, i] = (x * weights[:, None]).sum(0) / weights.sum()
-            ends += [i if is_end else -1 for is_end in end]
+            ends.append(torch.where(torch.tensor(end), i, -1))
             if i in sampled:
                 positives.append(c), neutral.append(n)
         x, y, weights = (torch.cat(part) for part in zip(*found, strict=True))
         own = scapre.gram(x, weights)
         erase += own
+        end = torch.cat(ends[-len(block) :]) >= 0
+        erase_ends += scapre.gram(x[end], weights[end])
         move += -own if target == "difference" else scapre.cross_gram(y, x, weights)  # what a concept adds is to become nothing
         kept_rows.append(x), kept_weights.append(weights)
         if sum(map(len, kept_rows)) > ROWS:
@@ -143,7 +146,8 @@ def measure(plan, fetch, tokens="all", target="difference", progress=None):
         names=plan.names,
         rows=torch.cat(kept_rows),
         rows_weight=torch.cat(kept_weights),
-        ends=torch.tensor(ends) if one_by_one and target == "difference" else None,
+        ends=torch.cat(ends) if one_by_one and target == "difference" else None,
+        erase_ends=erase_ends,
         positives=tuple(positives),
         neutral=torch.cat(neutral),
         lookalikes=(lookalikes / scale).float(),

@@ -79,8 +79,10 @@ def test_statistics_from_their_definition(loaded):
     rest = stats.erase - torch.outer(own, own) - torch.outer(end, end)  # of weight 3 a third each: own, end, padding
     assert torch.allclose(stats.move, -stats.erase)
     values = torch.linalg.eigvalsh(rest)
-    assert values[0] > -1e-6 * values[-1] and (values > 1e-6 * values[-1]).sum() <= PAD_SAMPLES
-    assert abs(float(torch.trace(stats.keep)) / 768 - 1) < 1e-9
+    assert values[0] > -1e-6 * values[-1] and (values > 1e-6 * values[-1]).sum() == 1  # the padding is one row
+    neutral = torch.cat([statistics.kept_states(n, states[n.text]) for n in {n.text: n for *_, n in plan.pairs}.values()]).double() / scale
+    own = statistics.NEUTRAL_WEIGHT * float(neutral.square().mean())
+    assert abs(float(torch.trace(stats.keep)) / 768 - 1 - own) < 1e-9
 
 
 def test_state_targets_keep_every_sentence(loaded):
