@@ -74,8 +74,9 @@ class Statistics:
 def _rows(concept, neutral, c, n, tokens):
     """Rows (role, c state, n state, weight) of one sentence pair: `concept` and `neutral` are Prompts, c and n their states [77, d].
 
-    Roles: each of the concept's own tokens, counted from the last; the words behind it together; the end token; samples of the
-    padding together, as heavy as one token (one by one they were measured to take superclasses along). Causal attention leaves what stands before the concept as it was.
+    Roles: each of the concept's own tokens, counted from the last; the words behind it together; the end token; samples of the padding
+    together, as heavy as one token (one by one they were measured to take superclasses along). Causal attention leaves what stands before
+    the concept as it was.
     """
     length, shift = len(c), neutral.last - concept.last
     stand_in = max(neutral.last, neutral.first)  # with nothing in the concept's place: what comes next
