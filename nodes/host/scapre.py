@@ -165,10 +165,10 @@ class Study:
         return forecast.look(self.clip, self.fetch, self.keep, self.stats.words, self.stats.word_states, moments, self.known)
 
     def pushed(self, make, most, drift, bar=None):
-        """(shares [m] float64, notes): how far past zero to push what each concept adds to the end token, 0 to `most`, until LEFT of that is
-        left in sentences that were not studied, while what is kept moves by `drift` at most (relative RMS). On a model with earlier patches of
-        this pack on it, until COMES_BACK is left, and drift and what is left count from before them: edits made one by one move more than
-        one for all.
+        """(shares [m] float64, notes): how far past zero to push what each concept adds to the end token, 0 to `most`, until LEFT
+        of that is left in sentences that were not studied, while what is kept moves by `drift` at most (relative RMS). On a
+        model with earlier patches of this pack on it, until COMES_BACK is left, and drift and what is left count from
+        before them: edits made one by one move more than one for all.
 
         Such a sentence holds more of a concept than the studied ones have in common, so an edit that ends at zero leaves some of it: of one
         concept alone less than of a style or a name in two words, of many, whose edits help each other, hardly any. The part of the end
