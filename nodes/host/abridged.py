@@ -1,4 +1,4 @@
-"""A text encoder that reads what texts have in common once, and skips most of the padding: some 15 positions for a prompt of five words,
+"""A text encoder that reads what texts have in common once, and skips most of the padding: 16 positions for a prompt of five words,
 not 77.
 
 The encoder is causal: a state is decided by what stands before it. So prompts that begin alike share the states of their beginnings: a
