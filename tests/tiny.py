@@ -10,12 +10,12 @@ UNET = {**shapes.SHARED, "model_channels": 32, "context_dim": 768, "num_heads": 
 UNET |= {"transformer_depth": [0, 1], "transformer_depth_output": [0, 0, 1, 1], "transformer_depth_middle": 1}
 
 
-def model():
-    """A MODEL of the SD1.5 kind with random weights, made in inference mode as the host makes them."""
+def model(**config):
+    """A MODEL of the SD1.5 kind with random weights, made in inference mode as the host makes them; `config` goes over UNET."""
     import comfy.model_patcher
     import comfy.supported_models
 
-    config = comfy.supported_models.SD15(dict(UNET))
+    config = comfy.supported_models.SD15({**UNET, **config})
     config.set_inference_dtype(torch.float32, None)
     made, g = config.get_model({}, ""), torch.Generator().manual_seed(0)
     with torch.inference_mode():
