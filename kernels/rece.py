@@ -16,7 +16,9 @@ def revive(after, cross, concepts, lam):
     Raises torch.linalg.LinAlgError when lam is not above 0 and the layers do not span the space.
     """
     system = after.double() + lam * torch.eye(len(after), dtype=torch.float64, device=after.device)
-    return torch.cholesky_solve(cross.double() @ concepts.double().T, torch.linalg.cholesky(system)).T
+    return torch.cholesky_solve(
+        cross.double() @ concepts.double().T, torch.linalg.cholesky(system)
+    ).T
 
 
 def revived(before, after, cross, concepts, lam):

@@ -31,7 +31,9 @@ def mask(positive, negative, power):
     for z in (True, False):
         for y in (True, False):
             joint = ((fired == z) & (target == y)[:, None]).double().mean(0) + JITTER
-            apart = ((fired == z).double().mean(0) + JITTER) * ((target == y).double().mean() + JITTER)
+            apart = ((fired == z).double().mean(0) + JITTER) * (
+                (target == y).double().mean() + JITTER
+            )
             mi += joint * (joint / apart).log()
     score = (mi - mi.mean()) / (mi.std() + JITTER)
     return torch.sigmoid(score / TEMPERATURE) ** power
@@ -42,9 +44,13 @@ def entropy(activations, bins=20):
     a = activations.double()
     low, high = a.amin(0), a.amax(0)
     where = ((a - low) / (high - low).clamp_min(1e-12) * bins).long().clamp(0, bins - 1)
-    counts = torch.zeros(bins, a.shape[1], dtype=torch.float64, device=a.device).scatter_add_(0, where, torch.ones_like(a))
+    counts = torch.zeros(bins, a.shape[1], dtype=torch.float64, device=a.device).scatter_add_(
+        0, where, torch.ones_like(a)
+    )
     p = counts / len(a)
-    return -(p * p.clamp_min(1e-30).log()).sum(0) / torch.log(torch.tensor(float(bins), dtype=torch.float64))
+    return -(p * p.clamp_min(1e-30).log()).sum(0) / torch.log(
+        torch.tensor(float(bins), dtype=torch.float64)
+    )
 
 
 def write_in(w0, masks, blocks, neutral):

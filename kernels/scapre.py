@@ -38,7 +38,9 @@ def gram(states, weights=None):
 def cross_gram(targets, states, weights=None):
     """T = sum_t omega_t (n_t - c_t) c_t^T, [d, d] float64, of targets n and states c [n, d]."""
     states, targets = states.double(), targets.double()
-    return (targets - states).T @ (states if weights is None else states * weights.double()[:, None])
+    return (targets - states).T @ (
+        states if weights is None else states * weights.double()[:, None]
+    )
 
 
 def spectral_trace(concepts):

@@ -16,7 +16,11 @@ def multiplier(erase, move, keep, lam=LAMBDA, scale=1.0, preserve=1.0):
 
     Raises torch.linalg.LinAlgError when lam is not above 0 and the moments do not span the space.
     """
-    g = scale * erase.double() + preserve * keep.double() + lam * torch.eye(len(erase), dtype=torch.float64, device=erase.device)
+    g = (
+        scale * erase.double()
+        + preserve * keep.double()
+        + lam * torch.eye(len(erase), dtype=torch.float64, device=erase.device)
+    )
     return torch.cholesky_solve(scale * move.double().T, torch.linalg.cholesky(g)).T
 
 

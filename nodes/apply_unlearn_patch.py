@@ -2,9 +2,9 @@
 
 from comfy_api.latest import io
 
-from .errors import UnlearnError, finite
-from .host import patching, progress
-from .types import Patch
+from ..unlearn.errors import UnlearnError, finite
+from ..unlearn.host import patching, progress
+from .sockets import Patch
 
 
 class ApplyUnlearnPatch(io.ComfyNode):
@@ -18,11 +18,17 @@ class ApplyUnlearnPatch(io.ComfyNode):
             "is not changed; Save Unlearned Checkpoint bakes the patches in, and so does Save Checkpoint where none runs beside its layer.",
             search_aliases=["erase", "remove", "unlearn", "forget", "censor", "concept"],
             inputs=[
-                io.Model.Input("model", tooltip="The model to patch; the same one the patches were made from, LoRAs included."),
+                io.Model.Input(
+                    "model",
+                    tooltip="The model to patch; the same one the patches were made from, LoRAs included.",
+                ),
                 io.Autogrow.Input(
                     "patches",
                     template=io.Autogrow.TemplatePrefix(
-                        Patch.Input("patch", tooltip="From an eraser such as ScaPre Solve, or Load Unlearn Patch; a new socket appears."),
+                        Patch.Input(
+                            "patch",
+                            tooltip="From an eraser such as ScaPre Solve, or Load Unlearn Patch; a new socket appears.",
+                        ),
                         prefix="patch",
                         min=1,
                         max=16,
@@ -55,9 +61,13 @@ class ApplyUnlearnPatch(io.ComfyNode):
                 ),
             ],
             outputs=[
-                io.Model.Output(display_name="model", tooltip="The patched model; connect to a sampler or to Save Checkpoint."),
+                io.Model.Output(
+                    display_name="model",
+                    tooltip="The patched model; connect to a sampler or to Save Checkpoint.",
+                ),
                 io.String.Output(
-                    "report", tooltip="What was applied and where, and a warning where the base model is not the patch's own."
+                    "report",
+                    tooltip="What was applied and where, and a warning where the base model is not the patch's own.",
                 ),
             ],
             hidden=[io.Hidden.unique_id, io.Hidden.extra_pnginfo],
@@ -68,11 +78,21 @@ class ApplyUnlearnPatch(io.ComfyNode):
         finite(strength=strength)
         stack = [p for p in patches.values() if p is not None]
         if not stack:
-            raise UnlearnError("The input 'patches' has nothing connected; connect the patch output of an eraser such as ScaPre Solve.")
+            raise UnlearnError(
+                "The input 'patches' has nothing connected; connect the patch output of an eraser such as ScaPre Solve."
+            )
         patch = sum(stack[1:], stack[0])
-        patched, warning = patching.apply(model, patch, strength, strict=mismatch == "error", quantised=quantised)
-        if isinstance(cls.hidden.extra_pnginfo, dict):  # ComfyUI's way to add to the metadata of files that later nodes save
-            cls.hidden.extra_pnginfo.setdefault("unlearn", {})[str(cls.hidden.unique_id)] = patching.manifest_as_json(patched)
-        report = patching.describe(patch, strength, patched) + (f"\nWARNING: {warning}" if warning else "")
+        patched, warning = patching.apply(
+            model, patch, strength, strict=mismatch == "error", quantised=quantised
+        )
+        if isinstance(
+            cls.hidden.extra_pnginfo, dict
+        ):  # ComfyUI's way to add to the metadata of files that later nodes save
+            cls.hidden.extra_pnginfo.setdefault("unlearn", {})[str(cls.hidden.unique_id)] = (
+                patching.manifest_as_json(patched)
+            )
+        report = patching.describe(patch, strength, patched) + (
+            f"\nWARNING: {warning}" if warning else ""
+        )
         progress.say(report, cls.hidden.unique_id)
         return io.NodeOutput(patched, report)

@@ -2,9 +2,10 @@
 
 from comfy_api.latest import io
 
-from .errors import finite
-from .host import forecast, progress, report
-from .types import Concepts, Patch
+from ..unlearn.analysis import charts, forecast
+from ..unlearn.errors import finite
+from ..unlearn.host import progress
+from .sockets import Concepts, Patch
 
 
 class CollateralForecast(io.ComfyNode):
@@ -18,12 +19,29 @@ class CollateralForecast(io.ComfyNode):
             "values, and from a glance of both models at noise. For patches of any method.",
             search_aliases=["forget", "erase", "unlearn", "damage", "side effects", "collateral"],
             inputs=[
-                io.Model.Input("model", tooltip="The model the patch is for, after any LoRA loaders. It is not changed."),
-                io.Clip.Input("clip", tooltip="The text encoder that goes with the model, from the same checkpoint loader."),
-                Patch.Input("patch", tooltip="The patch to look at, from ScaPre Solve or another eraser."),
-                Concepts.Input("concepts", optional=True, tooltip="What was to be forgotten (left out here) and kept (looked at first)."),
+                io.Model.Input(
+                    "model",
+                    tooltip="The model the patch is for, after any LoRA loaders. It is not changed.",
+                ),
+                io.Clip.Input(
+                    "clip",
+                    tooltip="The text encoder that goes with the model, from the same checkpoint loader.",
+                ),
+                Patch.Input(
+                    "patch", tooltip="The patch to look at, from ScaPre Solve or another eraser."
+                ),
+                Concepts.Input(
+                    "concepts",
+                    optional=True,
+                    tooltip="What was to be forgotten (left out here) and kept (looked at first).",
+                ),
                 io.Float.Input(
-                    "strength", default=1.0, min=-2.0, max=2.0, step=0.05, tooltip="The strength you will apply the patch at. Try 1 first."
+                    "strength",
+                    default=1.0,
+                    min=-2.0,
+                    max=2.0,
+                    step=0.05,
+                    tooltip="The strength you will apply the patch at. Try 1 first.",
                 ),
                 io.Boolean.Input(
                     "glance",
@@ -44,8 +62,13 @@ class CollateralForecast(io.ComfyNode):
                 ),
             ],
             outputs=[
-                io.Image.Output("report_image", tooltip="How much of what the words hit hardest say is left."),
-                io.String.Output("report", tooltip="The same in words. Put what matters to you on the keep list and solve again."),
+                io.Image.Output(
+                    "report_image", tooltip="How much of what the words hit hardest say is left."
+                ),
+                io.String.Output(
+                    "report",
+                    tooltip="The same in words. Put what matters to you on the keep list and solve again.",
+                ),
             ],
             hidden=[io.Hidden.unique_id],
         )
@@ -54,10 +77,19 @@ class CollateralForecast(io.ComfyNode):
     def execute(cls, model, clip, patch, strength, concepts=None, glance=True, size=0):
         finite(strength=strength)
         forgotten = (
-            [n for c in concepts.concepts for n in c.names] if concepts else [n for p in patch.provenance for n in p.get("concepts", ())]
+            [n for c in concepts.concepts for n in c.names]
+            if concepts
+            else [n for p in patch.provenance for n in p.get("concepts", ())]
         )
         keep = concepts.keep if concepts else ()
-        hits = forecast.of_patch(model, clip, patch, forgotten, keep, cls.hidden.unique_id, strength, glance, size)
+        hits = forecast.of_patch(
+            model, clip, patch, forgotten, keep, cls.hidden.unique_id, strength, glance, size
+        )
         words = "\n".join(forecast.describe(hits))
         progress.say(words, cls.hidden.unique_id)
-        return io.NodeOutput(report.bar_charts("Collateral Forecast", [(forecast.TITLE, forecast.bars(hits, 2 * forecast.SHOWN))]), words)
+        return io.NodeOutput(
+            charts.bar_charts(
+                "Collateral Forecast", [(forecast.TITLE, forecast.bars(hits, 2 * forecast.SHOWN))]
+            ),
+            words,
+        )

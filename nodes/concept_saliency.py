@@ -3,10 +3,12 @@
 from comfy_api.latest import io
 
 from ..kernels.fia import SCORES
-from .errors import UnlearnError, finite
-from .host import files, progress, saliency, saliency_files
-from .host.saliency_prompts import lines
-from .types import Concepts, Saliency
+from ..unlearn.errors import UnlearnError, finite
+from ..unlearn.files import saliency_file, storage
+from ..unlearn.host import progress
+from ..unlearn.pruning import saliency
+from ..unlearn.pruning.prompts import lines
+from .sockets import Concepts, Saliency
 
 D = saliency.DEFAULTS
 
@@ -15,7 +17,13 @@ class ConceptSaliency(io.ComfyNode):
     @classmethod
     def define_schema(cls):
         text = lambda name, example, tip: io.String.Input(
-            name, multiline=True, default="", optional=True, placeholder=example, tooltip=tip, advanced=True
+            name,
+            multiline=True,
+            default="",
+            optional=True,
+            placeholder=example,
+            tooltip=tip,
+            advanced=True,
         )
         return io.Schema(
             node_id="ConceptSaliency",
@@ -23,11 +31,30 @@ class ConceptSaliency(io.ComfyNode):
             category="unlearn",
             description="Measures which connections of the model each concept needs, by starting a few pictures with and without it. "
             "No training, no gradients: works with any precision. Connect it to Fuse Neuron Masks.",
-            search_aliases=["erase", "remove", "unlearn", "forget", "prune", "concept", "neuron", "FIA", "wanda"],
+            search_aliases=[
+                "erase",
+                "remove",
+                "unlearn",
+                "forget",
+                "prune",
+                "concept",
+                "neuron",
+                "FIA",
+                "wanda",
+            ],
             inputs=[
-                io.Model.Input("model", tooltip="The model to measure, after any LoRA loaders. It is not changed."),
-                io.Clip.Input("clip", tooltip="The text encoder that goes with the model, from the same checkpoint loader."),
-                Concepts.Input("concepts", tooltip="What to forget, from Concepts to Forget. Its keep list is not used here."),
+                io.Model.Input(
+                    "model",
+                    tooltip="The model to measure, after any LoRA loaders. It is not changed.",
+                ),
+                io.Clip.Input(
+                    "clip",
+                    tooltip="The text encoder that goes with the model, from the same checkpoint loader.",
+                ),
+                Concepts.Input(
+                    "concepts",
+                    tooltip="What to forget, from Concepts to Forget. Its keep list is not used here.",
+                ),
                 io.Combo.Input(
                     "score",
                     options=list(SCORES),
@@ -42,7 +69,13 @@ class ConceptSaliency(io.ComfyNode):
                     max=1000,
                     tooltip="Pictures started per concept, and as many without it. 5 is enough to try; 10 is steadier.",
                 ),
-                io.Int.Input("steps", default=D["steps"], min=1, max=1000, tooltip="Sampling steps a whole picture would take."),
+                io.Int.Input(
+                    "steps",
+                    default=D["steps"],
+                    min=1,
+                    max=1000,
+                    tooltip="Sampling steps a whole picture would take.",
+                ),
                 io.Int.Input(
                     "window",
                     default=D["window"],
@@ -115,10 +148,20 @@ class ConceptSaliency(io.ComfyNode):
                     advanced=True,
                 ),
                 text(
-                    "templates", "a {concept} in {context}", "Own sentences with the concept, one per line, with {concept} and {context}."
+                    "templates",
+                    "a {concept} in {context}",
+                    "Own sentences with the concept, one per line, with {concept} and {context}.",
                 ),
-                text("base", "{context}", "The same sentences without the concept, one per line, with {context}."),
-                text("contexts", "a kitchen\nthe garden", "What stands for {context}, one per line. Empty: places, people, things."),
+                text(
+                    "base",
+                    "{context}",
+                    "The same sentences without the concept, one per line, with {context}.",
+                ),
+                text(
+                    "contexts",
+                    "a kitchen\nthe garden",
+                    "What stands for {context}, one per line. Empty: places, people, things.",
+                ),
                 io.String.Input(
                     "raw_statistics",
                     default="",
@@ -129,20 +172,46 @@ class ConceptSaliency(io.ComfyNode):
                 ),
             ],
             outputs=[
-                Saliency.Output("saliency", tooltip="Connect to Fuse Neuron Masks, or to Save Concept Saliency."),
+                Saliency.Output(
+                    "saliency", tooltip="Connect to Fuse Neuron Masks, or to Save Concept Saliency."
+                ),
                 io.String.Output("report", tooltip="What was measured, in words."),
             ],
             hidden=[io.Hidden.unique_id],
         )
 
     @classmethod
-    def execute(cls, model, clip, concepts, templates="", base="", contexts="", raw_statistics="", **settings):
+    def execute(
+        cls,
+        model,
+        clip,
+        concepts,
+        templates="",
+        base="",
+        contexts="",
+        raw_statistics="",
+        **settings,
+    ):
         finite(**{k: float(settings[k]) for k in ("cfg", "ceiling", "r1")})
         if raw_statistics and settings["score"] == "wanda":
-            raise UnlearnError("'raw_statistics' is for score 'paper'; with 'wanda' they are kept anyway, so leave it empty.")
-        folder = files.new_in(saliency_files.models_folder(), raw_statistics, ".raw") if raw_statistics else None
+            raise UnlearnError(
+                "'raw_statistics' is for score 'paper'; with 'wanda' they are kept anyway, so leave it empty."
+            )
+        folder = (
+            storage.new_in(saliency_file.models_folder(), raw_statistics, ".raw")
+            if raw_statistics
+            else None
+        )
         found, report = saliency.collect(
-            model, clip, concepts, lines(templates), lines(base), lines(contexts), folder=folder, node_id=cls.hidden.unique_id, **settings
+            model,
+            clip,
+            concepts,
+            lines(templates),
+            lines(base),
+            lines(contexts),
+            folder=folder,
+            node_id=cls.hidden.unique_id,
+            **settings,
         )
         progress.say(report, cls.hidden.unique_id)
         return io.NodeOutput(found, report)

@@ -2,12 +2,13 @@
 
 from comfy_api.latest import io
 
-from .errors import UnlearnError, finite
-from .host import progress, sculpt
-from .host.sculpt_network import TRAINABLE
-from .types import Concepts, Patch
+from ..unlearn.errors import UnlearnError, finite
+from ..unlearn.host import progress
+from ..unlearn.host.training_network import TRAINABLE
+from ..unlearn.sculpting import train
+from .sockets import Concepts, Patch
 
-D = sculpt.DEFAULTS
+D = train.DEFAULTS
 FLOATS = ("stop_at", "learning_rate", "cfg", "density", "turnover", "align", "distil", "hold")
 
 
@@ -19,15 +20,31 @@ class DynamicMaskTrainer(io.ComfyNode):
     @classmethod
     def define_schema(cls):
         whole = lambda name, low, high, tip, **more: number(io.Int, name, low, high, 1, tip, **more)
-        real = lambda name, low, high, step, tip, **more: number(io.Float, name, low, high, step, tip, **more)
+        real = lambda name, low, high, step, tip, **more: number(
+            io.Float, name, low, high, step, tip, **more
+        )
         rare = {"advanced": True}
         custom = [
-            whole("steps", 1, 100000, "Most training steps per concept; it stops earlier when the concept is gone."),
+            whole(
+                "steps",
+                1,
+                100000,
+                "Most training steps per concept; it stops earlier when the concept is gone.",
+            ),
             real(
-                "stop_at", 0.0, 1.0, 0.05, "A concept's round ends when this share of what it adds is left, measured on unseen sentences."
+                "stop_at",
+                0.0,
+                1.0,
+                0.05,
+                "A concept's round ends when this share of what it adds is left, measured on unseen sentences.",
             ),
             whole("batch", 1, 256, "Pictures of the concept in a step."),
-            whole("held", 1, 256, "Pictures of what stays in a step ('replay' only). Twice the batch is a good start."),
+            whole(
+                "held",
+                1,
+                256,
+                "Pictures of what stays in a step ('replay' only). Twice the batch is a good start.",
+            ),
             real(
                 "learning_rate",
                 1e-8,
@@ -35,9 +52,19 @@ class DynamicMaskTrainer(io.ComfyNode):
                 1e-7,
                 "How far a weight moves per step. Too high: kept things suffer; too low: nothing is forgotten.",
             ),
-            whole("pictures", 1, 1000, "Pictures the model draws of each concept, and as many of its superclass, to train on."),
+            whole(
+                "pictures",
+                1,
+                1000,
+                "Pictures the model draws of each concept, and as many of its superclass, to train on.",
+            ),
             whole("sampling_steps", 1, 200, "Sampling steps for those pictures."),
-            whole("captions", 0, 1000, "Everyday captions that are held ('replay' only). More when you have no keep list."),
+            whole(
+                "captions",
+                0,
+                1000,
+                "Everyday captions that are held ('replay' only). More when you have no keep list.",
+            ),
         ]
         return io.Schema(
             node_id="DynamicMaskTrainer",
@@ -46,25 +73,58 @@ class DynamicMaskTrainer(io.ComfyNode):
             description="Forgets concepts one after another by training: each is overwritten with its superclass, what was forgotten "
             "before stays forgotten, and the keep list is held. No pictures needed. Slower than ScaPre Solve; connect the patch to "
             "Apply Unlearn Patch.",
-            search_aliases=["erase", "remove", "unlearn", "forget", "train", "concept", "sculpting memory", "continual", "sequential"],
+            search_aliases=[
+                "erase",
+                "remove",
+                "unlearn",
+                "forget",
+                "train",
+                "concept",
+                "sculpting memory",
+                "continual",
+                "sequential",
+            ],
             inputs=[
-                io.Model.Input("model", tooltip="The model to train on, after any LoRA loaders. It is not changed."),
-                io.Clip.Input("clip", tooltip="The text encoder that goes with the model, from the same checkpoint loader."),
-                Concepts.Input("concepts", tooltip="What to forget, in this order, and what to keep. Give every concept a superclass."),
+                io.Model.Input(
+                    "model",
+                    tooltip="The model to train on, after any LoRA loaders. It is not changed.",
+                ),
+                io.Clip.Input(
+                    "clip",
+                    tooltip="The text encoder that goes with the model, from the same checkpoint loader.",
+                ),
+                Concepts.Input(
+                    "concepts",
+                    tooltip="What to forget, in this order, and what to keep. Give every concept a superclass.",
+                ),
                 io.Combo.Input(
                     "variant",
-                    options=list(sculpt.VARIANTS),
+                    options=list(train.VARIANTS),
                     default=D["variant"],
                     tooltip="'replay' also holds what was forgotten before, the keep list and everyday captions. 'intended' and 'released' "
                     "are the paper's losses with and without distillation: for comparison, they damage much else.",
                 ),
                 io.DynamicCombo.Input(
                     "preset",
-                    options=[*(io.DynamicCombo.Option(name, []) for name in sculpt.PRESETS), io.DynamicCombo.Option("custom", custom)],
+                    options=[
+                        *(io.DynamicCombo.Option(name, []) for name in train.PRESETS),
+                        io.DynamicCombo.Option("custom", custom),
+                    ],
                     tooltip="How long to train. Try 'quick' to see that it works, 'balanced' for use; 'custom' shows the numbers.",
                 ),
-                real("cfg", 1.0, 30.0, 0.5, "Guidance for the pictures the model draws to train on. Use what you draw with."),
-                whole("size", 0, 4096, "Side in pixels of the training pictures; 0 takes the model's own (512, 768 or 1024)."),
+                real(
+                    "cfg",
+                    1.0,
+                    30.0,
+                    0.5,
+                    "Guidance for the pictures the model draws to train on. Use what you draw with.",
+                ),
+                whole(
+                    "size",
+                    0,
+                    4096,
+                    "Side in pixels of the training pictures; 0 takes the model's own (512, 768 or 1024).",
+                ),
                 whole(
                     "seed",
                     0,
@@ -72,9 +132,21 @@ class DynamicMaskTrainer(io.ComfyNode):
                     "Decides noise, pictures and order: the same seed repeats a run on the CPU.",
                     control_after_generate=io.ControlAfterGenerate.fixed,
                 ),
-                Patch.Input("earlier", optional=True, tooltip="A patch to go on from: the result contains it, so apply only the result."),
-                io.Image.Input("images", optional=True, tooltip="Your own pictures of the one concept to forget; needs 'vae'."),
-                io.Vae.Input("vae", optional=True, tooltip="Only to read 'images': the VAE of the same checkpoint."),
+                Patch.Input(
+                    "earlier",
+                    optional=True,
+                    tooltip="A patch to go on from: the result contains it, so apply only the result.",
+                ),
+                io.Image.Input(
+                    "images",
+                    optional=True,
+                    tooltip="Your own pictures of the one concept to forget; needs 'vae'.",
+                ),
+                io.Vae.Input(
+                    "vae",
+                    optional=True,
+                    tooltip="Only to read 'images': the VAE of the same checkpoint.",
+                ),
                 io.Combo.Input(
                     "trainable",
                     options=list(TRAINABLE),
@@ -82,9 +154,29 @@ class DynamicMaskTrainer(io.ComfyNode):
                     tooltip="Which matrices may change. 'keys and values' touches least, 'all attention' most.",
                     **rare,
                 ),
-                real("density", 0.01, 1.0, 0.05, "Share of each matrix that is trained at a time. The paper's is a half.", **rare),
-                real("turnover", 0.0, 1.0, 0.05, "Share of the mask exchanged at the first refresh; it decays as a cosine.", **rare),
-                whole("warmup", 1, 10000, "Steps before the first mask, in which gradients are gathered and nothing moves.", **rare),
+                real(
+                    "density",
+                    0.01,
+                    1.0,
+                    0.05,
+                    "Share of each matrix that is trained at a time. The paper's is a half.",
+                    **rare,
+                ),
+                real(
+                    "turnover",
+                    0.0,
+                    1.0,
+                    0.05,
+                    "Share of the mask exchanged at the first refresh; it decays as a cosine.",
+                    **rare,
+                ),
+                whole(
+                    "warmup",
+                    1,
+                    10000,
+                    "Steps before the first mask, in which gradients are gathered and nothing moves.",
+                    **rare,
+                ),
                 whole("refresh", 1, 10000, "Steps between two exchanges of the mask.", **rare),
                 io.Combo.Input(
                     "importance",
@@ -93,9 +185,21 @@ class DynamicMaskTrainer(io.ComfyNode):
                     tooltip="Rank weights by the sum of their gradients, as released, or by the sum of its sizes.",
                     **rare,
                 ),
-                real("align", 0.0, 100.0, 0.05, "Weight of learning the superclass' own pictures (lambda_a).", **rare),
                 real(
-                    "distil", 0.0, 100.0, 0.05, "Weight of following the teacher under the superclass (lambda_kd); not 'released'.", **rare
+                    "align",
+                    0.0,
+                    100.0,
+                    0.05,
+                    "Weight of learning the superclass' own pictures (lambda_a).",
+                    **rare,
+                ),
+                real(
+                    "distil",
+                    0.0,
+                    100.0,
+                    0.05,
+                    "Weight of following the teacher under the superclass (lambda_kd); not 'released'.",
+                    **rare,
                 ),
                 real(
                     "hold",
@@ -107,7 +211,7 @@ class DynamicMaskTrainer(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "precision",
-                    options=["auto", *sculpt.DTYPES],
+                    options=["auto", *train.DTYPES],
                     default=D["precision"],
                     tooltip="Of activations while training; what is trained is always float32. 'auto' takes bf16 where the device has it.",
                     **rare,
@@ -118,7 +222,13 @@ class DynamicMaskTrainer(io.ComfyNode):
                     tooltip="Compute activations twice instead of keeping them: a third slower, far less memory.",
                     **rare,
                 ),
-                whole("preview_every", 0, 10000, "Steps between two preview pictures of the concept being forgotten; 0 for none.", **rare),
+                whole(
+                    "preview_every",
+                    0,
+                    10000,
+                    "Steps between two preview pictures of the concept being forgotten; 0 for none.",
+                    **rare,
+                ),
                 whole(
                     "low_rank",
                     0,
@@ -153,23 +263,55 @@ class DynamicMaskTrainer(io.ComfyNode):
             ],
             outputs=[
                 Patch.Output("patch", tooltip="Connect to Apply Unlearn Patch."),
-                io.Custom("LOSS_MAP").Output("losses", tooltip="The loss at every step; connect to Plot Loss Graph."),
-                io.Image.Output("report_image", tooltip="How much of each concept is left, how long it took, and what changed."),
-                io.String.Output("report", tooltip="The same in words, with warnings and what to do next."),
+                io.Custom("LOSS_MAP").Output(
+                    "losses", tooltip="The loss at every step; connect to Plot Loss Graph."
+                ),
+                io.Image.Output(
+                    "report_image",
+                    tooltip="How much of each concept is left, how long it took, and what changed.",
+                ),
+                io.String.Output(
+                    "report", tooltip="The same in words, with warnings and what to do next."
+                ),
             ],
             hidden=[io.Hidden.unique_id],
         )
 
     @classmethod
-    def execute(cls, model, clip, concepts, preset, earlier=None, images=None, vae=None, resume="", templates="", **settings):
-        chosen = {k: v for k, v in preset.items() if k != "preset"} or sculpt.PRESETS[preset["preset"]]
+    def execute(
+        cls,
+        model,
+        clip,
+        concepts,
+        preset,
+        earlier=None,
+        images=None,
+        vae=None,
+        resume="",
+        templates="",
+        **settings,
+    ):
+        chosen = {k: v for k, v in preset.items() if k != "preset"} or train.PRESETS[
+            preset["preset"]
+        ]
         settings = {**D, **settings, **chosen}
         finite(**{k: float(settings[k]) for k in FLOATS})
-        if settings["variant"] not in sculpt.VARIANTS:
-            raise UnlearnError(f"The input 'variant' is '{settings['variant']}'; choose one of {', '.join(sculpt.VARIANTS)}.")
+        if settings["variant"] not in train.VARIANTS:
+            raise UnlearnError(
+                f"The input 'variant' is '{settings['variant']}'; choose one of {', '.join(train.VARIANTS)}."
+            )
         sentences = tuple(line.strip() for line in templates.splitlines() if line.strip()) or None
-        patch, losses, picture, report = sculpt.train(
-            model, clip, concepts, earlier, images, vae, sentences, resume, node_id=cls.hidden.unique_id, **settings
+        patch, losses, picture, report = train.train(
+            model,
+            clip,
+            concepts,
+            earlier,
+            images,
+            vae,
+            sentences,
+            resume,
+            node_id=cls.hidden.unique_id,
+            **settings,
         )
         progress.say(report, cls.hidden.unique_id)
         return io.NodeOutput(patch, losses, picture, report)

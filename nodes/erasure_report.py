@@ -3,12 +3,13 @@
 import comfy.samplers
 from comfy_api.latest import io, ui
 
-from .errors import finite
-from .host import erasure, progress
-from .host.saliency_prompts import lines
-from .types import Concepts
+from ..unlearn.analysis import comparison
+from ..unlearn.errors import finite
+from ..unlearn.host import progress
+from ..unlearn.pruning.prompts import lines
+from .sockets import Concepts
 
-D = erasure.DEFAULTS
+D = comparison.DEFAULTS
 
 
 class ErasureReport(io.ComfyNode):
@@ -20,13 +21,33 @@ class ErasureReport(io.ComfyNode):
             category="unlearn",
             description="Draws every forgotten concept and some kept ones with the model before and after, same seed, and says in words "
             "whether the edit worked, did nothing, or damaged everything.",
-            search_aliases=["erase", "remove", "unlearn", "forget", "concept", "compare", "before after", "evaluate"],
+            search_aliases=[
+                "erase",
+                "remove",
+                "unlearn",
+                "forget",
+                "concept",
+                "compare",
+                "before after",
+                "evaluate",
+            ],
             inputs=[
-                io.Model.Input("before", tooltip="The plain model, as it goes into Apply Unlearn Patch."),
+                io.Model.Input(
+                    "before", tooltip="The plain model, as it goes into Apply Unlearn Patch."
+                ),
                 io.Model.Input("after", tooltip="The patched model, from Apply Unlearn Patch."),
-                io.Clip.Input("clip", tooltip="The text encoder that goes with the models, from the same checkpoint loader."),
-                io.Vae.Input("vae", tooltip="The VAE that goes with the models, from the same checkpoint loader."),
-                Concepts.Input("concepts", tooltip="What should be forgotten and kept: the list the patch was made from."),
+                io.Clip.Input(
+                    "clip",
+                    tooltip="The text encoder that goes with the models, from the same checkpoint loader.",
+                ),
+                io.Vae.Input(
+                    "vae",
+                    tooltip="The VAE that goes with the models, from the same checkpoint loader.",
+                ),
+                Concepts.Input(
+                    "concepts",
+                    tooltip="What should be forgotten and kept: the list the patch was made from.",
+                ),
                 io.Int.Input(
                     "seed",
                     default=D["seed"],
@@ -50,8 +71,21 @@ class ErasureReport(io.ComfyNode):
                     tooltip="How many prompts of the keep list to draw; where the list is shorter, everyday captions are added. Without "
                     "any, damage cannot be told.",
                 ),
-                io.Int.Input("steps", default=D["steps"], min=1, max=200, tooltip="Sampling steps per picture. Use what you draw with."),
-                io.Float.Input("cfg", default=D["cfg"], min=0.0, max=100.0, step=0.5, tooltip="Guidance. Use what you draw with."),
+                io.Int.Input(
+                    "steps",
+                    default=D["steps"],
+                    min=1,
+                    max=200,
+                    tooltip="Sampling steps per picture. Use what you draw with.",
+                ),
+                io.Float.Input(
+                    "cfg",
+                    default=D["cfg"],
+                    min=0.0,
+                    max=100.0,
+                    step=0.5,
+                    tooltip="Guidance. Use what you draw with.",
+                ),
                 io.Int.Input(
                     "size",
                     default=D["size"],
@@ -99,20 +133,52 @@ class ErasureReport(io.ComfyNode):
                 ),
             ],
             outputs=[
-                io.Image.Output("grid", tooltip="Before and after, pair by pair, with the verdict on top."),
-                io.Image.Output("chart", tooltip="Change of pictures, CLIP scores, and relative change of each layer's weights."),
-                io.String.Output("report", tooltip="The verdict and the figures in words; connect to Preview as Text."),
-                io.String.Output("metrics", tooltip="All figures as JSON, one entry per picture and per layer."),
+                io.Image.Output(
+                    "grid", tooltip="Before and after, pair by pair, with the verdict on top."
+                ),
+                io.Image.Output(
+                    "chart",
+                    tooltip="Change of pictures, CLIP scores, and relative change of each layer's weights.",
+                ),
+                io.String.Output(
+                    "report",
+                    tooltip="The verdict and the figures in words; connect to Preview as Text.",
+                ),
+                io.String.Output(
+                    "metrics", tooltip="All figures as JSON, one entry per picture and per layer."
+                ),
             ],
             hidden=[io.Hidden.unique_id],
             is_output_node=True,
         )
 
     @classmethod
-    def execute(cls, before, after, clip, vae, concepts, templates="", clip_vision=None, score_clip=None, **settings):
+    def execute(
+        cls,
+        before,
+        after,
+        clip,
+        vae,
+        concepts,
+        templates="",
+        clip_vision=None,
+        score_clip=None,
+        **settings,
+    ):
         finite(cfg=settings["cfg"])
-        grid, chart, report, metrics = erasure.compare(
-            before, after, clip, vae, concepts, lines(templates), clip_vision, score_clip, cls.hidden.unique_id, **settings
+        grid, chart, report, metrics = comparison.compare(
+            before,
+            after,
+            clip,
+            vae,
+            concepts,
+            lines(templates),
+            clip_vision,
+            score_clip,
+            cls.hidden.unique_id,
+            **settings,
         )
         progress.say(report, cls.hidden.unique_id)
-        return io.NodeOutput(grid, chart, report, erasure.as_json(metrics), ui=ui.PreviewImage(grid, cls=cls))
+        return io.NodeOutput(
+            grid, chart, report, comparison.as_json(metrics), ui=ui.PreviewImage(grid, cls=cls)
+        )

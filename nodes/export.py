@@ -2,8 +2,9 @@
 
 from comfy_api.latest import io
 
-from .host import checkpoint_files, files, lora_export, progress
-from .types import Patch
+from ..unlearn.files import lora_file, storage
+from ..unlearn.host import checkpoint, progress
+from .sockets import Patch
 
 
 class SaveUnlearnLoRA(io.ComfyNode):
@@ -18,9 +19,13 @@ class SaveUnlearnLoRA(io.ComfyNode):
             search_aliases=["unlearn", "forget", "erase", "export", "lora", "kohya"],
             inputs=[
                 io.Model.Input(
-                    "model", tooltip="The model the patch was made from, before Apply Unlearn Patch, with the same LoRAs on it."
+                    "model",
+                    tooltip="The model the patch was made from, before Apply Unlearn Patch, with the same LoRAs on it.",
                 ),
-                Patch.Input("patch", tooltip="From an eraser such as ScaPre Solve, or from Load Unlearn Patch."),
+                Patch.Input(
+                    "patch",
+                    tooltip="From an eraser such as ScaPre Solve, or from Load Unlearn Patch.",
+                ),
                 io.String.Input(
                     "name",
                     default="my_unlearn_lora",
@@ -49,7 +54,7 @@ class SaveUnlearnLoRA(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "precision",
-                    options=list(lora_export.PRECISION),
+                    options=list(lora_file.PRECISION),
                     default="float32",
                     tooltip="Numbers in the file. float32 gives the same pictures as the patch; float16, as LoRAs usually are, is half "
                     "as large, and pictures may differ by a little.",
@@ -57,8 +62,14 @@ class SaveUnlearnLoRA(io.ComfyNode):
                 ),
             ],
             outputs=[
-                io.String.Output("file", tooltip="The name under which LoRA loaders list it (press R to refresh)."),
-                io.String.Output("report", tooltip="Rank, size, what is exact and how much of the change is lost."),
+                io.String.Output(
+                    "file",
+                    tooltip="The name under which LoRA loaders list it (press R to refresh).",
+                ),
+                io.String.Output(
+                    "report",
+                    tooltip="Rank, size, what is exact and how much of the change is lost.",
+                ),
             ],
             hidden=[io.Hidden.unique_id],
             is_output_node=True,
@@ -66,11 +77,13 @@ class SaveUnlearnLoRA(io.ComfyNode):
 
     @classmethod
     def execute(cls, model, patch, name, size, precision):
-        path = files.new("loras", name)
+        path = storage.new("loras", name)
         rank = size["rank"] if size["size"] == "rank" else None
-        tensors, metadata, report = lora_export.export(model, patch, rank, lora_export.PRECISION[precision], cls.hidden.unique_id)
-        files.write(path, tensors, metadata)
-        listed = path.relative_to(files.folders("loras")[0].resolve()).as_posix()
+        tensors, metadata, report = lora_file.export(
+            model, patch, rank, lora_file.PRECISION[precision], cls.hidden.unique_id
+        )
+        storage.write(path, tensors, metadata)
+        listed = path.relative_to(storage.folders("loras")[0].resolve()).as_posix()
         report = f"Saved {listed}.\n{report}"
         progress.say(report, cls.hidden.unique_id)
         return io.NodeOutput(listed, report, ui={"text": [report]})
@@ -93,17 +106,36 @@ class SaveUnlearnedCheckpoint(io.ComfyNode):
                     default="checkpoints/unlearned",
                     tooltip="Where in the output folder and under which name; a number is added, nothing is overwritten.",
                 ),
-                io.Clip.Input("clip", optional=True, tooltip="The checkpoint's text encoder. Leave clip and vae empty for the UNet alone."),
-                io.Vae.Input("vae", optional=True, tooltip="The checkpoint's VAE; connect it for a file that Load Checkpoint reads."),
+                io.Clip.Input(
+                    "clip",
+                    optional=True,
+                    tooltip="The checkpoint's text encoder. Leave clip and vae empty for the UNet alone.",
+                ),
+                io.Vae.Input(
+                    "vae",
+                    optional=True,
+                    tooltip="The checkpoint's VAE; connect it for a file that Load Checkpoint reads.",
+                ),
             ],
-            outputs=[io.String.Output("file", tooltip="The file's name in ComfyUI's output folder; move it to models/checkpoints.")],
+            outputs=[
+                io.String.Output(
+                    "file",
+                    tooltip="The file's name in ComfyUI's output folder; move it to models/checkpoints.",
+                )
+            ],
             hidden=[io.Hidden.unique_id, io.Hidden.prompt, io.Hidden.extra_pnginfo],
             is_output_node=True,
         )
 
     @classmethod
     def execute(cls, model, filename_prefix, clip=None, vae=None):
-        name, named = checkpoint_files.save(model, clip, vae, filename_prefix, cls.hidden.prompt, cls.hidden.extra_pnginfo)
-        said = f"{named} patch{'es' * (named > 1)} named in its metadata" if named else "without metadata, since ComfyUI runs with it off"
+        name, named = checkpoint.save(
+            model, clip, vae, filename_prefix, cls.hidden.prompt, cls.hidden.extra_pnginfo
+        )
+        said = (
+            f"{named} patch{'es' * (named > 1)} named in its metadata"
+            if named
+            else "without metadata, since ComfyUI runs with it off"
+        )
         progress.say(f"Saved {name}, {said}.", cls.hidden.unique_id)
         return io.NodeOutput(name, ui={"text": [name]})

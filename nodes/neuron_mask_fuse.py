@@ -2,11 +2,12 @@
 
 from comfy_api.latest import io
 
-from .errors import UnlearnError, finite
-from .host import neuron_masks, progress
-from .types import Patch, Saliency
+from ..unlearn.errors import UnlearnError, finite
+from ..unlearn.host import progress
+from ..unlearn.pruning import masks
+from .sockets import Patch, Saliency
 
-D = neuron_masks.DEFAULTS
+D = masks.DEFAULTS
 
 
 class NeuronMaskFuse(io.ComfyNode):
@@ -18,12 +19,25 @@ class NeuronMaskFuse(io.ComfyNode):
             category="unlearn",
             description="Makes a patch that prunes the connections the concepts need, except those that most of them share. Takes under a "
             "second, so try several r2. Connect the patch to Apply Unlearn Patch.",
-            search_aliases=["erase", "remove", "unlearn", "forget", "prune", "concept", "neuron", "mask", "FIA"],
+            search_aliases=[
+                "erase",
+                "remove",
+                "unlearn",
+                "forget",
+                "prune",
+                "concept",
+                "neuron",
+                "mask",
+                "FIA",
+            ],
             inputs=[
                 io.Autogrow.Input(
                     "saliency",
                     template=io.Autogrow.TemplatePrefix(
-                        Saliency.Input("saliency", tooltip="From Concept Saliency or Load Concept Saliency; a new socket appears."),
+                        Saliency.Input(
+                            "saliency",
+                            tooltip="From Concept Saliency or Load Concept Saliency; a new socket appears.",
+                        ),
                         prefix="saliency",
                         min=1,
                         max=16,
@@ -51,14 +65,14 @@ class NeuronMaskFuse(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "granularity",
-                    options=list(neuron_masks.GRANULARITY),
+                    options=list(masks.GRANULARITY),
                     default=D["granularity"],
                     tooltip="Prune single connections, whole hidden neurons (columns), or whole output rows. Try 'connection' first; "
                     "'neuron' makes the smallest patch.",
                 ),
                 io.Combo.Input(
                     "parts",
-                    options=list(neuron_masks.PARTS),
+                    options=list(masks.PARTS),
                     default=D["parts"],
                     tooltip="Which parts of the UNet are pruned. Try 'all' first.",
                     advanced=True,
@@ -93,8 +107,13 @@ class NeuronMaskFuse(io.ComfyNode):
             ],
             outputs=[
                 Patch.Output("patch", tooltip="Connect to Apply Unlearn Patch."),
-                io.Image.Output("report_image", tooltip="Pruned share of each layer, what concepts share, and what is kept for all."),
-                io.String.Output("report", tooltip="The same in words, with warnings and what to do next."),
+                io.Image.Output(
+                    "report_image",
+                    tooltip="Pruned share of each layer, what concepts share, and what is kept for all.",
+                ),
+                io.String.Output(
+                    "report", tooltip="The same in words, with warnings and what to do next."
+                ),
             ],
             hidden=[io.Hidden.unique_id],
         )
@@ -104,7 +123,9 @@ class NeuronMaskFuse(io.ComfyNode):
         finite(**{k: settings[k] for k in ("r2", "alpha", "from_depth", "to_depth")})
         maps = [s for s in saliency.values() if s is not None]
         if not maps:
-            raise UnlearnError("The input 'saliency' has nothing connected; connect Concept Saliency or Load Concept Saliency.")
-        patch, picture, report = neuron_masks.fuse(maps, per_concept, **settings)
+            raise UnlearnError(
+                "The input 'saliency' has nothing connected; connect Concept Saliency or Load Concept Saliency."
+            )
+        patch, picture, report = masks.fuse(maps, per_concept, **settings)
         progress.say(report, cls.hidden.unique_id)
         return io.NodeOutput(patch, picture, report)

@@ -2,8 +2,9 @@
 
 from comfy_api.latest import io
 
-from .host import files, patch_files, progress
-from .types import Patch
+from ..unlearn.files import patch_file, storage
+from ..unlearn.host import progress
+from .sockets import Patch
 
 
 class SaveUnlearnPatch(io.ComfyNode):
@@ -17,23 +18,30 @@ class SaveUnlearnPatch(io.ComfyNode):
             "the same base model.",
             search_aliases=["unlearn", "forget", "erase", "export", "patch"],
             inputs=[
-                Patch.Input("patch", tooltip="From an eraser such as ScaPre Solve or Fuse Neuron Masks."),
+                Patch.Input(
+                    "patch", tooltip="From an eraser such as ScaPre Solve or Fuse Neuron Masks."
+                ),
                 io.String.Input(
                     "name",
                     default="my_patch",
                     tooltip="File name without ending, subfolder/name to sort. A file of that name is replaced.",
                 ),
             ],
-            outputs=[io.String.Output("file", tooltip="The name under which Load Unlearn Patch lists it (press R to refresh).")],
+            outputs=[
+                io.String.Output(
+                    "file",
+                    tooltip="The name under which Load Unlearn Patch lists it (press R to refresh).",
+                )
+            ],
             hidden=[io.Hidden.unique_id],
             is_output_node=True,
         )
 
     @classmethod
     def execute(cls, patch, name):
-        path = files.new(patch_files.FOLDER, name)
-        patch_files.save(path, patch)
-        listed = path.relative_to(files.folders(patch_files.FOLDER)[0].resolve()).as_posix()
+        path = storage.new(patch_file.FOLDER, name)
+        patch_file.save(path, patch)
+        listed = path.relative_to(storage.folders(patch_file.FOLDER)[0].resolve()).as_posix()
         progress.say(f"Saved {listed}, {path.stat().st_size / 2**20:.2f} MB.", cls.hidden.unique_id)
         return io.NodeOutput(listed, ui={"text": [listed]})
 
@@ -50,27 +58,31 @@ class LoadUnlearnPatch(io.ComfyNode):
             inputs=[
                 io.Combo.Input(
                     "name",
-                    options=files.listed(patch_files.FOLDER),
+                    options=storage.listed(patch_file.FOLDER),
                     tooltip="A file made by Save Unlearn Patch, or copied to models/unlearn_patches; press R to refresh the list.",
                 )
             ],
             outputs=[
-                Patch.Output("patch", tooltip="Connect to Apply Unlearn Patch, alone or with other patches."),
-                io.String.Output("about", tooltip="What is in the file: concepts, method, settings, size."),
+                Patch.Output(
+                    "patch", tooltip="Connect to Apply Unlearn Patch, alone or with other patches."
+                ),
+                io.String.Output(
+                    "about", tooltip="What is in the file: concepts, method, settings, size."
+                ),
             ],
             hidden=[io.Hidden.unique_id],
         )
 
     @classmethod
     def fingerprint_inputs(cls, name):
-        return files.stamp(patch_files.FOLDER, name)
+        return storage.stamp(patch_file.FOLDER, name)
 
     @classmethod
     def execute(cls, name):
-        path = files.find(patch_files.FOLDER, name)
-        patch, metadata = patch_files.load(path)
+        path = storage.find(patch_file.FOLDER, name)
+        patch, metadata = patch_file.load(path)
         about = f"{name}, {path.stat().st_size / 2**20:.2f} MB, saved by ComfyUI-Unlearn {metadata.get('pack_version', '?')}\n"
-        about += patch_files.describe(patch)
+        about += patch_file.describe(patch)
         progress.say(about, cls.hidden.unique_id)
         return io.NodeOutput(patch, about)
 
@@ -85,8 +97,15 @@ class UnlearnPatchInfo(io.ComfyNode):
             description="Tells what is in a patch: what it forgets, how it was made, how much it changes, and whether it fits a model.",
             search_aliases=["unlearn", "forget", "erase", "inspect", "patch", "metadata"],
             inputs=[
-                Patch.Input("patch", tooltip="From Load Unlearn Patch or from an eraser such as ScaPre Solve."),
-                io.Model.Input("model", optional=True, tooltip="The model you want to use it on: tells whether the patch was made for it."),
+                Patch.Input(
+                    "patch",
+                    tooltip="From Load Unlearn Patch or from an eraser such as ScaPre Solve.",
+                ),
+                io.Model.Input(
+                    "model",
+                    optional=True,
+                    tooltip="The model you want to use it on: tells whether the patch was made for it.",
+                ),
             ],
             outputs=[io.String.Output("text", tooltip="Connect to Preview as Text to read it.")],
             hidden=[io.Hidden.unique_id],
@@ -95,6 +114,6 @@ class UnlearnPatchInfo(io.ComfyNode):
 
     @classmethod
     def execute(cls, patch, model=None):
-        text = patch_files.describe(patch, model)
+        text = patch_file.describe(patch, model)
         progress.say(text, cls.hidden.unique_id)
         return io.NodeOutput(text, ui={"text": [text]})

@@ -2,10 +2,10 @@
 
 from comfy_api.latest import io
 
-from .errors import UnlearnError
-from .host import files, saliency_files
-from .host import saliency as maps_of
-from .types import Saliency
+from ..unlearn.errors import UnlearnError
+from ..unlearn.files import saliency_file, storage
+from ..unlearn.pruning import saliency as maps_of
+from .sockets import Saliency
 
 
 class SaveConceptSaliency(io.ComfyNode):
@@ -18,18 +18,28 @@ class SaveConceptSaliency(io.ComfyNode):
             description="Saves saliency to models/unlearn_saliency, so that it need not be measured again, here or on another machine.",
             search_aliases=["unlearn", "forget", "saliency", "FIA"],
             inputs=[
-                Saliency.Input("saliency", tooltip="From Concept Saliency or Merge Concept Saliency."),
-                io.String.Input("name", default="my_saliency", tooltip="File name without ending; a file of that name is replaced."),
+                Saliency.Input(
+                    "saliency", tooltip="From Concept Saliency or Merge Concept Saliency."
+                ),
+                io.String.Input(
+                    "name",
+                    default="my_saliency",
+                    tooltip="File name without ending; a file of that name is replaced.",
+                ),
             ],
-            outputs=[io.String.Output("file", tooltip="The name under which Load Concept Saliency lists it.")],
+            outputs=[
+                io.String.Output(
+                    "file", tooltip="The name under which Load Concept Saliency lists it."
+                )
+            ],
             is_output_node=True,
         )
 
     @classmethod
     def execute(cls, saliency, name):
-        path = files.new(saliency_files.FOLDER, name)
-        saliency_files.save(path, saliency)
-        listed = path.relative_to(files.folders(saliency_files.FOLDER)[0].resolve()).as_posix()
+        path = storage.new(saliency_file.FOLDER, name)
+        saliency_file.save(path, saliency)
+        listed = path.relative_to(storage.folders(saliency_file.FOLDER)[0].resolve()).as_posix()
         return io.NodeOutput(listed, ui={"text": [listed]})
 
 
@@ -43,18 +53,26 @@ class LoadConceptSaliency(io.ComfyNode):
             description="Loads saliency from models/unlearn_saliency. Connect it to Fuse Neuron Masks.",
             search_aliases=["unlearn", "forget", "saliency", "FIA"],
             inputs=[
-                io.Combo.Input("name", options=saliency_files.listed(), tooltip="A file made by Save Concept Saliency; press R to refresh.")
+                io.Combo.Input(
+                    "name",
+                    options=saliency_file.listed(),
+                    tooltip="A file made by Save Concept Saliency; press R to refresh.",
+                )
             ],
-            outputs=[Saliency.Output("saliency", tooltip="Connect to Fuse Neuron Masks or Merge Concept Saliency.")],
+            outputs=[
+                Saliency.Output(
+                    "saliency", tooltip="Connect to Fuse Neuron Masks or Merge Concept Saliency."
+                )
+            ],
         )
 
     @classmethod
     def fingerprint_inputs(cls, name):
-        return files.stamp(saliency_files.FOLDER, name)
+        return storage.stamp(saliency_file.FOLDER, name)
 
     @classmethod
     def execute(cls, name):
-        return io.NodeOutput(saliency_files.load(files.find(saliency_files.FOLDER, name)))
+        return io.NodeOutput(saliency_file.load(storage.find(saliency_file.FOLDER, name)))
 
 
 class MergeConceptSaliency(io.ComfyNode):
@@ -71,7 +89,10 @@ class MergeConceptSaliency(io.ComfyNode):
                 io.Autogrow.Input(
                     "saliency",
                     template=io.Autogrow.TemplatePrefix(
-                        Saliency.Input("saliency", tooltip="From Concept Saliency or Load Concept Saliency; a new socket appears."),
+                        Saliency.Input(
+                            "saliency",
+                            tooltip="From Concept Saliency or Load Concept Saliency; a new socket appears.",
+                        ),
                         prefix="saliency",
                         min=1,
                         max=64,
@@ -79,15 +100,23 @@ class MergeConceptSaliency(io.ComfyNode):
                     tooltip="Saliency maps to join.",
                 ),
                 io.Model.Input(
-                    "model", optional=True, tooltip="Needed where one concept stands in several maps: the model they were measured on."
+                    "model",
+                    optional=True,
+                    tooltip="Needed where one concept stands in several maps: the model they were measured on.",
                 ),
             ],
-            outputs=[Saliency.Output("saliency", tooltip="Connect to Fuse Neuron Masks or Save Concept Saliency.")],
+            outputs=[
+                Saliency.Output(
+                    "saliency", tooltip="Connect to Fuse Neuron Masks or Save Concept Saliency."
+                )
+            ],
         )
 
     @classmethod
     def execute(cls, saliency, model=None):
         maps = [s for s in saliency.values() if s is not None]
         if not maps:
-            raise UnlearnError("The input 'saliency' has nothing connected; connect Concept Saliency or Load Concept Saliency.")
+            raise UnlearnError(
+                "The input 'saliency' has nothing connected; connect Concept Saliency or Load Concept Saliency."
+            )
         return io.NodeOutput(maps_of.merge(maps, model))

@@ -2,13 +2,14 @@
 
 from comfy_api.latest import io
 
-from .errors import finite
-from .host import progress, scapre
-from .scapre_variants import variant_input
-from .types import Concepts, Patch
+from ..unlearn.closed_form import solve
+from ..unlearn.errors import finite
+from ..unlearn.host import progress
+from .sockets import Concepts, Patch
+from .variant_inputs import variant_input
 
 TOKENS = ["all", "last"]
-DEFAULTS = scapre.EXTRAS
+DEFAULTS = solve.COMMON_DEFAULTS
 
 
 class ScaPreSolve(io.ComfyNode):
@@ -20,11 +21,27 @@ class ScaPreSolve(io.ComfyNode):
             category="unlearn",
             description="Makes a patch that forgets all listed concepts at once, in seconds and without pictures, by solving for the "
             "cross-attention keys and values. Connect the patch to Apply Unlearn Patch.",
-            search_aliases=["erase", "remove", "unlearn", "forget", "censor", "concept", "UCE", "closed form"],
+            search_aliases=[
+                "erase",
+                "remove",
+                "unlearn",
+                "forget",
+                "censor",
+                "concept",
+                "UCE",
+                "closed form",
+            ],
             inputs=[
-                io.Model.Input("model", tooltip="The model to edit, after any LoRA loaders. It is not changed."),
-                io.Clip.Input("clip", tooltip="The text encoder that goes with the model, from the same checkpoint loader."),
-                Concepts.Input("concepts", tooltip="What to forget and what to keep, from Concepts to Forget."),
+                io.Model.Input(
+                    "model", tooltip="The model to edit, after any LoRA loaders. It is not changed."
+                ),
+                io.Clip.Input(
+                    "clip",
+                    tooltip="The text encoder that goes with the model, from the same checkpoint loader.",
+                ),
+                Concepts.Input(
+                    "concepts", tooltip="What to forget and what to keep, from Concepts to Forget."
+                ),
                 variant_input(),
                 io.Combo.Input(
                     "tokens",
@@ -48,7 +65,7 @@ class ScaPreSolve(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "estimator",
-                    options=list(scapre.ESTIMATORS),
+                    options=list(solve.ESTIMATORS),
                     default="graded",
                     optional=True,
                     tooltip="How Informax weights are found where they are on. 'printed' is the paper's, nearly the same in every channel; "
@@ -97,8 +114,13 @@ class ScaPreSolve(io.ComfyNode):
             ],
             outputs=[
                 Patch.Output("patch", tooltip="Connect to Apply Unlearn Patch."),
-                io.Image.Output("report_image", tooltip="How much of each concept is left, and how much each layer changed."),
-                io.String.Output("report", tooltip="The same in words, with warnings and what to do next."),
+                io.Image.Output(
+                    "report_image",
+                    tooltip="How much of each concept is left, and how much each layer changed.",
+                ),
+                io.String.Output(
+                    "report", tooltip="The same in words, with warnings and what to do next."
+                ),
             ],
             hidden=[io.Hidden.unique_id],
         )
@@ -120,9 +142,13 @@ class ScaPreSolve(io.ComfyNode):
         auto_protect=DEFAULTS["protect"],
     ):
         settings = {k: v for k, v in variant.items() if k != "variant"}
-        finite(**{k: float(v) for k, v in settings.items()}, hard_keep=hard_keep, auto_protect=auto_protect)
+        finite(
+            **{k: float(v) for k, v in settings.items()},
+            hard_keep=hard_keep,
+            auto_protect=auto_protect,
+        )
         sentences = tuple(line.strip() for line in templates.splitlines() if line.strip()) or None
-        patch, picture, report = scapre.solve(
+        patch, picture, report = solve.solve(
             model,
             clip,
             concepts,

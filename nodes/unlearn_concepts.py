@@ -6,28 +6,35 @@ from pathlib import Path
 import folder_paths
 from comfy_api.latest import io
 
-from . import concept_files, concept_text
-from .errors import UnlearnError
-from .host import files
-from .types import KINDS, Concepts
+from ..unlearn.concepts import lists, text
+from ..unlearn.errors import UnlearnError
+from ..unlearn.files import storage
+from ..unlearn.types import KINDS
+from .sockets import Concepts
 
-NONE = concept_files.NONE
+NONE = lists.NONE
 
 
 def list_files():
     """Concept lists in ComfyUI's input folder, to choose from."""
     folder = Path(folder_paths.get_input_directory())
-    found = [p.name for p in folder.iterdir() if p.suffix.lower() in (".txt", ".csv") and p.is_file()] if folder.is_dir() else []
+    found = (
+        [p.name for p in folder.iterdir() if p.suffix.lower() in (".txt", ".csv") and p.is_file()]
+        if folder.is_dir()
+        else []
+    )
     return [NONE, *sorted(found)]
 
 
 def file_path(name):
     """Full path of a list in the input folder; raises UnlearnError for one that is not there or lies outside."""
     plain, folder = folder_paths.annotated_filepath(name)  # 'x.txt [output]' and the like
-    path = files.inside(folder or folder_paths.get_input_directory(), plain.strip())
-    if path.suffix.lower() not in (".txt", ".csv") or not files.is_file(path):
-        said = concept_text.short(name)
-        raise UnlearnError(f"There is no concept list '{said}' in ComfyUI's input folder; put a .txt or .csv there and choose it again.")
+    path = storage.inside(folder or folder_paths.get_input_directory(), plain.strip())
+    if path.suffix.lower() not in (".txt", ".csv") or not storage.is_file(path):
+        said = text.short(name)
+        raise UnlearnError(
+            f"There is no concept list '{said}' in ComfyUI's input folder; put a .txt or .csv there and choose it again."
+        )
     return path
 
 
@@ -64,10 +71,14 @@ class UnlearnConcepts(io.ComfyNode):
                     tooltip="What the forgotten concepts are; it chooses the sentences they are studied in. A line may begin with "
                     "'object:', 'style:' or 'explicit:' to differ from this choice.",
                 ),
-                Concepts.Input("more", optional=True, tooltip="Another Concepts to Forget node: both lists are used together."),
+                Concepts.Input(
+                    "more",
+                    optional=True,
+                    tooltip="Another Concepts to Forget node: both lists are used together.",
+                ),
                 io.Combo.Input(
                     "preset",
-                    options=concept_files.presets(),
+                    options=lists.presets(),
                     default=NONE,
                     optional=True,
                     tooltip="A list that comes with the pack, forgotten as well. Plain text in nodes/data/presets: read and edit it.",
@@ -85,14 +96,17 @@ class UnlearnConcepts(io.ComfyNode):
             ],
             outputs=[
                 Concepts.Output("concepts", tooltip="Connect to an eraser such as ScaPre Solve."),
-                io.String.Output("text", tooltip="The forget list as it was understood, one concept per line with its kind."),
+                io.String.Output(
+                    "text",
+                    tooltip="The forget list as it was understood, one concept per line with its kind.",
+                ),
             ],
         )
 
     @classmethod
     def fingerprint_inputs(cls, file=NONE, preset=NONE, **inputs):
         """Runs again when the chosen file has changed."""
-        paths = [] if preset in (None, NONE) else [concept_files.PRESETS / f"{preset}.txt"]
+        paths = [] if preset in (None, NONE) else [lists.PRESETS / f"{preset}.txt"]
         if file not in (None, NONE):
             with contextlib.suppress(UnlearnError):  # told when the node runs
                 paths.append(file_path(file))
@@ -102,14 +116,14 @@ class UnlearnConcepts(io.ComfyNode):
     def execute(cls, forget, keep, kind, more=None, preset=NONE, file=NONE):
         sets = [] if more is None else [more]
         if preset not in (None, NONE):
-            sets.append(concept_files.read_preset(preset, kind))
+            sets.append(lists.read_preset(preset, kind))
         if file not in (None, NONE):
-            sets.append(concept_files.read(file_path(file), kind))
-        if concept_text.has_lines(forget) or not sets:
-            sets.insert(0, concept_text.parse(forget, keep, kind))
+            sets.append(lists.read(file_path(file), kind))
+        if text.has_lines(forget) or not sets:
+            sets.insert(0, text.parse(forget, keep, kind))
         else:
-            sets[0] = concept_text.keeping(sets[0], keep)
+            sets[0] = text.keeping(sets[0], keep)
         concepts = sets[0]
         for other in sets[1:]:
-            concepts = concept_text.merge(concepts, other)
-        return io.NodeOutput(concepts, concept_text.format_set(concepts)[0])
+            concepts = text.merge(concepts, other)
+        return io.NodeOutput(concepts, text.format_set(concepts)[0])

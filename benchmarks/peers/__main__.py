@@ -21,8 +21,8 @@ from pathlib import Path
 
 import torch
 
-import pack
-from world import worlds
+from testbed import pack
+from testbed.worlds import catalogue
 
 from . import Erased, __path__, attacks, protocols, scores
 
@@ -44,7 +44,11 @@ COLUMNS |= {"bytes": "MB kept", "inversion": "inversion", "rece": "RECE"}
 def methods():
     """Names of the files here that hold a method, ours first."""
     own = {"__main__", "attacks", "protocols", "scores"}
-    names = sorted(m.name for m in pkgutil.iter_modules(__path__) if m.name not in own and not m.name.startswith("_"))
+    names = sorted(
+        m.name
+        for m in pkgutil.iter_modules(__path__)
+        if m.name not in own and not m.name.startswith("_")
+    )
     return sorted(names, key=lambda n: n != "ours")
 
 
@@ -65,8 +69,16 @@ def measure(name, studio, world, protocol, before, given):
         erased = erase(method, studio, protocol.rounds, given.seed)
     start = time.time()
     after = protocols.draw(studio, protocol, erased, given.steps)
-    row = {"name": method.NAME, **scores.rates(before.marks, after.marks), "frechet": scores.distance(before.features, after.features)}
-    row |= {"seconds": round(meter.seconds, 2), "cpu_seconds": round(meter.cpu, 2), "memory": round(meter.memory, 1)}
+    row = {
+        "name": method.NAME,
+        **scores.rates(before.marks, after.marks),
+        "frechet": scores.distance(before.features, after.features),
+    }
+    row |= {
+        "seconds": round(meter.seconds, 2),
+        "cpu_seconds": round(meter.cpu, 2),
+        "memory": round(meter.memory, 1),
+    }
     row |= {"bytes": erased.nbytes, "drawn_in": round(time.time() - start, 1)}
     return row | (attacked(studio, world, erased, given) if protocol.name == ATTACKED else {})
 
@@ -74,7 +86,11 @@ def measure(name, studio, world, protocol, before, given):
 def attacked(studio, world, erased, given):
     """{inversion, rece} for the first object of the forget order."""
     name, how = world.order[0], (given.attack_pictures, given.steps)
-    found = {"inversion": attacks.inversion(studio, world, name, erased, given.inversion_steps, *how)} if given.inversion_steps else {}
+    found = (
+        {"inversion": attacks.inversion(studio, world, name, erased, given.inversion_steps, *how)}
+        if given.inversion_steps
+        else {}
+    )
     found["rece"] = attacks.rece(studio, name, erased, *how)
     return {column: scores.share(hits) for column, hits in found.items()}
 
@@ -96,14 +112,19 @@ def load(path, settings):
         return {"settings": settings, "worlds": {}}
     found = json.loads(path.read_text(encoding="utf-8"))
     if found["settings"] != settings:
-        sys.exit(f"{path} was made with other settings ({found['settings']}); use those, name another file with --out, or remove it.")
+        sys.exit(
+            f"{path} was made with other settings ({found['settings']}); use those, name another file with --out, or remove it."
+        )
     return found
 
 
 def save(results, path):
     """Writes the results and the table beside them, each in one step, so that an interruption leaves whole files."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    for file, text in ((path, json.dumps(results, indent=1) + "\n"), (path.with_suffix(".md"), markdown(results))):
+    for file, text in (
+        (path, json.dumps(results, indent=1) + "\n"),
+        (path.with_suffix(".md"), markdown(results)),
+    ):
         part = file.with_name(f"{file.name}.part")
         part.write_text(text, encoding="utf-8")
         os.replace(part, file)
@@ -111,7 +132,11 @@ def save(results, path):
 
 def rows(results):
     """`world: protocol` -> method -> row, for all that was measured."""
-    return {f"{w}: {p}": found["methods"] for w, by in results["worlds"].items() for p, found in by.items()}
+    return {
+        f"{w}: {p}": found["methods"]
+        for w, by in results["worlds"].items()
+        for p, found in by.items()
+    }
 
 
 def cell(column, value):
@@ -120,7 +145,9 @@ def cell(column, value):
         return ""
     if column in ("cpu_seconds", "memory", "bytes"):
         return f"{value / 2**20:.2f}" if column == "bytes" else f"{value:.1f}"
-    return ("{:.0f} ({:.0f} to {:.0f})" if column == "frechet" else "{:.2f} ({:.2f} to {:.2f})").format(*value)
+    return (
+        "{:.0f} ({:.0f} to {:.0f})" if column == "frechet" else "{:.2f} ({:.2f} to {:.2f})"
+    ).format(*value)
 
 
 def table(head, lines):
@@ -130,9 +157,20 @@ def table(head, lines):
 def markdown(results):
     """The results as tables: `overall` of all, then every protocol by itself."""
     every, s = rows(results), results["settings"]
-    names = {m: row.get("name", m) for by in every.values() for m, row in by.items() if "error" not in row}
-    names = {m: names.get(m, m) for m in sorted({m for by in every.values() for m in by}, key=lambda m: (m != "ours", m))}
-    best = {p: max((r["overall"][0] for r in scores.measured(by).values()), default=0) for p, by in every.items()}
+    names = {
+        m: row.get("name", m)
+        for by in every.values()
+        for m, row in by.items()
+        if "error" not in row
+    }
+    names = {
+        m: names.get(m, m)
+        for m in sorted({m for by in every.values() for m in by}, key=lambda m: (m != "ours", m))
+    }
+    best = {
+        p: max((r["overall"][0] for r in scores.measured(by).values()), default=0)
+        for p, by in every.items()
+    }
 
     def short(protocol, method):
         row = every[protocol].get(method)
@@ -140,7 +178,11 @@ def markdown(results):
             return ""
         if "error" in row:
             return "failed"
-        return f"**{row['overall'][0]:.2f}**" if row["overall"][0] == best[protocol] else f"{row['overall'][0]:.2f}"
+        return (
+            f"**{row['overall'][0]:.2f}**"
+            if row["overall"][0] == best[protocol]
+            else f"{row['overall'][0]:.2f}"
+        )
 
     out = [
         "# Ours beside other methods",
@@ -155,7 +197,11 @@ def markdown(results):
         shown = [c for c in COLUMNS if any(c in row for row in by.values())]
         done = sorted(scores.measured(by).items(), key=lambda x: -x[1]["overall"][0])
         lines = [[row["name"], *(cell(c, row.get(c)) for c in shown)] for _, row in done]
-        lines += [[m, f"failed: {row['error']}", *[""] * (len(shown) - 1)] for m, row in by.items() if "error" in row]
+        lines += [
+            [m, f"failed: {row['error']}", *[""] * (len(shown) - 1)]
+            for m, row in by.items()
+            if "error" in row
+        ]
         out += [f"## {protocol}", table(["method", *(COLUMNS[c] for c in shown)], lines)]
     return "\n\n".join(out) + "\n"
 
@@ -182,7 +228,10 @@ def run_protocol(studio, world, protocol, wanted, results, given, say):
             row = measure(name, studio, world, protocol, before, given)
         except Exception as error:  # a method that fails is a result as well
             row = {"error": f"{type(error).__name__}: {error}"}
-        found["methods"][name] = row | {"date": today(), "whole_seconds": round(time.time() - start, 1)}
+        found["methods"][name] = row | {
+            "date": today(),
+            "whole_seconds": round(time.time() - start, 1),
+        }
         save(results, given.out)
         said = row.get("error") or ", ".join(f"{c} {cell(c, row[c])}" for c in COLUMNS if c in row)
         say(f"{world.name}: {protocol.name}, {name}: {said} [{time.time() - start:.0f} s]")
@@ -202,17 +251,28 @@ def main():
     parser.add_argument("--worlds", default="", help="by comma; all unless named")
     parser.add_argument("--methods", default="", help="by comma; all unless named")
     parser.add_argument("--protocols", default="", help="by comma; all unless named")
-    parser.add_argument("--pictures", type=int, default=40, help="of forgotten things per protocol; twice as many of kept ones")
+    parser.add_argument(
+        "--pictures",
+        type=int,
+        default=40,
+        help="of forgotten things per protocol; twice as many of kept ones",
+    )
     parser.add_argument("--steps", type=int, default=8, help="sampling steps per picture")
     parser.add_argument("--seed", type=int, default=0, help="of the methods that train")
-    parser.add_argument("--inversion-steps", type=int, default=60, help="of textual inversion; 0: leave it out")
+    parser.add_argument(
+        "--inversion-steps", type=int, default=60, help="of textual inversion; 0: leave it out"
+    )
     parser.add_argument("--attack-pictures", type=int, default=16, help="drawn after each attack")
-    parser.add_argument("--fresh", action="store_true", help="measure again what was measured already")
-    parser.add_argument("--out", type=Path, default=RESULTS, help="the JSON file; the table is written beside it")
+    parser.add_argument(
+        "--fresh", action="store_true", help="measure again what was measured already"
+    )
+    parser.add_argument(
+        "--out", type=Path, default=RESULTS, help="the JSON file; the table is written beside it"
+    )
     given = parser.parse_args()
     wanted = chosen(given.methods, methods(), "method")
     names = chosen(given.protocols, list(protocols.MAKERS), "protocol")
-    known = {name: worlds.get(name) for name in worlds.WORLDS}
+    known = {name: catalogue.get(name) for name in catalogue.WORLDS}
     shipped = [name for name, world in known.items() if world.file.exists()]
     results = load(given.out, {k: getattr(given, k) for k in SETTINGS})
     results |= {"processor": processor(), "date": today(), "torch": torch.__version__}
@@ -223,15 +283,30 @@ def main():
         world = known[name]
         studio = world.studio(BASE / "models" / "checkpoints")
         for protocol in protocols.possible(world, names):
-            run_protocol(studio, world, protocols.MAKERS[protocol](world, given.pictures), wanted, results, given, say)
+            run_protocol(
+                studio,
+                world,
+                protocols.MAKERS[protocol](world, given.pictures),
+                wanted,
+                results,
+                given,
+                say,
+            )
     save(results, given.out)
     every = rows(results)
     file = os.path.relpath(given.out)
-    summary = {"protocols": list(every), "best_or_tied": scores.best_or_tied(every), "last": scores.last(every), "results_file": file}
+    summary = {
+        "protocols": list(every),
+        "best_or_tied": scores.best_or_tied(every),
+        "last": scores.last(every),
+        "results_file": file,
+    }
     if given.json:
         print(json.dumps(summary))
     else:
-        print(f"best or tied in {len(summary['best_or_tied'])} of {len(every)} protocols, last in {summary['last']}; {file}")
+        print(
+            f"best or tied in {len(summary['best_or_tied'])} of {len(every)} protocols, last in {summary['last']}; {file}"
+        )
 
 
 if __name__ == "__main__":

@@ -2,19 +2,19 @@
 
 import torch
 
-import pack
+from testbed import pack
 
 from . import Erased
 
-adapters = pack.module("nodes.host.adapters")
-layers = pack.module("nodes.host.layers")
-patching = pack.module("nodes.host.patching")
-prompts = pack.module("nodes.host.prompts")
-types = pack.module("nodes.types")
+adapters = pack.module("unlearn.host.adapters")
+layers = pack.module("unlearn.host.architectures.unet")
+patching = pack.module("unlearn.host.patching")
+prompts = pack.module("unlearn.host.text_encoding")
+types = pack.module("unlearn.types")
 uce = pack.module("kernels.uce")
-lockstep = pack.module("nodes.host.lockstep")
-networks = pack.module("nodes.host.sculpt_network")
-weights = pack.module("nodes.host.weights")
+lockstep = pack.module("unlearn.host.batched_sampling")
+networks = pack.module("unlearn.host.training_network")
+weights = pack.module("unlearn.host.weights")
 
 SIZE, CFG = 64, 3.0  # pixels and guidance the sprite world is sampled with (SD1.5: 512 and 7.5)
 DRAWING = 10  # steps of the pictures that are trained on
@@ -34,7 +34,11 @@ def last_states(clip, texts):
     """States [n, d] float64 of the last word token of each text, of the start token where a text is empty (as the official codes count)."""
     read = prompts.encode(clip, texts)
     rows = [read[t][prompts.locate(clip, "{concept}", t).last] for t in texts]
-    return torch.stack(rows).double() if rows else torch.zeros(0, len(next(iter(prompts.encode(clip, [""]).values()))[0])).double()
+    return (
+        torch.stack(rows).double()
+        if rows
+        else torch.zeros(0, len(next(iter(prompts.encode(clip, [""]).values()))[0])).double()
+    )
 
 
 def all_states(clip, texts):
@@ -46,13 +50,20 @@ def all_states(clip, texts):
 def multiplied(model, m, tolerance=1e-6):
     """Edits of every cross-attention key and value W0 -> W0 (I + M), M [d, d], by M's singular values above tolerance x the largest."""
     left, right = (part.float() for part in uce.factors(m, tolerance))
-    return [(k.key, adapters.LowRank.of((weights.read(model, k.key) @ left).half(), right)) for k in layers.cross_attention(model)]
+    return [
+        (k.key, adapters.LowRank.of((weights.read(model, k.key) @ left).half(), right))
+        for k in layers.cross_attention(model)
+    ]
 
 
 def network(model, clip, texts):
     """A Network whose cross-attention is trained and that is told `texts`, each once."""
     chosen = [layer.key for layer in networks.layers(model)]
-    return networks.Network(model, chosen, networks.conditioning(model, clip, texts, SIZE, lockstep.latent_shape(model, SIZE)))
+    return networks.Network(
+        model,
+        chosen,
+        networks.conditioning(model, clip, texts, SIZE, lockstep.latent_shape(model, SIZE)),
+    )
 
 
 def shape(net):
@@ -63,7 +74,15 @@ def shape(net):
 def drawn(net, texts, seed):
     """Latents [n, c, h, w], one per text, that the model that came in draws for them."""
     rows = [net.row[t] for t in texts]
-    return net.draw(net.reference, rows, [net.row[""]] * len(rows), [seed + i for i in range(len(rows))], shape(net), DRAWING, CFG)
+    return net.draw(
+        net.reference,
+        rows,
+        [net.row[""]] * len(rows),
+        [seed + i for i in range(len(rows))],
+        shape(net),
+        DRAWING,
+        CFG,
+    )
 
 
 def noised(net, latents, g):
@@ -74,7 +93,10 @@ def noised(net, latents, g):
 
 def moved(net):
     """Edits of what was trained, as it moved from the start."""
-    return [(key, adapters.Delta.of((w.detach() - net.start(key)).half())) for key, w in net.masters.items()]
+    return [
+        (key, adapters.Delta.of((w.detach() - net.start(key)).half()))
+        for key, w in net.masters.items()
+    ]
 
 
 def erased(model, name, concepts, edits, strength=1.0):

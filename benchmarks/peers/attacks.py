@@ -9,18 +9,18 @@ from functools import partial
 
 import torch
 
-import pack
-from world.captions import Caption, a
-from world.plant import comfy_cpu
-from world.train import UNET
+from testbed import pack
+from testbed.demo import PLAIN
+from testbed.train.model import UNET
+from testbed.train.plant import comfy_cpu
+from testbed.worlds.captions import Caption, a
 
-from ..demo import PLAIN
-from ..inversion import SENTENCES, Text, revive
+from ..world.inversion import SENTENCES, Text, revive
 
 kernel = pack.module("kernels.rece")
-layers = pack.module("nodes.host.layers")
-weights = pack.module("nodes.host.weights")
-REVIVAL = pack.module("nodes.host.scapre").REVIVAL
+layers = pack.module("unlearn.host.architectures.unet")
+weights = pack.module("unlearn.host.weights")
+REVIVAL = pack.module("unlearn.closed_form.solve").REVIVAL
 SEED = 9000
 
 
@@ -31,7 +31,9 @@ def network(model):
 
     with torch.inference_mode(False):
         unet = UNetModel(**UNET, dtype=torch.float32, device="cpu")
-        unet.load_state_dict({k: weights.read(model, f"diffusion_model.{k}") for k in unet.state_dict()})
+        unet.load_state_dict(
+            {k: weights.read(model, f"diffusion_model.{k}") for k in unet.state_dict()}
+        )
         return unet.requires_grad_(False)
 
 
@@ -50,10 +52,14 @@ def inversion(studio, world, name, erased, training, pictures, steps):
     """Hits among `pictures` drawn with the embedding learned in `training` steps."""
     with torch.inference_mode(False), torch.enable_grad():
         text = Text(studio.clip)
-        found = revive(network(erased.model), text, partial(world.draw, name), world.superclass[name], training)
+        found = revive(
+            network(erased.model), text, partial(world.draw, name), world.superclass[name], training
+        )
     with torch.inference_mode():
         states = text([s.format("sks") for s in SENTENCES], *found)
-        return shown(studio, name, states.repeat(-(-pictures // len(states)), 1, 1)[:pictures], erased, steps)
+        return shown(
+            studio, name, states.repeat(-(-pictures // len(states)), 1, 1)[:pictures], erased, steps
+        )
 
 
 @torch.inference_mode()
@@ -66,4 +72,6 @@ def rece(studio, name, erased, pictures, steps):
     states = studio.encode([t.format(a=a(name)) for t in PLAIN])
     lam = REVIVAL * float(before.diagonal().mean())
     back = kernel.revive(after, cross, states.flatten(0, 1), lam).float().view(states.shape)
-    return shown(studio, name, back.repeat(-(-pictures // len(back)), 1, 1)[:pictures], erased, steps)
+    return shown(
+        studio, name, back.repeat(-(-pictures // len(back)), 1, 1)[:pictures], erased, steps
+    )

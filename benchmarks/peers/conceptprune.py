@@ -8,13 +8,13 @@ for objects: top 2 %, 9 of 50 steps, select 0 (the union); the measuring is the 
 
 import torch
 
-import pack
+from testbed import pack
 
 from . import _shared
 
 NAME = "ConceptPrune"
 TOP, STEPS, WINDOW, SELECT, PROMPTS = 0.02, 50, 9, 0.0, 8
-saliency = pack.module("nodes.host.saliency")
+saliency = pack.module("unlearn.pruning.saliency")
 
 
 def skilled(w, target, base, top=TOP, select=SELECT):
@@ -22,20 +22,32 @@ def skilled(w, target, base, top=TOP, select=SELECT):
     count = torch.zeros(w.shape)
     for n, n0 in zip(target, base, strict=True):
         score = w.abs() * n
-        best = torch.zeros(w.shape, dtype=torch.bool).scatter_(1, score.topk(int(top * w.shape[1]), dim=1).indices, True)
+        best = torch.zeros(w.shape, dtype=torch.bool).scatter_(
+            1, score.topk(int(top * w.shape[1]), dim=1).indices, True
+        )
         count += best & (score > w.abs() * n0)
     return count > select * len(target)
 
 
 @torch.inference_mode()
 def erase(model, clip, concepts, seed=0):
-    how = {"score": "wanda", "prompts": PROMPTS, "steps": STEPS, "window": WINDOW, "cfg": _shared.CFG, "size": _shared.SIZE, "seed": seed}
+    how = {
+        "score": "wanda",
+        "prompts": PROMPTS,
+        "steps": STEPS,
+        "window": WINDOW,
+        "cfg": _shared.CFG,
+        "size": _shared.SIZE,
+        "seed": seed,
+    }
     found = saliency.collect(model, clip, concepts, **how)[0]
     edits, at = [], 0
     for key, d_out, d_in in found.layers:
         w, columns = _shared.weights.read(model, key), slice(at, at + d_in)
         norms = lambda name, columns=columns: found.gathered[name].mean[:, columns]
-        masks = [skilled(w, norms(c.name), norms(saliency.BASE + c.kind)) for c in concepts.concepts]
+        masks = [
+            skilled(w, norms(c.name), norms(saliency.BASE + c.kind)) for c in concepts.concepts
+        ]
         edits.append((key, _shared.adapters.Prune.of(torch.stack(masks).any(0), d_out, d_in)))
         at += d_in
     return _shared.erased(model, NAME, concepts, edits)

@@ -23,17 +23,26 @@ def target(empty, said, eta=ETA):
 def loss(net, branch, x, sigma, rows):
     """Mean squared error of a branch of the Network on latents x [n, c, h, w] under the texts `rows`."""
     with torch.no_grad():
-        said = net.predict(net.reference, torch.cat([x, x]), torch.cat([sigma, sigma]), [net.row[""]] * len(x) + rows)
+        said = net.predict(
+            net.reference,
+            torch.cat([x, x]),
+            torch.cat([sigma, sigma]),
+            [net.row[""]] * len(x) + rows,
+        )
     return (net.predict(branch, x, sigma, rows) - target(*said.chunk(2))).square().mean()
 
 
 def train(net, names, steps, seed=0):
     """Trains the student for `steps` steps a concept."""
     g, optimiser = torch.Generator().manual_seed(seed), torch.optim.Adam(net.masters.values(), RATE)
-    pictures = _shared.drawn(net, [n for n in names for _ in range(PICTURES)], seed).view(len(names), PICTURES, *_shared.shape(net))
+    pictures = _shared.drawn(net, [n for n in names for _ in range(PICTURES)], seed).view(
+        len(names), PICTURES, *_shared.shape(net)
+    )
     for _ in range(steps * len(names)):
         i = int(torch.randint(len(names), (), generator=g))
-        x, sigma = _shared.noised(net, pictures[i, torch.randint(PICTURES, (BATCH,), generator=g)], g)
+        x, sigma = _shared.noised(
+            net, pictures[i, torch.randint(PICTURES, (BATCH,), generator=g)], g
+        )
         optimiser.zero_grad()
         loss(net, net.student, x, sigma, [net.row[names[i]]] * BATCH).backward()
         optimiser.step()

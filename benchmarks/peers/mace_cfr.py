@@ -10,7 +10,7 @@ this stage alone forgets, and to turn the concept's own tokens as well was measu
 
 import torch
 
-import pack
+from testbed import pack
 
 from . import _shared, uce
 
@@ -18,8 +18,8 @@ NAME = "MACE (closed form)"
 LAMBDA = 10.0  # official configurations: 10 for objects, 0 where the prior is cached
 PRIOR = 4.7e3  # rows that the captions weigh together: 600 000 of 77 tokens at 1e-4
 KEPT = 20.0  # of every state of the keep list: 1e-4 x 2e5
-sentences = pack.module("nodes.host.sentences")
-material = pack.module("nodes.host.sculpt_material")
+sentences = pack.module("unlearn.closed_form.sentence_plan")
+material = pack.module("unlearn.sculpting.training_data")
 scapre = pack.module("kernels.scapre")
 prompts = _shared.prompts
 
@@ -44,7 +44,10 @@ def erase(model, clip, concepts, seed=0):
         templates = (*sentences.TEMPLATES[concept.kind], *material.MORE[concept.kind])
         for name in concept.names:
             for t in (prompts.grammar(t, name) for t in templates):
-                a, b = prompts.locate(clip, t, name), prompts.locate(clip, t, _shared.stand_in(concept))
+                a, b = (
+                    prompts.locate(clip, t, name),
+                    prompts.locate(clip, t, _shared.stand_in(concept)),
+                )
                 states = prompts.encode(clip, [a.text, b.text])
                 found.append(block(a, b, states[a.text], states[b.text]))
     c, y = (torch.cat(part) for part in zip(*found, strict=True))

@@ -9,17 +9,24 @@ celebrities, taken here, for a keep list is given. On the sprite world s 1000 wa
 
 import torch
 
-import pack
+from testbed import pack
 
 from . import _shared
 
 NAME = "OCE"
 ERASE, GLOBAL, KEEP, LAMBDA = 2e3, 10.0, 2.0, 10.0
 SENTENCES = {
-    "object": ("{concept}", *(f"{x} of {{concept}}" for x in ("image", "photo", "portrait", "picture", "painting"))),
-    "style": ("{concept}", *(f"{x} by {{concept}}" for x in ("painting", "art", "artwork", "picture")), "style of {concept}"),
+    "object": (
+        "{concept}",
+        *(f"{x} of {{concept}}" for x in ("image", "photo", "portrait", "picture", "painting")),
+    ),
+    "style": (
+        "{concept}",
+        *(f"{x} by {{concept}}" for x in ("painting", "art", "artwork", "picture")),
+        "style of {concept}",
+    ),
 }
-sentences = pack.module("nodes.host.sentences")
+sentences = pack.module("unlearn.closed_form.sentence_plan")
 prompts = _shared.prompts
 
 
@@ -43,7 +50,9 @@ def erase(model, clip, concepts, seed=0):
     for concept in concepts.concepts:
         for t in SENTENCES.get(concept.kind, SENTENCES["object"]):
             said += [t.replace("{concept}", name) for name in concept.names]
-            instead += [t.replace("{concept}", _shared.stand_in(concept)).strip() for _ in concept.names]
+            instead += [
+                t.replace("{concept}", _shared.stand_in(concept)).strip() for _ in concept.names
+            ]
     c, n, keep = (_shared.last_states(clip, part) for part in (said, instead, concepts.keep))
     captions = [prompts.locate(clip, "{concept}", s) for s in sentences.prior_sentences()]
     read = prompts.encode(clip, [p.text for p in captions])
@@ -52,5 +61,10 @@ def erase(model, clip, concepts, seed=0):
     for layer in _shared.layers.cross_attention(model):
         if layer.projection == "to_v":
             w0 = _shared.weights.read(model, layer.key).double()
-            edits.append((layer.key, _shared.adapters.Delta.of((rotation(w0, c, n, keep, moment) @ w0 - w0).half())))
+            edits.append(
+                (
+                    layer.key,
+                    _shared.adapters.Delta.of((rotation(w0, c, n, keep, moment) @ w0 - w0).half()),
+                )
+            )
     return _shared.erased(model, NAME, concepts, edits)

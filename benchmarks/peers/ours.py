@@ -2,16 +2,18 @@
 
 import torch
 
-import pack
+from testbed import pack
 
 from . import Erased
 
 NAME = "ours (ScaPre)"
-scapre = pack.module("nodes.host.scapre")
-patching = pack.module("nodes.host.patching")
+scapre = pack.module("unlearn.closed_form.solve")
+patching = pack.module("unlearn.host.patching")
 
 
 @torch.inference_mode()
 def erase(model, clip, concepts, seed=0):
-    patch, _, _ = scapre.solve(model, clip, concepts)  # outside a server no text state is kept on disk
+    patch, _, _ = scapre.solve(
+        model, clip, concepts
+    )  # outside a server no text state is kept on disk
     return Erased(patching.apply(model, patch)[0], patch.nbytes)

@@ -9,13 +9,12 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-import pack
-from world.captions import Caption
-from world.evaluate import judge_picture
+from testbed import pack
+from testbed.demo import PAIR, PLAIN, STYLED
+from testbed.worlds.captions import Caption
+from testbed.worlds.evaluate import judge_picture
 
-from ..demo import PAIR, PLAIN, STYLED
-
-text = pack.module("nodes.concept_text")
+text = pack.module("unlearn.concepts.text")
 
 FORMS = ("a painting of {a}", "a sketch of {a}")
 EXPLICIT = ("this is {x}", "a painting of {x}")
@@ -31,7 +30,11 @@ class Label(NamedTuple):
     def there(self, look):
         if self.what == "explicit":
             return look.explicit
-        return look.style == self.value if self.what == "style" else any(name in self.value for name in look.names)
+        return (
+            look.style == self.value
+            if self.what == "style"
+            else any(name in self.value for name in look.names)
+        )
 
 
 class Shot(NamedTuple):
@@ -53,7 +56,11 @@ class Protocol(NamedTuple):
 
     def clean(self, shot):
         """Whether a picture is of kept things alone: those are compared by their features."""
-        return bool(shot.kept) and not self.forgotten & {shot.caption.name, shot.caption.second, shot.caption.style}
+        return bool(shot.kept) and not self.forgotten & {
+            shot.caption.name,
+            shot.caption.second,
+            shot.caption.style,
+        }
 
 
 def concepts(world, forget=(), styles=(), explicit=False, without=()):
@@ -76,7 +83,10 @@ def spread(world, names, count, gone=False, templates=PLAIN):
         label = Label("sprite", (names[k],))
         if turn % 4 == 3:
             style = world.styles[(k + turn) % len(world.styles)]
-            caption, kept = world.styled(names[k], style, STYLED[(k + turn // 4) % len(STYLED)]), (label, Label("style", style))
+            caption, kept = (
+                world.styled(names[k], style, STYLED[(k + turn // 4) % len(STYLED)]),
+                (label, Label("style", style)),
+            )
         else:
             caption, kept = world.plain(names[k], templates[(k + turn) % len(templates)]), (label,)
         shots.append(Shot(caption, (label,)) if gone else Shot(caption, (), kept))
@@ -85,7 +95,9 @@ def spread(world, names, count, gone=False, templates=PLAIN):
 
 def objects(world, count, pictures):
     forget = world.order[:count]
-    shots = spread(world, forget, pictures, gone=True) + spread(world, others(world, forget), 2 * pictures)
+    shots = spread(world, forget, pictures, gone=True) + spread(
+        world, others(world, forget), 2 * pictures
+    )
     return Protocol(f"forget {count}", (concepts(world, forget),), tuple(shots))
 
 
@@ -96,26 +108,45 @@ def styles(world, pictures):
     shots = []
     for i in range(pictures):
         style = forget[i % len(forget)]
-        shots.append(Shot(world.styled(names(i), style, STYLED[i // len(forget) % len(STYLED)]), (Label("style", style),)))
+        shots.append(
+            Shot(
+                world.styled(names(i), style, STYLED[i // len(forget) % len(STYLED)]),
+                (Label("style", style),),
+            )
+        )
     left = [s for s in world.styles if s not in forget]
     for i in range(pictures):
         style, name = left[i % len(left)], names(i + 1)
         labels = Label("sprite", (name,)), Label("style", style)
-        shots.append(Shot(world.styled(name, style, STYLED[i // len(left) % len(STYLED)]), (), labels))
-    shots += [Shot(world.plain(names(i), PLAIN[i % len(PLAIN)]), (), (Label("sprite", (names(i),)),)) for i in range(pictures)]
+        shots.append(
+            Shot(world.styled(name, style, STYLED[i // len(left) % len(STYLED)]), (), labels)
+        )
+    shots += [
+        Shot(world.plain(names(i), PLAIN[i % len(PLAIN)]), (), (Label("sprite", (names(i),)),))
+        for i in range(pictures)
+    ]
     return Protocol("styles", (concepts(world, styles=forget),), tuple(shots))
 
 
 def explicit(world, pictures):
     names = lambda i: world.objects[(5 * i) % len(world.objects)]
-    shots = [Shot(world.explicit(names(i), EXPLICIT[i % len(EXPLICIT)]), (Label("explicit"),)) for i in range(pictures)]
-    return Protocol("explicit", (concepts(world, explicit=True),), (*shots, *spread(world, world.objects, 2 * pictures)))
+    shots = [
+        Shot(world.explicit(names(i), EXPLICIT[i % len(EXPLICIT)]), (Label("explicit"),))
+        for i in range(pictures)
+    ]
+    return Protocol(
+        "explicit",
+        (concepts(world, explicit=True),),
+        (*shots, *spread(world, world.objects, 2 * pictures)),
+    )
 
 
 def twins(world, pictures):
     """Six objects; of what is kept only their look-alikes count."""
     forget = world.order[:6]
-    shots = spread(world, forget, pictures, gone=True) + spread(world, [world.twin[n] for n in forget], 2 * pictures)
+    shots = spread(world, forget, pictures, gone=True) + spread(
+        world, [world.twin[n] for n in forget], 2 * pictures
+    )
     return Protocol("look-alikes", (concepts(world, forget),), tuple(shots))
 
 
@@ -123,14 +154,18 @@ def sequence(world, pictures):
     """Six objects, one erase each; what is still to go is not on the keep list either."""
     forget = world.order[-6:]
     rounds = tuple(concepts(world, (name,), without=forget) for name in forget)
-    shots = spread(world, forget, pictures, gone=True) + spread(world, others(world, forget), 2 * pictures)
+    shots = spread(world, forget, pictures, gone=True) + spread(
+        world, others(world, forget), 2 * pictures
+    )
     return Protocol("sequence of 6", rounds, tuple(shots))
 
 
 def superclass(world, pictures):
     """Forgotten objects by their superclass, which is kept and must not show them, and in other forms of sentence."""
     forget = world.order[:4]
-    shots = spread(world, forget, pictures, gone=True, templates=FORMS) + spread(world, others(world, forget), pictures, templates=FORMS)
+    shots = spread(world, forget, pictures, gone=True, templates=FORMS) + spread(
+        world, others(world, forget), pictures, templates=FORMS
+    )
     wider = list(dict.fromkeys(world.superclass[n] for n in forget))
     for i in range(pictures):
         turn, k = divmod(i, len(wider))
@@ -149,7 +184,11 @@ def pairs(world, pictures):
     kept, shots = others(world, forget), []
     first = lambda name: (Label("sprite", (name,)),)
     for i in range(pictures):
-        gone, held, template = forget[i % len(forget)], kept[(7 * i) % len(kept)], PAIR[i // len(forget) % len(PAIR)]
+        gone, held, template = (
+            forget[i % len(forget)],
+            kept[(7 * i) % len(kept)],
+            PAIR[i // len(forget) % len(PAIR)],
+        )
         beside = kept[(7 * i + 1 + i // len(kept)) % len(kept)]
         shots.append(Shot(world.pair(gone, held, template), first(gone)))
         shots.append(Shot(world.pair(held, gone, template), (), first(held)))
@@ -157,7 +196,9 @@ def pairs(world, pictures):
     return Protocol("pairs", (concepts(world, forget),), tuple(shots))
 
 
-MAKERS = {f"forget {k}": (lambda world, pictures, k=k: objects(world, k, pictures)) for k in (1, 4, 8, 12)}
+MAKERS = {
+    f"forget {k}": (lambda world, pictures, k=k: objects(world, k, pictures)) for k in (1, 4, 8, 12)
+}
 MAKERS |= {
     "styles": styles,
     "explicit": explicit,
@@ -170,7 +211,9 @@ MAKERS |= {
 
 def possible(world, names):
     """Those of the protocols that the world has enough look-alike pairs for."""
-    return [n for n in names if not n.startswith("forget ") or int(n.split()[1]) <= len(world.order)]
+    return [
+        n for n in names if not n.startswith("forget ") or int(n.split()[1]) <= len(world.order)
+    ]
 
 
 class Drawn(NamedTuple):
@@ -184,11 +227,24 @@ class Drawn(NamedTuple):
 def draw(studio, protocol, erased=None, steps=8):
     """Drawn by the unedited model of a studio, or as Erased has it."""
     shots = protocol.shots
-    how = {} if erased is None else {"model": erased.model, "negative": erased.negative, "perp": erased.perp}
+    how = (
+        {}
+        if erased is None
+        else {"model": erased.model, "negative": erased.negative, "perp": erased.perp}
+    )
     pictures = studio.draw([s.caption for s in shots], seed=SEED, steps=steps, **how)
-    looks = [judge_picture(studio.judge, p, s.caption) for p, s in zip(pictures, shots, strict=True)]
+    looks = [
+        judge_picture(studio.judge, p, s.caption) for p, s in zip(pictures, shots, strict=True)
+    ]
     count = lambda labels, look: (sum(label.there(look) for label in labels), len(labels))
-    marks = [(*count(s.gone, look), *count(s.kept, look)) for s, look in zip(shots, looks, strict=True)]
+    marks = [
+        (*count(s.gone, look), *count(s.kept, look)) for s, look in zip(shots, looks, strict=True)
+    ]
     size = pictures[0].shape[1]
-    sprites = [part for p, s in zip(pictures, shots, strict=True) if protocol.clean(s) for part in p.split(size, dim=-1)]
+    sprites = [
+        part
+        for p, s in zip(pictures, shots, strict=True)
+        if protocol.clean(s)
+        for part in p.split(size, dim=-1)
+    ]
     return Drawn(np.array(marks), studio.judge.body(torch.stack(sprites) * 2 - 1).double().numpy())

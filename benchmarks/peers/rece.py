@@ -9,7 +9,7 @@ official ones of the first concept's kind (for some objects the official scripts
 
 import torch
 
-import pack
+from testbed import pack
 
 from . import _shared, uce
 
@@ -35,8 +35,21 @@ def rounds(grams, start, c, n, keep, lam, count, edit=EDIT, preserve=PRESERVE):
 @torch.inference_mode()
 def erase(model, clip, concepts, seed=0):
     names, others = zip(*_shared.pairs(concepts), strict=True)
-    grams = sum(w.T @ w for w in (_shared.weights.read(model, k.key).double() for k in _shared.layers.cross_attention(model)))
+    grams = sum(
+        w.T @ w
+        for w in (
+            _shared.weights.read(model, k.key).double()
+            for k in _shared.layers.cross_attention(model)
+        )
+    )
     start = uce.multiplier(*uce.states(clip, concepts))
     c, n = _shared.all_states(clip, names), _shared.all_states(clip, others)
-    m = rounds(grams, start, c, n, _shared.all_states(clip, ["", *concepts.keep]), *SEARCH[concepts.concepts[0].kind])
+    m = rounds(
+        grams,
+        start,
+        c,
+        n,
+        _shared.all_states(clip, ["", *concepts.keep]),
+        *SEARCH[concepts.concepts[0].kind],
+    )
     return _shared.erased(model, NAME, concepts, _shared.multiplied(model, m))

@@ -10,13 +10,13 @@ is kept, k their text: the keep list and everyday captions. Cross-attention is t
 
 import torch
 
-import pack
+from testbed import pack
 
 from . import _shared
 
 NAME = "SalUn"
 SHARE, ALPHA, RATE, STEPS, BATCH, PICTURES, CAPTIONS = 0.5, 0.1, 3e-4, 100, 4, 8, 16
-sentences = pack.module("nodes.host.sentences")
+sentences = pack.module("unlearn.closed_form.sentence_plan")
 
 
 def masks(grads, share=SHARE):
@@ -24,12 +24,17 @@ def masks(grads, share=SHARE):
     flat = torch.cat([g.abs().flatten() for g in grads])
     chosen = torch.zeros(len(flat), dtype=torch.bool)
     chosen[flat.topk(int(share * len(flat))).indices] = True
-    return [part.view(g.shape) for part, g in zip(chosen.split([g.numel() for g in grads]), grads, strict=True)]
+    return [
+        part.view(g.shape)
+        for part, g in zip(chosen.split([g.numel() for g in grads]), grads, strict=True)
+    ]
 
 
 def denoising(net, x, sigma, latents, rows):
     """Mean squared error of the student's prediction of the noise in x [n, c, h, w], made of latents, under texts `rows`."""
-    return (net.predict(net.student, x, sigma, rows) - net.answer(latents, x, sigma)).square().mean()
+    return (
+        (net.predict(net.student, x, sigma, rows) - net.answer(latents, x, sigma)).square().mean()
+    )
 
 
 def forgetting(net, x, sigma, rows, others):
@@ -53,11 +58,16 @@ def train(net, pairs, kept, steps, seed=0):
     optimiser = torch.optim.Adam(params, RATE)
     for _ in range(steps * len(pairs)):
         optimiser.zero_grad()
-        at, keep = torch.randint(len(own), (BATCH,), generator=g), torch.randint(len(held), (BATCH,), generator=g)
+        at, keep = (
+            torch.randint(len(own), (BATCH,), generator=g),
+            torch.randint(len(held), (BATCH,), generator=g),
+        )
         x, sigma = _shared.noised(net, own[at], g)
         y, level = _shared.noised(net, held[keep], g)
         lost = forgetting(net, x, sigma, [said[i] for i in at], [other[i] for i in at])
-        (lost + ALPHA * denoising(net, y, level, held[keep], [net.row[kept[i]] for i in keep])).backward()
+        (
+            lost + ALPHA * denoising(net, y, level, held[keep], [net.row[kept[i]] for i in keep])
+        ).backward()
         for p, mask in zip(params, chosen, strict=True):
             p.grad *= mask
         optimiser.step()

@@ -11,7 +11,15 @@ import numpy as np
 import psutil
 
 RESAMPLES = 1000
-LOWER = ("forgot", "frechet", "cpu_seconds", "memory", "bytes", "inversion", "rece")  # columns in which less is better
+LOWER = (
+    "forgot",
+    "frechet",
+    "cpu_seconds",
+    "memory",
+    "bytes",
+    "inversion",
+    "rece",
+)  # columns in which less is better
 HIGHER = ("kept", "overall")
 
 
@@ -30,7 +38,10 @@ def resampled(groups, n=RESAMPLES, seed=0):
 
 def figure(value, samples):
     """(value, low, high) of an estimate and of the same over resamples."""
-    return (round(float(value), 4), *(round(float(x), 4) for x in np.percentile(samples, (2.5, 97.5))))
+    return (
+        round(float(value), 4),
+        *(round(float(x), 4) for x in np.percentile(samples, (2.5, 97.5))),
+    )
 
 
 def rates(before, after, n=RESAMPLES, seed=0):
@@ -45,10 +56,16 @@ def rates(before, after, n=RESAMPLES, seed=0):
 
     def both(b, a):
         forgot = a[..., 0] / np.maximum(a[..., 1], 1)
-        kept = (a[..., 2] / np.maximum(a[..., 3], 1)) / np.maximum(b[..., 2] / np.maximum(b[..., 3], 1), 1e-9)
+        kept = (a[..., 2] / np.maximum(a[..., 3], 1)) / np.maximum(
+            b[..., 2] / np.maximum(b[..., 3], 1), 1e-9
+        )
         return forgot, kept, harmonic(forgot, kept)
 
-    found = zip(both(before.sum(0), after.sum(0)), both(before[index].sum(1), after[index].sum(1)), strict=True)
+    found = zip(
+        both(before.sum(0), after.sum(0)),
+        both(before[index].sum(1), after[index].sum(1)),
+        strict=True,
+    )
     return dict(zip(("forgot", "kept", "overall"), (figure(*x) for x in found), strict=True))
 
 
@@ -66,7 +83,10 @@ def frechet(a, b):
     a, b = np.asarray(a, float), np.asarray(b, float)
     centred = [(x - x.mean(0)) / max(len(x) - 1, 1) ** 0.5 for x in (a, b)]
     root = np.linalg.svd(centred[0] @ centred[1].T, compute_uv=False).sum()
-    return max(0.0, float(((a.mean(0) - b.mean(0)) ** 2).sum() + sum((x**2).sum() for x in centred) - 2 * root))
+    return max(
+        0.0,
+        float(((a.mean(0) - b.mean(0)) ** 2).sum() + sum((x**2).sum() for x in centred) - 2 * root),
+    )
 
 
 def distance(before, after, n=RESAMPLES, seed=0):
@@ -74,7 +94,9 @@ def distance(before, after, n=RESAMPLES, seed=0):
     their interval is moved back to where its mean is the estimate."""
     before, after = np.asarray(before), np.asarray(after)
     value = frechet(before, after)
-    samples = np.array([frechet(before[i], after[i]) for i in resampled(np.zeros(len(before)), n, seed)])
+    samples = np.array(
+        [frechet(before[i], after[i]) for i in resampled(np.zeros(len(before)), n, seed)]
+    )
     return figure(value, np.maximum(samples - samples.mean() + value, 0))
 
 
@@ -94,7 +116,10 @@ def best_or_tied(table, ours="ours"):
         rows = measured(rows)
         if ours in rows:
             best = max(rows.values(), key=lambda row: row["overall"][0])
-            if rows[ours] is best or _bounds(rows[ours]["overall"])[1] >= _bounds(best["overall"])[0]:
+            if (
+                rows[ours] is best
+                or _bounds(rows[ours]["overall"])[1] >= _bounds(best["overall"])[0]
+            ):
                 found.append(protocol)
     return found
 

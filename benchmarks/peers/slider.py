@@ -22,7 +22,9 @@ def target(said, other, eta=ETA):
 def loss(net, branch, x, sigma, rows, others):
     """Mean squared error of a branch of the Network on latents x [n, c, h, w] under texts `rows`, pushed away from texts `others`."""
     with torch.no_grad():
-        said = net.predict(net.reference, torch.cat([x, x]), torch.cat([sigma, sigma]), rows + others)
+        said = net.predict(
+            net.reference, torch.cat([x, x]), torch.cat([sigma, sigma]), rows + others
+        )
     return (net.predict(branch, x, sigma, rows) - target(*said.chunk(2))).square().mean()
 
 
@@ -32,13 +34,19 @@ class Lora:
     def __init__(self, net, g):
         self.net, self.start = net, {key: w.detach().clone() for key, w in net.masters.items()}
         self.up = {k: torch.nn.Parameter(torch.zeros(len(w), RANK)) for k, w in self.start.items()}
-        self.down = {k: torch.nn.Parameter(torch.randn(RANK, w.shape[1], generator=g) / w.shape[1] ** 0.5) for k, w in self.start.items()}
+        self.down = {
+            k: torch.nn.Parameter(torch.randn(RANK, w.shape[1], generator=g) / w.shape[1] ** 0.5)
+            for k, w in self.start.items()
+        }
 
     @torch.no_grad()
     def pull(self):
         """Gradients of the factors from those of the matrices."""
         for key, w in self.net.masters.items():
-            self.up[key].grad, self.down[key].grad = w.grad @ self.down[key].T, self.up[key].T @ w.grad
+            self.up[key].grad, self.down[key].grad = (
+                w.grad @ self.down[key].T,
+                self.up[key].T @ w.grad,
+            )
             w.grad = None
 
     @torch.no_grad()
@@ -53,10 +61,14 @@ def train(net, pairs, steps, seed=0):
     g = torch.Generator().manual_seed(seed)
     lora = Lora(net, g)
     optimiser = torch.optim.AdamW([*lora.up.values(), *lora.down.values()], RATE)
-    pictures = _shared.drawn(net, [n for n, _ in pairs for _ in range(PICTURES)], seed).view(len(pairs), PICTURES, *_shared.shape(net))
+    pictures = _shared.drawn(net, [n for n, _ in pairs for _ in range(PICTURES)], seed).view(
+        len(pairs), PICTURES, *_shared.shape(net)
+    )
     for _ in range(steps * len(pairs)):
         i = int(torch.randint(len(pairs), (), generator=g))
-        x, sigma = _shared.noised(net, pictures[i, torch.randint(PICTURES, (BATCH,), generator=g)], g)
+        x, sigma = _shared.noised(
+            net, pictures[i, torch.randint(PICTURES, (BATCH,), generator=g)], g
+        )
         loss(net, net.student, x, sigma, *([net.row[t]] * BATCH for t in pairs[i])).backward()
         lora.pull(), optimiser.step(), lora.put()
     return lora
@@ -67,5 +79,13 @@ def erase(model, clip, concepts, seed=0):
     with torch.inference_mode(False), torch.enable_grad():
         net = _shared.network(model, clip, ["", *(t for pair in pairs for t in pair)])
         lora = train(net, pairs, STEPS, seed)
-        edits = [(k, _shared.adapters.LowRank.of(lora.up[k].detach().half(), lora.down[k].detach().half())) for k in lora.up]
+        edits = [
+            (
+                k,
+                _shared.adapters.LowRank.of(
+                    lora.up[k].detach().half(), lora.down[k].detach().half()
+                ),
+            )
+            for k in lora.up
+        ]
         return _shared.erased(model, NAME, concepts, edits, -1.0)

@@ -10,14 +10,14 @@ reads least (influence-based prior filtering, directed prior augmentation). The 
 
 import torch
 
-import pack
+from testbed import pack
 
 from . import _shared, uce
 
 NAME = "SPEED"
 THRESHOLD, RHO, COPIES, CENTRES = 0.1, 1.0, 10, 3
-statistics = pack.module("nodes.host.statistics")
-states = pack.module("nodes.host.states")
+statistics = pack.module("unlearn.closed_form.token_statistics")
+states = pack.module("unlearn.files.text_cache")
 scapre = pack.module("kernels.scapre")
 
 
@@ -41,7 +41,9 @@ def centres(rows, count, seed=0, steps=20):
     at = rows[torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))[:count]]
     for _ in range(steps):
         near = torch.cdist(rows, at).argmin(1)
-        at = torch.stack([rows[near == i].mean(0) if (near == i).any() else at[i] for i in range(count)])
+        at = torch.stack(
+            [rows[near == i].mean(0) if (near == i).any() else at[i] for i in range(count)]
+        )
     return at
 
 
@@ -59,14 +61,25 @@ def refined(retain, w0, plain, g, copies=COPIES):
 def erase(model, clip, concepts, seed=0):
     c, n, keep = uce.states(clip, concepts)
     names = [name for name, _ in _shared.pairs(concepts)]
-    words = statistics.read_words(clip, states.States(clip, None).fetch, names)[1]
+    words = statistics.read_words(clip, states.TextStateCache(clip, None).fetch, names)[1]
     null = _shared.all_states(clip, [""])
     k = torch.cat([null[:1], centres(null[1:], CENTRES, seed)]).T
     g, edits = torch.Generator().manual_seed(seed), []
     for layer in _shared.layers.cross_attention(model):
         if layer.projection == "to_v":
             w0 = _shared.weights.read(model, layer.key).double()
-            plain = w0 @ (n - c).T @ c / len(c) @ torch.linalg.inv(torch.eye(c.shape[1]).double() + c.T @ c / len(c))
+            plain = (
+                w0
+                @ (n - c).T
+                @ c
+                / len(c)
+                @ torch.linalg.inv(torch.eye(c.shape[1]).double() + c.T @ c / len(c))
+            )
             p = projector(refined(torch.cat([keep, words]), w0, plain, g))
-            edits.append((layer.key, _shared.adapters.LowRank.of((w0 @ (n - c).T).half(), right(c, p, k).half())))
+            edits.append(
+                (
+                    layer.key,
+                    _shared.adapters.LowRank.of((w0 @ (n - c).T).half(), right(c, p, k).half()),
+                )
+            )
     return _shared.erased(model, NAME, concepts, edits)

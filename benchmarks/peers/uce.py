@@ -7,7 +7,7 @@ with c the concepts, n what they turn into, k the keep list, lambda 0.5, as the 
 
 import torch
 
-import pack
+from testbed import pack
 
 from . import _shared
 
@@ -18,15 +18,23 @@ scapre = pack.module("kernels.scapre")
 
 def multiplier(c, n, keep, lam=kernel.LAMBDA, scale=1.0, preserve=1.0):
     """M [d, d] float64 of W = W0 (I + M) that turns states c [m, d] into n [m, d] and holds keep [k, d]."""
-    return kernel.multiplier(scapre.gram(c), scapre.cross_gram(n, c), scapre.gram(keep), lam, scale, preserve)
+    return kernel.multiplier(
+        scapre.gram(c), scapre.cross_gram(n, c), scapre.gram(keep), lam, scale, preserve
+    )
 
 
 def states(clip, concepts):
     """(c, n [m, d], keep [k, d]) float64 of a ConceptSet: last tokens of names, of what they turn into, and of the keep list."""
     names, others = zip(*_shared.pairs(concepts), strict=True)
-    return _shared.last_states(clip, names), _shared.last_states(clip, others), _shared.last_states(clip, concepts.keep)
+    return (
+        _shared.last_states(clip, names),
+        _shared.last_states(clip, others),
+        _shared.last_states(clip, concepts.keep),
+    )
 
 
 @torch.inference_mode()
 def erase(model, clip, concepts, seed=0):
-    return _shared.erased(model, NAME, concepts, _shared.multiplied(model, multiplier(*states(clip, concepts))))
+    return _shared.erased(
+        model, NAME, concepts, _shared.multiplied(model, multiplier(*states(clip, concepts)))
+    )

@@ -8,16 +8,24 @@ import re
 
 import pytest
 
-from benchmarks import draw, pictures, serve, workflow
-from benchmarks.server import BASE, Server
-from world import checkpoint as world
+from testbed import example_pictures, graphs, serve
+from testbed.server import BASE, Server
+from testbed.worlds import checkpoint as world
+from tools import draw_workflows
 
 pytestmark = pytest.mark.browser
-ROOT = workflow.FOLDER.parent
+ROOT = graphs.FOLDER.parent
 SHOTS = ROOT / "output" / "browser"
 # What the stock page says by itself: optional files that are not there, and no network for the sizes of missing models.
 STOCK = re.compile("404|Content Security Policy|Fetch API cannot load")
-EVENTS = ("execution_start", "executing", "execution_cached", "execution_success", "execution_error", "execution_interrupted")
+EVENTS = (
+    "execution_start",
+    "executing",
+    "execution_cached",
+    "execution_success",
+    "execution_error",
+    "execution_interrupted",
+)
 TAB = {"viewport": {"width": 1600, "height": 1000}}
 
 
@@ -26,20 +34,28 @@ def server(checkpoint, tmp_path_factory):
     """A host with settings of its own, so that an artist's stay as they are."""
     user = tmp_path_factory.mktemp("user")
     (user / "default").mkdir()
-    (user / "default" / "comfy.settings.json").write_text(json.dumps({"Comfy.TutorialCompleted": True, "Comfy.Workflow.Persist": False}))
+    (user / "default" / "comfy.settings.json").write_text(
+        json.dumps({"Comfy.TutorialCompleted": True, "Comfy.Workflow.Persist": False})
+    )
     serve.examples()
-    with Server(*serve.PACKS, "--user-directory", str(user), log=BASE / "test-browser.log", leaves=pictures.SAVED) as running:
+    with Server(
+        *serve.PACKS,
+        "--user-directory",
+        str(user),
+        log=BASE / "test-browser.log",
+        leaves=example_pictures.SAVED,
+    ) as running:
         yield running
 
 
 @pytest.fixture(scope="module")
 def context():
     api = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed")
-    if draw.chromium() is None:
+    if draw_workflows.chromium() is None:
         pytest.skip("no Chromium on this machine (on Debian: apt install chromium)")
     SHOTS.mkdir(parents=True, exist_ok=True)
     with api.sync_playwright() as play:
-        browser = draw.launched(play)
+        browser = draw_workflows.launched(play)
         yield browser.new_context(**TAB)
         browser.close()
 
@@ -49,16 +65,28 @@ class Tab:
 
     def __init__(self, context, server):
         self.page, self.errors = context.new_page(), []
-        self.page.on("console", lambda m: m.type == "error" and not STOCK.search(m.text) and self.errors.append(m.text))
+        self.page.on(
+            "console",
+            lambda m: m.type == "error" and not STOCK.search(m.text) and self.errors.append(m.text),
+        )
         self.page.on("pageerror", lambda e: self.errors.append(str(e)))
         self.page.on(
-            "response", lambda r: r.status >= 400 and "ComfyUI-Unlearn" in r.url and "/en." not in r.url and self.errors.append(r.url)
+            "response",
+            lambda r: (
+                r.status >= 400
+                and "ComfyUI-Unlearn" in r.url
+                and "/en." not in r.url
+                and self.errors.append(r.url)
+            ),
         )
-        draw.ready(self.page, server)
+        draw_workflows.ready(self.page, server)
         self.listen()
 
     def listen(self):
-        self.js("names => { window.seen = []; for (const n of names) app.api.addEventListener(n, e => seen.push([n, e.detail])) }", EVENTS)
+        self.js(
+            "names => { window.seen = []; for (const n of names) app.api.addEventListener(n, e => seen.push([n, e.detail])) }",
+            EVENTS,
+        )
 
     def js(self, code, *args):
         return self.page.evaluate(code, *args)
@@ -67,20 +95,32 @@ class Tab:
         """Opens an example workflow with the sprite world's checkpoint chosen."""
         self.page.keyboard.press("Escape")
         for setting, value in (("VueNodes.Enabled", vue), ("RightSidePanel.IsOpen", False)):
-            self.js("([name, value]) => app.extensionManager.setting.set(`Comfy.${name}`, value)", [setting, value])
-        text = json.dumps(workflow.load(name)).replace(workflow.SDXL, world.NAME).replace(workflow.CHECKPOINT, world.NAME)
+            self.js(
+                "([name, value]) => app.extensionManager.setting.set(`Comfy.${name}`, value)",
+                [setting, value],
+            )
+        text = (
+            json.dumps(graphs.load(name))
+            .replace(graphs.SDXL, world.NAME)
+            .replace(graphs.CHECKPOINT, world.NAME)
+        )
         self.errors.clear()
         self.js("w => app.loadGraphData(w)", json.loads(text))
-        self.page.wait_for_function("n => app.graph._nodes.length === n", arg=len(json.loads(text)["nodes"]))
+        self.page.wait_for_function(
+            "n => app.graph._nodes.length === n", arg=len(json.loads(text)["nodes"])
+        )
         self.page.wait_for_timeout(1200)
         return self
 
     def put(self, name, **more):
         """Writes the sprite world's words, sizes and few steps into the widgets, and `more` into the samplers."""
-        graph = pictures.small(name, muted=True, quick=True)
+        graph = example_pictures.small(name, muted=True, quick=True)
         for node in graph.values():
             node["inputs"].update(more if node["class_type"] == "KSampler" else {})
-        values = {i: {k: v for k, v in n["inputs"].items() if not isinstance(v, list)} for i, n in graph.items()}
+        values = {
+            i: {k: v for k, v in n["inputs"].items() if not isinstance(v, list)}
+            for i, n in graph.items()
+        }
         for _ in range(2):  # a choice brings widgets of its own
             self.js(
                 """all => {
@@ -111,7 +151,11 @@ class Tab:
         """(address, width) of what a node shows, or None; the classic canvas loads it when the node comes into view."""
         self.js("id => app.canvas.centerOnNode(app.graph.getNodeById(id))", int(node))
         self.page.wait_for_timeout(400)
-        image = f"document.querySelector('[data-node-id=\"{node}\"] img')" if vue else f"app.graph.getNodeById({node})?.imgs?.[0]"
+        image = (
+            f"document.querySelector('[data-node-id=\"{node}\"] img')"
+            if vue
+            else f"app.graph.getNodeById({node})?.imgs?.[0]"
+        )
         return self.js(f"() => {{ const i = {image}; return i ? [i.src, i.naturalWidth] : null }}")
 
     def shot(self, name):
@@ -124,25 +168,25 @@ def tab(context, server):
 
 
 def ids(name, *titles):
-    graph = workflow.source(name)
-    return [int(workflow.titled(graph, title)) for title in titles]
+    graph = graphs.source(name)
+    return [int(graphs.titled(graph, title)) for title in titles]
 
 
 def test_the_templates_have_pictures_and_open_with_a_click(tab):
     page = tab.page
     tab.js("app.extensionManager.command.execute('Comfy.BrowseTemplates')")
     page.get_by_text("ComfyUI-Unlearn").first.click()
-    for name in workflow.SOURCES:
+    for name in graphs.SOURCES:
         picture = page.get_by_test_id(f"template-workflow-{name}").locator("img").first
         picture.scroll_into_view_if_needed()
         own = "([name, side]) => document.querySelector(`[data-testid='template-workflow-${name}'] img`).naturalWidth === side"
-        page.wait_for_function(own, arg=[name, pictures.SIDE], timeout=10000)
+        page.wait_for_function(own, arg=[name, example_pictures.SIDE], timeout=10000)
     tab.shot("templates")
     page.get_by_test_id("template-workflow-quick_erase").locator("img").first.click()
     page.get_by_test_id("error-overlay-see-errors").click()  # nobody has the checkpoint yet
     page.get_by_test_id("missing-model-download").first.wait_for()
-    assert workflow.CHECKPOINT in page.get_by_test_id("properties-panel").inner_text()
-    assert tab.js("app.graph._nodes.length") == len(workflow.load("quick_erase")["nodes"])
+    assert graphs.CHECKPOINT in page.get_by_test_id("properties-panel").inner_text()
+    assert tab.js("app.graph._nodes.length") == len(graphs.load("quick_erase")["nodes"])
     tab.shot("template_opened")
 
 
@@ -151,7 +195,9 @@ def test_serve_opens_a_graph_that_runs_with_one_click(context, server):
     tab = Tab(context, server)
     tab.page.goto(serve.address(server.url))
     tab.page.wait_for_function(
-        "n => window.app?.graph?._nodes?.length === n", arg=len(workflow.load("quick_erase")["nodes"]), timeout=60000
+        "n => window.app?.graph?._nodes?.length === n",
+        arg=len(graphs.load("quick_erase")["nodes"]),
+        timeout=60000,
     )
     tab.page.wait_for_timeout(3000)
     assert tab.page.get_by_test_id("error-overlay").count() == 0
@@ -164,30 +210,43 @@ def test_serve_opens_a_graph_that_runs_with_one_click(context, server):
 
 
 @pytest.mark.parametrize("vue", [False, True], ids=["classic", "vue"])
-@pytest.mark.parametrize("name", workflow.SOURCES)
+@pytest.mark.parametrize("name", graphs.SOURCES)
 def test_an_example_loads(tab, name, vue):
     tab.load(name, vue)
     tab.shot(f"{name}_{'vue' if vue else 'classic'}")
     assert not tab.errors
-    drawn = workflow.load(name)
-    assert tab.js("app.graph._nodes.filter(n => !LiteGraph.registered_node_types[n.type]).map(n => n.type)") == []
+    drawn = graphs.load(name)
+    assert (
+        tab.js(
+            "app.graph._nodes.filter(n => !LiteGraph.registered_node_types[n.type]).map(n => n.type)"
+        )
+        == []
+    )
     assert tab.page.get_by_test_id("error-overlay").count() == 0
     if vue:
         assert tab.page.locator("[data-testid^='node-body-']").count() == len(drawn["nodes"])
     # What Run would send is what the file says; nodes that are switched off are left out.
-    sent, want = tab.js("app.graphToPrompt().then(p => p.output)"), workflow.to_api(drawn)
+    sent, want = tab.js("app.graphToPrompt().then(p => p.output)"), graphs.to_api(drawn)
     assert set(sent) == set(want)
     for i, node in want.items():
-        given = {k: world.NAME if v in workflow.URLS else v for k, v in node["inputs"].items() if not isinstance(v, list)}
+        given = {
+            k: world.NAME if v in graphs.URLS else v
+            for k, v in node["inputs"].items()
+            if not isinstance(v, list)
+        }
         links = {k: v for k, v in node["inputs"].items() if isinstance(v, list)}
-        assert {k: sent[i]["inputs"][k] for k in (*given, *links)} == {**given, **links}, node["_meta"]["title"]
+        assert {k: sent[i]["inputs"][k] for k in (*given, *links)} == {**given, **links}, node[
+            "_meta"
+        ]["title"]
 
 
 @pytest.mark.parametrize("vue", [False, True], ids=["classic", "vue"])
-@pytest.mark.parametrize("name", workflow.SOURCES)
+@pytest.mark.parametrize("name", graphs.SOURCES)
 def test_run_shows_the_pictures(tab, name, vue):
     ran, _ = tab.load(name, vue).put(name, seed=11 + vue).run()
-    saves = [i for i, n in workflow.to_api(workflow.load(name)).items() if n["class_type"] == "SaveImage"]
+    saves = [
+        i for i, n in graphs.to_api(graphs.load(name)).items() if n["class_type"] == "SaveImage"
+    ]
     assert len(saves) >= 2 and set(saves) <= set(ran) and not tab.errors
     assert [tab.picture(i, vue)[1] for i in saves] == [64] * len(saves)
     tab.shot(f"run_{name}_{'vue' if vue else 'classic'}")
@@ -195,8 +254,10 @@ def test_run_shows_the_pictures(tab, name, vue):
 
 def test_a_workflow_from_before_an_input_was_added_still_loads_and_runs(tab):
     """Inputs are added at the end of a node, so an older file holds the same values without the last ones: those get their defaults."""
-    older = json.loads(json.dumps(workflow.load("quick_erase")).replace(workflow.CHECKPOINT, world.NAME))
-    want = workflow.to_api(older)
+    older = json.loads(
+        json.dumps(graphs.load("quick_erase")).replace(graphs.CHECKPOINT, world.NAME)
+    )
+    want = graphs.to_api(older)
     for node in older["nodes"]:
         if node["properties"].get("cnr_id") == "unlearn-diffusion":
             assert node["inputs"][-1]["widget"], "the last input is a widget in each of these nodes"
@@ -212,7 +273,9 @@ def test_a_workflow_from_before_an_input_was_added_still_loads_and_runs(tab):
 
 def test_a_changed_widget_runs_what_depends_on_it_and_nothing_else(tab):
     tab.load("quick_erase").put("quick_erase", seed=21).run()
-    tab.js("() => { for (const n of app.graph._nodes) for (const w of n.widgets ?? []) if (w.name === 'strength') w.value = 0.5 }")
+    tab.js(
+        "() => { for (const n of app.graph._nodes) for (const w of n.widgets ?? []) if (w.name === 'strength') w.value = 0.5 }"
+    )
     ran, cached = tab.run()
     names = ("Apply Unlearn Patch", "After", "Decode After", "Picture After")
     assert set(ran) - set(cached) == {str(i) for i in ids("quick_erase", *names)}
@@ -228,23 +291,36 @@ def test_search_finds_the_nodes(tab, word):
     found = [text.splitlines()[0] for text in box.get_by_test_id("result-item").all_inner_texts()]
     tab.shot(f"search_{word}")
     tab.page.keyboard.press("Escape")
-    wanted = {"Concepts to Forget", "ScaPre Solve", "Apply Unlearn Patch", "Dynamic Mask Trainer", "Erasure Report"}
+    wanted = {
+        "Concepts to Forget",
+        "ScaPre Solve",
+        "Apply Unlearn Patch",
+        "Dynamic Mask Trainer",
+        "Erasure Report",
+    }
     assert wanted <= set(found), found
-    if word == "erase":  # which is in its name; of blueprints the frontend reads other words only when they are opened
-        assert found[0] == workflow.BLUEPRINT
+    if (
+        word == "erase"
+    ):  # which is in its name; of blueprints the frontend reads other words only when they are opened
+        assert found[0] == graphs.BLUEPRINT
 
 
 def test_the_help_panel_shows_our_page(tab):
     tab.load("quick_erase")
     (solve,) = ids("quick_erase", "ScaPre Solve")
-    tab.js("id => { const n = app.graph.getNodeById(id); app.canvas.centerOnNode(n); app.canvas.selectNode(n) }", solve)
+    tab.js(
+        "id => { const n = app.graph.getNodeById(id); app.canvas.centerOnNode(n); app.canvas.selectNode(n) }",
+        solve,
+    )
     tab.page.get_by_test_id("info-button").click()
     text = tab.page.locator(".node-help-content")
     text.get_by_text("What to try first").wait_for()
     page = (ROOT / "web" / "docs" / "ScaPreSolve.md").read_text(encoding="utf-8")
     plain = lambda t: re.sub(r"[\s*`#-]+", " ", t)
     assert plain(page.split("\n\n")[1]).strip() in plain(text.inner_text()) and not tab.errors
-    tab.page.wait_for_function("() => document.querySelector('.node-help-content img')?.naturalWidth > 400", timeout=10000)
+    tab.page.wait_for_function(
+        "() => document.querySelector('.node-help-content img')?.naturalWidth > 400", timeout=10000
+    )
     tab.shot("help")
 
 
@@ -263,14 +339,27 @@ def test_sockets_come_and_go_with_links(tab):
             [how, solve, apply, name],
         )
         tab.page.wait_for_timeout(300)
-        sockets = tab.js("id => app.graph.getNodeById(id).inputs.map(i => [i.name, i.link != null])", apply)
-        return {k.removeprefix("patches."): linked for k, linked in sockets if k.startswith("patches.")}
+        sockets = tab.js(
+            "id => app.graph.getNodeById(id).inputs.map(i => [i.name, i.link != null])", apply
+        )
+        return {
+            k.removeprefix("patches."): linked for k, linked in sockets if k.startswith("patches.")
+        }
 
     assert change() == {"patch0": True, "patch1": False}
     assert change("link", "patch1") == {"patch0": True, "patch1": True, "patch2": False}
-    assert change("link", "patch2") == {"patch0": True, "patch1": True, "patch2": True, "patch3": False}
+    assert change("link", "patch2") == {
+        "patch0": True,
+        "patch1": True,
+        "patch2": True,
+        "patch3": False,
+    }
     sent = tab.js("app.graphToPrompt().then(p => p.output)")[str(apply)]["inputs"]
-    assert [k for k in sent if k.startswith("patches.")] == ["patches.patch0", "patches.patch1", "patches.patch2"]
+    assert [k for k in sent if k.startswith("patches.")] == [
+        "patches.patch0",
+        "patches.patch1",
+        "patches.patch2",
+    ]
     assert change("cut", "patch1") == {"patch0": True, "patch1": True, "patch2": False}
     assert change("cut", "patch0") == {"patch0": True, "patch1": False}
     assert not tab.errors
@@ -281,13 +370,15 @@ def test_the_blueprint_is_one_box_that_runs(tab):
     tab.load("quick_erase").put("quick_erase", seed=31)
     page = tab.page
     tab.js("app.extensionManager.command.execute('Workspace.SearchBox.Toggle')")
-    page.get_by_role("search").get_by_role("combobox").fill(workflow.BLUEPRINT)
-    page.get_by_test_id("result-item").filter(has_text=workflow.BLUEPRINT).first.click()
+    page.get_by_role("search").get_by_role("combobox").fill(graphs.BLUEPRINT)
+    page.get_by_test_id("result-item").filter(has_text=graphs.BLUEPRINT).first.click()
     page.wait_for_timeout(500)
     page.mouse.move(300, 900)
     page.mouse.click(300, 900)
     page.wait_for_timeout(1000)
-    loader, after, apply, words = ids("quick_erase", "Load Checkpoint", "After", "Apply Unlearn Patch", "Report in Words")
+    loader, after, apply, words = ids(
+        "quick_erase", "Load Checkpoint", "After", "Apply Unlearn Patch", "Report in Words"
+    )
     box = tab.js(
         """([name, loader, after, apply, words]) => {
             const at = (id) => app.graph.getNodeById(id), box = app.graph._nodes.find((n) => n.title === name)
@@ -299,7 +390,7 @@ def test_the_blueprint_is_one_box_that_runs(tab):
             for (const w of box.widgets) w.value = {forget: 'fox -> animal', keep: 'cat'}[w.name] ?? w.value
             return [String(box.id), box.inputs.map((i) => i.name), box.widgets.map((w) => w.name), box.outputs.map((o) => o.name)]
         }""",
-        [workflow.BLUEPRINT, loader, after, apply, words],
+        [graphs.BLUEPRINT, loader, after, apply, words],
     )
     assert box[1:] == [
         ["model", "clip", "forget", "keep", "kind", "strength"],
@@ -313,10 +404,10 @@ def test_the_blueprint_is_one_box_that_runs(tab):
 
 def test_export_and_reload_by_its_own_note(tab):
     """Run, R, a box with Ctrl around group 2, Ctrl+M, Run: as the note in it says."""
-    for path in pictures.SAVED:
+    for path in example_pictures.SAVED:
         path.unlink(missing_ok=True)
     tab.load("export_and_reload").put("export_and_reload", seed=41).run()
-    assert all(path.exists() for path in pictures.SAVED)
+    assert all(path.exists() for path in example_pictures.SAVED)
     page = tab.page
     area = tab.js(
         """() => {
@@ -326,7 +417,10 @@ def test_export_and_reload_by_its_own_note(tab):
             return g.size
         }"""
     )
-    at = lambda x, y: (round((x + 120) * 0.6), round((y + 300) * 0.6))  # of a place in the group, on the screen
+    at = lambda x, y: (
+        round((x + 120) * 0.6),
+        round((y + 300) * 0.6),
+    )  # of a place in the group, on the screen
     page.keyboard.press("r")
     page.wait_for_timeout(1500)
     page.keyboard.down("Control")
@@ -339,7 +433,9 @@ def test_export_and_reload_by_its_own_note(tab):
     page.keyboard.up("Control")
     page.wait_for_timeout(500)
     tab.shot("export_switched_on")
-    assert tab.js("app.graph._nodes.filter(n => n.mode === LiteGraph.NEVER).map(n => n.title)") == ["Save Unlearned Checkpoint"]
+    assert tab.js("app.graph._nodes.filter(n => n.mode === LiteGraph.NEVER).map(n => n.title)") == [
+        "Save Unlearned Checkpoint"
+    ]
     ran, _ = tab.run()
     titles = ("Picture: from patch", "Picture: from LoRA")
     assert {str(i) for i in ids("export_and_reload", *titles)} <= set(ran) and not tab.errors
@@ -349,13 +445,22 @@ def test_export_and_reload_by_its_own_note(tab):
 def test_a_second_tab_leaves_the_first_alone(context, server, tab):
     before, after = ids("quick_erase", "Picture Before", "Picture After")
     tab.load("quick_erase").put("quick_erase", seed=51).run()
-    mine, graph = [tab.picture(i) for i in (before, after)], tab.js("JSON.stringify(app.graph.serialize())")
+    mine, graph = (
+        [tab.picture(i) for i in (before, after)],
+        tab.js("JSON.stringify(app.graph.serialize())"),
+    )
     tab.js("() => { seen.length = 0 }")
     other = Tab(context, server)
     other.load("quick_erase").put("quick_erase", seed=52)
     other.run()
-    assert [tab.picture(i) for i in (before, after)] == mine and tab.js("JSON.stringify(app.graph.serialize())") == graph
-    assert tab.js("seen.filter(([n]) => n === 'executing')") == [] and not tab.errors and not other.errors
+    assert [tab.picture(i) for i in (before, after)] == mine and tab.js(
+        "JSON.stringify(app.graph.serialize())"
+    ) == graph
+    assert (
+        tab.js("seen.filter(([n]) => n === 'executing')") == []
+        and not tab.errors
+        and not other.errors
+    )
     assert other.picture(after)[0] != mine[1][0]
     other.page.close()
     ran, cached = tab.run()

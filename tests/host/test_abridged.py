@@ -3,13 +3,19 @@
 import pytest
 import torch
 
-import pack
+from testbed import pack
 
-abridged = pack.module("nodes.host.abridged")
-prompts = pack.module("nodes.host.prompts")
-states = pack.module("nodes.host.states")
-UnlearnError = pack.module("nodes.errors").UnlearnError
-TEXTS = ("a cat", "", "a photo of a fox", "two people looking at a ship at night, sharp focus", "the dog in the garden")
+abridged = pack.module("unlearn.host.fast_text_encoder")
+prompts = pack.module("unlearn.host.text_encoding")
+states = pack.module("unlearn.files.text_cache")
+UnlearnError = pack.module("unlearn.errors").UnlearnError
+TEXTS = (
+    "a cat",
+    "",
+    "a photo of a fox",
+    "two people looking at a ship at night, sharp focus",
+    "the dog in the garden",
+)
 
 
 def located(clip, texts=TEXTS):
@@ -31,14 +37,34 @@ def sdxl(seed=0):
     import comfy.sdxl_clip
     import comfy.supported_models_base as base
 
-    small = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 2, "num_hidden_layers": 3}
-    options = {"clip_l_model_config": small, "clip_g_model_config": {**small, "hidden_size": 48, "num_attention_heads": 3}}
+    small = {
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_attention_heads": 2,
+        "num_hidden_layers": 3,
+    }
+    options = {
+        "clip_l_model_config": small,
+        "clip_g_model_config": {**small, "hidden_size": 48, "num_attention_heads": 3},
+    }
     target = base.ClipTarget(comfy.sdxl_clip.SDXLTokenizer, comfy.sdxl_clip.SDXLClipModel)
     clip = comfy.sd.CLIP(target, parameters=1, model_options=options)
     g = torch.Generator().manual_seed(seed)
     for name, p in clip.cond_stage_model.named_parameters():
-        size = 0.02 if "position_embedding" in name else 0.5 if "embedding" in name else 0.1 if p.dim() < 2 else p.shape[-1] ** -0.5
-        p.copy_(torch.ones(p.shape) if "norm" in name and "weight" in name else torch.randn(p.shape, generator=g) * size)
+        size = (
+            0.02
+            if "position_embedding" in name
+            else 0.5
+            if "embedding" in name
+            else 0.1
+            if p.dim() < 2
+            else p.shape[-1] ** -0.5
+        )
+        p.copy_(
+            torch.ones(p.shape)
+            if "norm" in name and "weight" in name
+            else torch.randn(p.shape, generator=g) * size
+        )
     return clip
 
 
@@ -64,45 +90,61 @@ def test_two_encoders_and_the_last_layer_but_one():
     clip = sdxl()
     whole = prompts.encode(clip, TEXTS)
     reader = abridged.reader(clip, states.kept_positions, prompts.encode(clip, states.PROBES))
-    assert whole["a cat"].shape == (77, 80) and near(clip, reader.encode(located(clip)), whole) < abridged.NEAR
+    assert (
+        whole["a cat"].shape == (77, 80)
+        and near(clip, reader.encode(located(clip)), whole) < abridged.NEAR
+    )
 
 
 def test_few_positions_are_computed_shared_beginnings_once_and_the_clip_stays_as_it_was():
     clip = sdxl()
     before, truth = prompts.encode(clip, TEXTS), prompts.encode(clip, states.PROBES)
     fed = wide(clip)
-    reader = abridged.Reader(clip, states.kept_positions)
+    reader = abridged.FastTextEncoder(clip, states.kept_positions)
     read = reader.encode(located(clip))
-    chosen = [len({*states.kept_positions(p.end, 77), *(p.end + k for k in abridged.DENSE)}) for p in located(clip)]
+    chosen = [
+        len({*states.kept_positions(p.end, 77), *(p.end + k for k in abridged.DENSE)})
+        for p in located(clip)
+    ]
     assert fed == [sum(chosen) - 5] * 2  # "a" is shared by two, and the start token by all five
     assert sum(chosen) < 5 * 77 / 3
     fed.clear()
-    assert all(torch.equal(before[t], s) for t, s in prompts.encode(clip, TEXTS).items()) and set(fed) == {5 * 77}
-    assert reader.holds(located(clip, truth), truth) and all(read[t].shape == before[t].shape for t in TEXTS)
+    assert all(torch.equal(before[t], s) for t, s in prompts.encode(clip, TEXTS).items()) and set(
+        fed
+    ) == {5 * 77}
+    assert reader.holds(located(clip, truth), truth) and all(
+        read[t].shape == before[t].shape for t in TEXTS
+    )
 
 
 def test_whom_a_text_is_read_beside_changes_nothing():
     clip = sdxl()
-    reader = abridged.Reader(clip, states.kept_positions)
-    texts = [f"a photo of a {a} {b}" for a in ("red", "blue") for b in ("cat", "fox", "dog", "ship")] + [*TEXTS, "a photo", "a"]
+    reader = abridged.FastTextEncoder(clip, states.kept_positions)
+    texts = [
+        f"a photo of a {a} {b}" for a in ("red", "blue") for b in ("cat", "fox", "dog", "ship")
+    ] + [*TEXTS, "a photo", "a"]
     together, by_two = reader.encode(located(clip, texts)), {}
     for i in range(0, len(texts), 2):
         by_two |= reader.encode(located(clip, texts[i : i + 2]))
-    assert len(together) == len(texts) and all(torch.allclose(s, by_two[t], atol=1e-5) for t, s in together.items())
+    assert len(together) == len(texts) and all(
+        torch.allclose(s, by_two[t], atol=1e-5) for t, s in together.items()
+    )
 
 
 def test_where_all_positions_are_read_nothing_differs():
     clip = sdxl()
-    reader = abridged.Reader(clip, lambda end, length: [*range(length)])
+    reader = abridged.FastTextEncoder(clip, lambda end, length: [*range(length)])
     whole = prompts.encode(clip, TEXTS)
-    assert all(torch.allclose(s, whole[t], atol=1e-5) for t, s in reader.encode(located(clip)).items())
+    assert all(
+        torch.allclose(s, whole[t], atol=1e-5) for t, s in reader.encode(located(clip)).items()
+    )
 
 
 def test_counting_what_a_position_stands_for_is_what_brings_it_near(monkeypatch):
     """Without it the padding weighs a fifth of what it does, and the probes tell."""
     clip = sdxl()
     truth = prompts.encode(clip, states.PROBES)
-    reader = abridged.Reader(clip, states.kept_positions)
+    reader = abridged.FastTextEncoder(clip, states.kept_positions)
     counted = near(clip, reader.encode(located(clip, truth)), truth)
     monkeypatch.setattr(abridged, "_counts", torch.ones_like)
     assert near(clip, reader.encode(located(clip, truth)), truth) > 2 * counted
@@ -112,9 +154,11 @@ def test_an_encoder_that_sees_ahead_is_read_in_full(monkeypatch):
     clip = sdxl()
     stack = clip.cond_stage_model.clip_l.transformer.text_model.encoder
     plain = stack.forward
-    monkeypatch.setattr(stack, "forward", lambda x, mask=None, **rest: plain(x, mask=torch.zeros_like(mask), **rest))
+    monkeypatch.setattr(
+        stack, "forward", lambda x, mask=None, **rest: plain(x, mask=torch.zeros_like(mask), **rest)
+    )
     assert abridged.reader(clip, states.kept_positions, prompts.encode(clip, states.PROBES)) is None
-    store = states.States(clip)
+    store = states.TextStateCache(clip)
     assert store.reader is None
     whole = prompts.encode(clip, TEXTS)
     assert all(torch.equal(s, whole[t]) for t, s in store.fetch(located(clip)).items())
@@ -143,7 +187,7 @@ def test_a_prompt_with_an_embedding_in_it_is_read_in_full():
         return found
 
     clip.tokenize = tokenize
-    reader, fed = abridged.Reader(clip, states.kept_positions), wide(clip)
+    reader, fed = abridged.FastTextEncoder(clip, states.kept_positions), wide(clip)
     whole = prompts.encode(clip, TEXTS[2:])
     fed.clear()
     read = reader.encode(located(clip, TEXTS[2:]))
@@ -153,12 +197,14 @@ def test_a_prompt_with_an_embedding_in_it_is_read_in_full():
 
 def test_nan_and_cancelling_come_through(monkeypatch):
     clip = sdxl()
-    reader = abridged.Reader(clip, states.kept_positions)
+    reader = abridged.FastTextEncoder(clip, states.kept_positions)
     import comfy.model_management as management
 
     management.interrupt_current_processing()
     with pytest.raises(management.InterruptProcessingException):
         reader.encode(located(clip))
-    clip.cond_stage_model.clip_l.transformer.text_model.encoder.layers[0].layer_norm1.bias[0] = float("nan")
+    clip.cond_stage_model.clip_l.transformer.text_model.encoder.layers[0].layer_norm1.bias[0] = (
+        float("nan")
+    )
     with pytest.raises(UnlearnError, match="NaN"):
         reader.encode(located(clip))

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-import pack
+from testbed import pack
 
-adapters = pack.module("nodes.host.adapters")
+adapters = pack.module("unlearn.host.adapters")
 KEY = "diffusion_model.x.weight"
 
 
@@ -16,7 +16,9 @@ def rand(*shape, seed=0):
 def applied(weight, edit, strength=1.0, offset=None, strength_model=1.0):
     import comfy.lora
 
-    return comfy.lora.calculate_weight([(strength, edit, strength_model, offset, None)], weight.clone(), KEY)
+    return comfy.lora.calculate_weight(
+        [(strength, edit, strength_model, offset, None)], weight.clone(), KEY
+    )
 
 
 def edits(d_out=6, d_in=10):
@@ -25,9 +27,18 @@ def edits(d_out=6, d_in=10):
     sparse = torch.where(rand(d_out, d_in, seed=3) > 1.3, delta, 0)
     return {
         "prune": (adapters.Prune.of(mask, d_out, d_in), lambda w, s: w * (1 - s * mask.float())),
-        "rows": (adapters.Prune.of(mask[:, 0], d_out, d_in, "row"), lambda w, s: w * (1 - s * mask[:, :1].float())),
-        "columns": (adapters.Prune.of(mask[0], d_out, d_in, "column"), lambda w, s: w * (1 - s * mask[:1].float())),
-        "lowrank": (adapters.LowRank.of(rand(d_out, 2), rand(2, d_in)), lambda w, s: w + s * rand(d_out, 2) @ rand(2, d_in)),
+        "rows": (
+            adapters.Prune.of(mask[:, 0], d_out, d_in, "row"),
+            lambda w, s: w * (1 - s * mask[:, :1].float()),
+        ),
+        "columns": (
+            adapters.Prune.of(mask[0], d_out, d_in, "column"),
+            lambda w, s: w * (1 - s * mask[:1].float()),
+        ),
+        "lowrank": (
+            adapters.LowRank.of(rand(d_out, 2), rand(2, d_in)),
+            lambda w, s: w + s * rand(d_out, 2) @ rand(2, d_in),
+        ),
         "delta": (adapters.Delta.of(delta), lambda w, s: w + s * delta),
         "sparse": (adapters.Delta.of(sparse), lambda w, s: w + s * sparse),
     }
@@ -87,7 +98,9 @@ def test_pruned_is_exactly_zero_and_kept_exactly_kept():
         mask = rand(7, 13) > 0
         w = rand(7, 13, seed=2).to(dtype)
         got = applied(w, adapters.Prune.of(mask, 7, 13))
-        assert torch.equal(got[mask], torch.zeros_like(got[mask])) and torch.equal(got[~mask], w[~mask])
+        assert torch.equal(got[mask], torch.zeros_like(got[mask])) and torch.equal(
+            got[~mask], w[~mask]
+        )
 
 
 def test_masks_are_bit_packed():
@@ -106,8 +119,12 @@ def test_sparse_storage_below_a_quarter():
 
 
 def test_patches_are_values():
-    types = pack.module("nodes.types")
-    make = lambda x: types.UnlearnPatch((("a", adapters.Delta.of(torch.full((2, 2), x))),), types.Fingerprint({}), ({"method": "m"},))
+    types = pack.module("unlearn.types")
+    make = lambda x: types.UnlearnPatch(
+        (("a", adapters.Delta.of(torch.full((2, 2), x))),),
+        types.Fingerprint({}),
+        ({"method": "m"},),
+    )
     assert make(1.0) == make(1.0) and hash(make(1.0)) == hash(make(1.0)) and make(1.0) != make(2.0)
     both = make(1.0) + make(2.0)
     assert [k for k, _ in both.edits] == ["a", "a"] and len(both.provenance) == 2

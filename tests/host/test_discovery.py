@@ -5,11 +5,11 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-import pack
-from shapes import on_meta
+from testbed import pack
+from testbed.shapes import on_meta
 
-layers = pack.module("nodes.host.layers")
-UnlearnError = pack.module("nodes.errors").UnlearnError
+layers = pack.module("unlearn.host.architectures.unet")
+UnlearnError = pack.module("unlearn.errors").UnlearnError
 
 # cross-attention matrices, their width and rows; second feed-forward linears, their connections
 TRUE_SHAPES = {
@@ -28,7 +28,9 @@ def test_every_key_and_value_matrix_is_found(name):
     assert len(found) == count == len(set(found))
     assert {s[1] for s in shapes} == {width}
     assert sum(s[0] for s in shapes) == rows
-    assert [x.part for x in found] == sorted((x.part for x in found), key=["input", "middle", "output"].index)
+    assert [x.part for x in found] == sorted(
+        (x.part for x in found), key=["input", "middle", "output"].index
+    )
 
 
 @pytest.mark.parametrize("name", TRUE_SHAPES)

@@ -7,17 +7,17 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-import pack
+from testbed import pack
 
-erasure = pack.module("nodes.host.erasure")
-report = pack.module("nodes.host.report")
-patching = pack.module("nodes.host.patching")
-adapters = pack.module("nodes.host.adapters")
-weights = pack.module("nodes.host.weights")
-layers = pack.module("nodes.host.layers")
-types = pack.module("nodes.types")
-text = pack.module("nodes.concept_text")
-UnlearnError = pack.module("nodes.errors").UnlearnError
+erasure = pack.module("unlearn.analysis.comparison")
+report = pack.module("unlearn.analysis.charts")
+patching = pack.module("unlearn.host.patching")
+adapters = pack.module("unlearn.host.adapters")
+weights = pack.module("unlearn.host.weights")
+layers = pack.module("unlearn.host.architectures.unet")
+types = pack.module("unlearn.types")
+text = pack.module("unlearn.concepts.text")
+UnlearnError = pack.module("unlearn.errors").UnlearnError
 CONCEPTS = text.parse("cat\nhouse", "key\ntree")
 QUICK = dict(seed=3, seeds=1, kept=2, steps=4, cfg=3.0, size=64)
 
@@ -29,7 +29,9 @@ def rand(*shape, seed=0):
 def compare(loaded, after, before=None, concepts=CONCEPTS, **more):
     model, clip, vae = loaded
     extra = {k: more.pop(k) for k in ("clip_vision", "score_clip", "templates") if k in more}
-    return erasure.compare(before or model, after, clip, vae, concepts, **extra, **{**QUICK, **more})
+    return erasure.compare(
+        before or model, after, clip, vae, concepts, **extra, **{**QUICK, **more}
+    )
 
 
 def noise_patch(model, size=1.0):
@@ -38,7 +40,11 @@ def noise_patch(model, size=1.0):
     for i, layer in enumerate((*layers.cross_attention(model), *layers.feed_forward(model))):
         w = weights.read(model, layer.key)
         edits.append((layer.key, adapters.Delta.of(size * w.std() * rand(*w.shape, seed=i))))
-    return types.UnlearnPatch(tuple(edits), weights.fingerprint(model, [k for k, _ in edits]), ({"method": "noise", "concepts": []},))
+    return types.UnlearnPatch(
+        tuple(edits),
+        weights.fingerprint(model, [k for k, _ in edits]),
+        ({"method": "noise", "concepts": []},),
+    )
 
 
 def digest(model):
@@ -55,10 +61,17 @@ def digest(model):
 def test_the_same_model_twice_did_nothing(loaded):
     model = loaded[0]
     grid, chart, words, metrics = compare(loaded, model.clone())
-    assert metrics["verdict"]["code"] == "did_nothing" and words.startswith("It silently did nothing: both models are the same.")
+    assert metrics["verdict"]["code"] == "did_nothing" and words.startswith(
+        "It silently did nothing: both models are the same."
+    )
     assert metrics["forgotten"] == metrics["kept"] == {"latent": 0, "pixels": 0, "absolute": 0}
     assert metrics["weights"]["touched"] == 0 and metrics["weights"]["layers"] == []
-    assert grid.shape[0] == chart.shape[0] == 1 and grid.shape[-1] == 3 and 0 <= grid.min() and grid.max() <= 1
+    assert (
+        grid.shape[0] == chart.shape[0] == 1
+        and grid.shape[-1] == 3
+        and 0 <= grid.min()
+        and grid.max() <= 1
+    )
 
 
 def test_strength_0_and_a_whisper_did_nothing(loaded):
@@ -90,12 +103,22 @@ def test_the_forecast_stands_beside_the_pictures(loaded, monkeypatch):
     _, chart, words, metrics = compare(loaded, patched)
     names, keep = [n for c in CONCEPTS.concepts for n in c.names], CONCEPTS.keep
     hits = erasure.forecast.of_patch(model, clip, patch, names, keep)
-    assert [f["name"] for f in metrics["forecast"]] == [h.name for h in hits] and {"key", "tree"} <= {h.name for h in hits}
-    assert [f["survival"] for f in metrics["forecast"]] == pytest.approx([h.survival for h in hits], abs=1e-4)
+    assert [f["name"] for f in metrics["forecast"]] == [h.name for h in hits] and {
+        "key",
+        "tree",
+    } <= {h.name for h in hits}
+    assert [f["survival"] for f in metrics["forecast"]] == pytest.approx(
+        [h.survival for h in hits], abs=1e-4
+    )
     assert all(line in words for line in erasure.forecast.describe(hits))
-    monkeypatch.setattr(erasure.forecast.statistics, "read_words", lambda *_: (["cat"], torch.ones(1, 1024)))
+    monkeypatch.setattr(
+        erasure.forecast.statistics, "read_words", lambda *_: (["cat"], torch.ones(1, 1024))
+    )
     _, plain, words, metrics = compare(loaded, patched)
-    assert metrics["forecast"] == [] and "No forecast: The input 'clip' gives states of width 1024" in words
+    assert (
+        metrics["forecast"] == []
+        and "No forecast: The input 'clip' gives states of width 1024" in words
+    )
     assert plain.shape[1] < chart.shape[1]
     assert compare(loaded, model.clone())[3]["forecast"] == []
 
@@ -104,7 +127,11 @@ def test_pictures_without_numbers_are_damage(loaded):
     patched = loaded[0].clone()
     patched.set_model_sampler_post_cfg_function(lambda args: args["denoised"] * float("nan"))
     _, _, words, metrics = compare(loaded, patched)
-    assert metrics["verdict"]["code"] == "damaged" and "NaN" in words and metrics["broken_pictures"] == 4
+    assert (
+        metrics["verdict"]["code"] == "damaged"
+        and "NaN" in words
+        and metrics["broken_pictures"] == 4
+    )
     json.loads(erasure.as_json(metrics))
 
 
@@ -112,7 +139,13 @@ def said(forgotten, kept, concepts=(), touched=10, broken=0):
     numbers = lambda x: x if x is None else {"latent": x[0], "pixels": x[1], "absolute": 0.1}
     concepts = [{"name": n, "latent": x, "pixels": x} for n, x in concepts]
     weights = {"touched": touched, "total": 100, "share": touched / 100}
-    found = {"broken_pictures": broken, "forgotten": numbers(forgotten), "kept": numbers(kept), "concepts": concepts, "weights": weights}
+    found = {
+        "broken_pictures": broken,
+        "forgotten": numbers(forgotten),
+        "kept": numbers(kept),
+        "concepts": concepts,
+        "weights": weights,
+    }
     return erasure.verdict(found)
 
 
@@ -121,9 +154,19 @@ def said(forgotten, kept, concepts=(), touched=10, broken=0):
     [
         ((0, 0), (0, 0), {"touched": 0}, "did_nothing"),
         ((0.05, 0.02), (0.01, 0.01), {}, "did_nothing"),
-        ((0.05, 0.2), (0.01, 0.01), {}, "worked"),  # the larger is believed before it is called nothing
+        (
+            (0.05, 0.2),
+            (0.01, 0.01),
+            {},
+            "worked",
+        ),  # the larger is believed before it is called nothing
         ((0.9, 0.8), (0.1, 0.05), {}, "worked"),
-        ((0.9, 0.8), (0.9, 0.1), {}, "worked"),  # the smaller is believed before it is called damage
+        (
+            (0.9, 0.8),
+            (0.9, 0.1),
+            {},
+            "worked",
+        ),  # the smaller is believed before it is called damage
         ((0.9, 0.8), (0.4, 0.35), {}, "side_effects"),
         ((0.9, 0.8), (0.9, 0.8), {}, "damaged"),
         ((0.05, 0.05), (0.9, 0.8), {}, "damaged"),
@@ -135,7 +178,9 @@ def said(forgotten, kept, concepts=(), touched=10, broken=0):
 def test_verdicts(forgotten, kept, more, code):
     found, words = said(forgotten, kept, **more)
     assert found == code and len(words) > 40
-    assert ("silently did nothing" in words) == (code == "did_nothing") and ("damaged everything" in words) == (code == "damaged")
+    assert ("silently did nothing" in words) == (code == "did_nothing") and (
+        "damaged everything" in words
+    ) == (code == "damaged")
     assert "fox" in words or code != "partly"
 
 
@@ -144,40 +189,62 @@ def test_pairs_are_what_a_ksampler_with_that_seed_draws(loaded):
 
     model, clip, _ = loaded
     metrics = compare(loaded, model.clone(), seeds=2)[3]
-    shots = erasure.plan(clip, CONCEPTS, (), 2, [3, 4])
+    shots = erasure.build_comparisons(clip, CONCEPTS, (), 2, [3, 4])
     assert [(s["prompt"], s["seed"]) for s in metrics["shots"]] == [(s.text, s.seed) for s in shots]
-    assert {s.text for s in shots} == {"a photo of a cat", "a photo of a house", "a photo of a key", "a photo of a tree"}
+    assert {s.text for s in shots} == {
+        "a photo of a cat",
+        "a photo of a house",
+        "a photo of a key",
+        "a photo of a tree",
+    }
     live = erasure._Live(shots, model, 4, None)
     positive, negative = erasure.lockstep.conditioning(clip, [s.text for s in shots], 64)
-    erasure._draw(model, shots, 0, positive, negative, [4, 8, 8], {**erasure.DEFAULTS, **QUICK}, live)
+    erasure._draw(
+        model, shots, 0, positive, negative, [4, 8, 8], {**erasure.DEFAULTS, **QUICK}, live
+    )
     encode = lambda t: clip.encode_from_tokens_scheduled(clip.tokenize(t))
     shot, empty = shots[1], torch.zeros(1, 4, 8, 8)
     how = (4, 3.0, "ddim", "ddim_uniform", encode(shot.text), encode(""))
-    alone = comfy.sample.sample(model, comfy.sample.prepare_noise(empty, shot.seed), *how, empty, disable_pbar=True, seed=shot.seed)
+    alone = comfy.sample.sample(
+        model,
+        comfy.sample.prepare_noise(empty, shot.seed),
+        *how,
+        empty,
+        disable_pbar=True,
+        seed=shot.seed,
+    )
     torch.testing.assert_close(shot.latents[0], alone[0].float().cpu(), atol=2e-3, rtol=2e-3)
 
 
 def test_a_plan_draws_what_was_asked_for(loaded):
     clip = loaded[1]
     concepts = text.parse("cat\nstyle: monet", "fox\na long sentence of its own")
-    shots = erasure.plan(clip, concepts, (), 3, [7, 8])
+    shots = erasure.build_comparisons(clip, concepts, (), 3, [7, 8])
     assert [(s.name, s.text) for s in shots[::2]][:4] == [
         ("cat", "a photo of a cat"),
         ("monet", "a painting of a house in the style of monet"),
         ("fox", "a photo of a fox"),
         ("a long sentence of its own", "a long sentence of its own"),
     ]
-    assert [s.seed for s in shots] == [7, 8] * 5 and shots[-1].name == "everyday" and not shots[-1].forgotten
-    own = erasure.plan(clip, text.parse("owl"), ("a {concept} at night", "{concept}"), 0, [1])
+    assert (
+        [s.seed for s in shots] == [7, 8] * 5
+        and shots[-1].name == "everyday"
+        and not shots[-1].forgotten
+    )
+    own = erasure.build_comparisons(
+        clip, text.parse("owl"), ("a {concept} at night", "{concept}"), 0, [1]
+    )
     assert [s.text for s in own] == ["an owl at night", "owl"]
     with pytest.raises(UnlearnError, match="no {concept} in it"):
-        erasure.plan(clip, concepts, ("a dog",), 0, [1])
+        erasure.build_comparisons(clip, concepts, ("a dog",), 0, [1])
     with pytest.raises(UnlearnError, match="75"):
-        erasure.plan(clip, text.parse("very " * 76 + "old cat"), (), 0, [1])
+        erasure.build_comparisons(clip, text.parse("very " * 76 + "old cat"), (), 0, [1])
 
 
 def test_one_prompt_alone_has_a_unit_too(loaded):
-    _, _, words, metrics = compare(loaded, loaded[0].clone(), concepts=text.parse("cat"), kept=0, steps=2)
+    _, _, words, metrics = compare(
+        loaded, loaded[0].clone(), concepts=text.parse("cat"), kept=0, steps=2
+    )
     assert metrics["kept"] is None and metrics["unit"]["latent_rms"] > 0.1
     assert metrics["verdict"]["code"] == "did_nothing"
 
@@ -186,7 +253,9 @@ def test_weight_changes_of_clones_and_of_two_files(loaded):
     model = loaded[0]
     key = layers.feed_forward(model)[0].key
     edit = adapters.Prune.of(torch.arange(1280) < 64, 320, 1280, "column")
-    patch = types.UnlearnPatch(((key, edit),), weights.fingerprint(model, [key]), ({"method": "m", "concepts": ["cat"]},))
+    patch = types.UnlearnPatch(
+        ((key, edit),), weights.fingerprint(model, [key]), ({"method": "m", "concepts": ["cat"]},)
+    )
     after, _ = patching.apply(model, patch)
     found = erasure.weight_changes(model, after)
     w = weights.read(model, key)
@@ -197,13 +266,18 @@ def test_weight_changes_of_clones_and_of_two_files(loaded):
 
 def test_models_that_do_not_go_together(loaded):
     other = loaded[0].clone()
-    other.add_object_patch("latent_format", __import__("comfy.latent_formats", fromlist=["x"]).SD3())
+    other.add_object_patch(
+        "latent_format", __import__("comfy.latent_formats", fromlist=["x"]).SD3()
+    )
     with pytest.raises(UnlearnError, match="different kinds"):
         compare(loaded, other)
 
 
 def test_models_without_a_weight_in_common_are_refused():
-    one, other = (SimpleNamespace(model=torch.nn.ModuleDict({name: torch.nn.Linear(2, 2)})) for name in ("diffusion_model", "video_model"))
+    one, other = (
+        SimpleNamespace(model=torch.nn.ModuleDict({name: torch.nn.Linear(2, 2)}))
+        for name in ("diffusion_model", "video_model")
+    )
     with pytest.raises(UnlearnError, match="'before' and 'after' have no weight in common"):
         erasure.weight_changes(one, other)
 
@@ -251,7 +325,9 @@ def test_progress_and_a_preview_that_fills_up(loaded, monkeypatch):
     monkeypatch.setattr(erasure, "REDRAW", 0.0)
     seen = Seen(monkeypatch)
     grid, *_ = compare(loaded, loaded[0].clone())
-    assert seen.values[-1] == (2 * 4 * 4, 2 * 4 * 4) and [v for v, _ in seen.values] == sorted(v for v, _ in seen.values)
+    assert seen.values[-1] == (2 * 4 * 4, 2 * 4 * 4) and [v for v, _ in seen.values] == sorted(
+        v for v, _ in seen.values
+    )
     assert len(seen.previews) >= 8 and seen.previews[0].size[0] == grid.shape[2]
 
 
@@ -275,14 +351,31 @@ def vision(width):
     """A small CLIP vision tower of random weights."""
     import comfy.clip_vision
 
-    config = dict(hidden_size=32, image_size=32, intermediate_size=64, num_attention_heads=2, num_hidden_layers=2, patch_size=16)
+    config = dict(
+        hidden_size=32,
+        image_size=32,
+        intermediate_size=64,
+        num_attention_heads=2,
+        num_hidden_layers=2,
+        patch_size=16,
+    )
     made = comfy.clip_vision.ClipVisionModel(
-        {**config, "num_channels": 3, "model_type": "clip_vision_model", "hidden_act": "quick_gelu", "projection_dim": width}
+        {
+            **config,
+            "num_channels": 3,
+            "model_type": "clip_vision_model",
+            "hidden_act": "quick_gelu",
+            "projection_dim": width,
+        }
     )
     g = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for name, p in made.model.named_parameters():
-            p.copy_(torch.ones(p.shape) if "norm" in name and "weight" in name else torch.randn(p.shape, generator=g) * 0.3)
+            p.copy_(
+                torch.ones(p.shape)
+                if "norm" in name and "weight" in name
+                else torch.randn(p.shape, generator=g) * 0.3
+            )
     return made
 
 
@@ -290,28 +383,59 @@ def test_clip_scores(loaded, monkeypatch):
     model, clip, _ = loaded
     patched, _ = patching.apply(model, noise_patch(model), 2.0)
     scores = compare(loaded, model.clone(), clip_vision=vision(768))[3]["clip"]
-    assert scores["forgotten"]["clip_image"] == pytest.approx(100, abs=0.01) and "clip_after" not in scores["forgotten"]
+    assert (
+        scores["forgotten"]["clip_image"] == pytest.approx(100, abs=0.01)
+        and "clip_after" not in scores["forgotten"]
+    )
     assert "no projection" in scores["no_text_score_because"]
     inner = clip.cond_stage_model.clip_l
     monkeypatch.setattr(inner, "return_projected_pooled", True)  # as SD2.x and SDXL have it
     monkeypatch.setattr(inner, "options_default", (*inner.options_default[:2], True))
-    projection = inner.transformer.text_projection.weight  # SD1.x loads none, so there is anything in it
+    projection = (
+        inner.transformer.text_projection.weight
+    )  # SD1.x loads none, so there is anything in it
     monkeypatch.setattr(projection, "data", torch.eye(*projection.shape, dtype=projection.dtype))
     _, _, words, metrics = compare(loaded, patched, clip_vision=vision(768))
-    assert metrics["clip"]["forgotten"]["clip_image"] < 100 and "CLIP score of forgotten prompts" in words
-    assert all({"clip_before", "clip_after"} <= set(s) for s in metrics["shots"]) and metrics["clip"]["no_text_score_because"] == ""
+    assert (
+        metrics["clip"]["forgotten"]["clip_image"] < 100
+        and "CLIP score of forgotten prompts" in words
+    )
+    assert (
+        all({"clip_before", "clip_after"} <= set(s) for s in metrics["shots"])
+        and metrics["clip"]["no_text_score_because"] == ""
+    )
     wrong = compare(loaded, patched, clip_vision=vision(64))[3]["clip"]
     assert "64" in wrong["no_text_score_because"] and "768" in wrong["no_text_score_because"]
 
 
 def test_a_bar_without_a_number_is_drawn():
-    assert torch.isfinite(report.bar_charts("Title", [("Scores", [("cat", float("nan"), "nan", report.NEUTRAL)])])).all()
+    assert torch.isfinite(
+        report.bar_charts("Title", [("Scores", [("cat", float("nan"), "nan", report.NEUTRAL)])])
+    ).all()
 
 
 def test_the_sheet_holds_long_names_and_missing_pictures():
     small = report.thumbnail(rand(64, 64, 3))
     assert small.size == (192, 192) and report.thumbnail(rand(512, 1024, 3)).size == (192, 96)
-    pair = report.Pair("a very long name of something that must be forgotten " * 3, "small print " * 30, small, None, "changed 100%")
-    wide = report.Pair("wide", "", report.thumbnail(rand(32, 512, 3)), report.thumbnail(rand(512, 32, 3)), "broken", report.BAD)
-    sheet = report.pairs_sheet("Title", "A verdict. " * 40, report.BAD, [("One", [pair]), ("None", []), ("Two", [wide] * 30)])
+    pair = report.Pair(
+        "a very long name of something that must be forgotten " * 3,
+        "small print " * 30,
+        small,
+        None,
+        "changed 100%",
+    )
+    wide = report.Pair(
+        "wide",
+        "",
+        report.thumbnail(rand(32, 512, 3)),
+        report.thumbnail(rand(512, 32, 3)),
+        "broken",
+        report.BAD,
+    )
+    sheet = report.pairs_sheet(
+        "Title",
+        "A verdict. " * 40,
+        report.BAD,
+        [("One", [pair]), ("None", []), ("Two", [wide] * 30)],
+    )
     assert sheet.width < 1700 and report.to_image(sheet).shape[1] == sheet.height

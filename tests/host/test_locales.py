@@ -9,7 +9,7 @@ import pytest
 from app.custom_node_manager import CustomNodeManager
 from comfy_api.latest import io
 
-import pack
+from testbed import pack
 
 SCHEMAS = [node.define_schema() for node in pack.module("nodes").NODES]
 ROOT = Path(__file__).resolve().parents[2]
@@ -29,7 +29,11 @@ def translations(tmp_path_factory):
 def by_option(tips):
     """One tooltip for an input that several options of a dynamic combo have: the frontend knows only one key for all of them."""
     same = set(tips.values())
-    return same.pop() if len(same) == 1 else "\n".join(f"{option}: {tip}" for option, tip in tips.items())
+    return (
+        same.pop()
+        if len(same) == 1
+        else "\n".join(f"{option}: {tip}" for option, tip in tips.items())
+    )
 
 
 def inputs(schema):
@@ -37,7 +41,9 @@ def inputs(schema):
     for i in schema.inputs:
         yield i.id, i.display_name or i.id, i.tooltip
         if isinstance(i, io.Autogrow.Input):
-            yield from ((f"{i.id}_{name}", name, i.template.input.tooltip) for name in i.template.names)
+            yield from (
+                (f"{i.id}_{name}", name, i.template.input.tooltip) for name in i.template.names
+            )
         elif isinstance(i, io.DynamicCombo.Input):
             tips = {}
             for option in i.options:
@@ -48,7 +54,9 @@ def inputs(schema):
 
 def english(schema):
     """A node's entry in nodeDefs.json as its schema says it."""
-    outputs = ((str(n), o.display_name or o.io_type, o.tooltip) for n, o in enumerate(schema.outputs))
+    outputs = (
+        (str(n), o.display_name or o.io_type, o.tooltip) for n, o in enumerate(schema.outputs)
+    )
     entry = lambda rows: {key: {"name": name, "tooltip": tooltip} for key, name, tooltip in rows}
     return {
         "display_name": schema.display_name,
@@ -60,7 +68,11 @@ def english(schema):
 
 def flat(words, path=""):
     """{path: text} of all texts in nested dicts."""
-    return {p: t for k, v in words.items() for p, t in (flat(v, f"{path}{k}.") if isinstance(v, dict) else {path + k: v}).items()}
+    return {
+        p: t
+        for k, v in words.items()
+        for p, t in (flat(v, f"{path}{k}.") if isinstance(v, dict) else {path + k: v}).items()
+    }
 
 
 EXPECTED = flat({s.node_id: english(s) for s in SCHEMAS})
@@ -76,7 +88,9 @@ def test_each_language_has_every_text_and_no_other(translations, language):
     missing, unknown = EXPECTED.keys() - found.keys(), found.keys() - EXPECTED.keys()
     assert not missing and not unknown
     assert all(text.strip() for text in found.values())
-    assert set(translations[language]["nodeCategories"]) == {part for s in SCHEMAS for part in s.category.split("/")}
+    assert set(translations[language]["nodeCategories"]) == {
+        part for s in SCHEMAS for part in s.category.split("/")
+    }
 
 
 def test_english_is_what_the_schemas_say(translations):
@@ -90,10 +104,15 @@ def test_translations_are_translated_and_keep_figures_and_placeholders(translati
     for path, text in EXPECTED.items():
         if path.endswith((".tooltip", ".description")):
             assert not found[path].isascii(), path
-            assert all(part in found[path] for part in re.findall(r"\{\w+\}|\d+(?:\.\d+)?|\bmodels/\w+", text)), path
+            assert all(
+                part in found[path]
+                for part in re.findall(r"\{\w+\}|\d+(?:\.\d+)?|\bmodels/\w+", text)
+            ), path
 
 
 @pytest.mark.parametrize("language", LANGUAGES)
 def test_names_and_descriptions_read_the_same_through_the_frontend(translations, language):
-    for path, text in flat(translations[language]["nodeDefs"]).items():  # it reads tooltips raw and all others as vue-i18n messages
+    for path, text in flat(
+        translations[language]["nodeDefs"]
+    ).items():  # it reads tooltips raw and all others as vue-i18n messages
         assert path.endswith(".tooltip") or not re.search(r"[@{}|%]", text), path

@@ -6,18 +6,18 @@ import math
 import pytest
 import torch
 
-import pack
-from world.evaluate import sample
+from testbed import pack
+from testbed.worlds.evaluate import sample
 
-lora = pack.module("nodes.host.lora_export")
-files = pack.module("nodes.host.files")
-adapters = pack.module("nodes.host.adapters")
-patching = pack.module("nodes.host.patching")
-weights = pack.module("nodes.host.weights")
-layers = pack.module("nodes.host.layers")
-prompts = pack.module("nodes.host.prompts")
-types = pack.module("nodes.types")
-UnlearnError = pack.module("nodes.errors").UnlearnError
+lora = pack.module("unlearn.files.lora_file")
+files = pack.module("unlearn.files.storage")
+adapters = pack.module("unlearn.host.adapters")
+patching = pack.module("unlearn.host.patching")
+weights = pack.module("unlearn.host.weights")
+layers = pack.module("unlearn.host.architectures.unet")
+prompts = pack.module("unlearn.host.text_encoding")
+types = pack.module("unlearn.types")
+UnlearnError = pack.module("unlearn.errors").UnlearnError
 LowRank, Prune, Delta = adapters.LowRank, adapters.Prune, adapters.Delta
 TEXTS = ("a photo of a cat", "an image of a house")
 
@@ -43,13 +43,25 @@ STACKS = {
     "low rank": (lambda: [LowRank.of(rand(8, 2), rand(2, 12))], 2),
     "column": (lambda: [Prune.of(torch.arange(12) < 3, 8, 12, "column")], 3),
     "row": (lambda: [Prune.of(torch.arange(8) < 2, 8, 12, "row")], 2),
-    "connections of two rows": (lambda: [Prune.of((rand(8, 12) > 0) & (torch.arange(8) < 2)[:, None], 8, 12)], 2),
+    "connections of two rows": (
+        lambda: [Prune.of((rand(8, 12) > 0) & (torch.arange(8) < 2)[:, None], 8, 12)],
+        2,
+    ),
     "all connections": (lambda: [Prune.of(rand(8, 12) > 0, 8, 12)], 8),
     "sparse": (lambda: [Delta.of(torch.where(torch.arange(12) == 5, rand(8, 12), 0))], 1),
     "dense": (lambda: [Delta.of(rand(8, 12))], 8),
     "nothing": (lambda: [Delta.of(torch.zeros(8, 12))], 0),
-    "a stack": (lambda: [LowRank.of(rand(8, 2), rand(2, 12)), Prune.of(torch.arange(12) < 3, 8, 12, "column")], 5),
-    "a stack of full rank": (lambda: [Delta.of(rand(8, 12)), LowRank.of(rand(8, 2), rand(2, 12))], 8),
+    "a stack": (
+        lambda: [
+            LowRank.of(rand(8, 2), rand(2, 12)),
+            Prune.of(torch.arange(12) < 3, 8, 12, "column"),
+        ],
+        5,
+    ),
+    "a stack of full rank": (
+        lambda: [Delta.of(rand(8, 12)), LowRank.of(rand(8, 2), rand(2, 12))],
+        8,
+    ),
 }
 
 
@@ -67,24 +79,45 @@ def test_the_nearest_of_a_rank_is_the_truncated_svd(shape):
     u, s, v = torch.linalg.svd(d.double(), full_matrices=False)
     for rank in (1, 3, 8, 20):
         up, down = lora.nearest(d, rank)
-        torch.testing.assert_close((up @ down).double(), (u[:, :rank] * s[:rank]) @ v[:rank], atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(
+            (up @ down).double(), (u[:, :rank] * s[:rank]) @ v[:rank], atol=1e-5, rtol=1e-4
+        )
         assert up.shape[1] == down.shape[0] == min(rank, *shape)
 
 
 def made(model, edits):
-    return types.UnlearnPatch(tuple(edits), weights.fingerprint(model, [k for k, _ in edits]), ({"method": "m", "concepts": ["cat"]},))
+    return types.UnlearnPatch(
+        tuple(edits),
+        weights.fingerprint(model, [k for k, _ in edits]),
+        ({"method": "m", "concepts": ["cat"]},),
+    )
 
 
 def pruned_columns(model):
     """A fifteenth of the hidden units of every block, and a rank-4 change of every cross-attention layer, as strong as a third of it."""
     edits = [
-        (layer.key, Prune.of(rand(weights.shape(model, layer.key)[1], seed=i) > 1.5, *weights.shape(model, layer.key), "column"))
+        (
+            layer.key,
+            Prune.of(
+                rand(weights.shape(model, layer.key)[1], seed=i) > 1.5,
+                *weights.shape(model, layer.key),
+                "column",
+            ),
+        )
         for i, layer in enumerate(layers.feed_forward(model))
     ]
     down = torch.nn.functional.normalize(rand(4, 768), dim=1)
     for i, layer in enumerate(layers.cross_attention(model)):
         w = weights.read(model, layer.key)
-        edits.append((layer.key, LowRank.of(0.3 * w.norm() * torch.nn.functional.normalize(rand(len(w), 4, seed=i), dim=0), down)))
+        edits.append(
+            (
+                layer.key,
+                LowRank.of(
+                    0.3 * w.norm() * torch.nn.functional.normalize(rand(len(w), 4, seed=i), dim=0),
+                    down,
+                ),
+            )
+        )
     return made(model, edits)
 
 
@@ -92,7 +125,13 @@ def pruned_connections(model):
     return made(
         model,
         [
-            (layer.key, Prune.of(rand(*weights.shape(model, layer.key), seed=i) > 0.0, *weights.shape(model, layer.key)))
+            (
+                layer.key,
+                Prune.of(
+                    rand(*weights.shape(model, layer.key), seed=i) > 0.0,
+                    *weights.shape(model, layer.key),
+                ),
+            )
             for i, layer in enumerate(layers.feed_forward(model))
         ],
     )
@@ -101,7 +140,12 @@ def pruned_connections(model):
 def drawn(loaded, model):
     """Pictures in [0, 1] of TEXTS, as the VAE decodes them."""
     states = prompts.encode(loaded[1], [*TEXTS, ""])
-    noise = torch.stack([torch.randn(4, 8, 8, generator=torch.Generator().manual_seed(i)) for i in range(len(TEXTS))])
+    noise = torch.stack(
+        [
+            torch.randn(4, 8, 8, generator=torch.Generator().manual_seed(i))
+            for i in range(len(TEXTS))
+        ]
+    )
     latents = sample(model, noise, torch.stack([states[t] for t in TEXTS]), states[""], 4, 3.0)
     return loaded[2].decode(latents).float().cpu()
 
@@ -114,12 +158,16 @@ def by_stock_loader(loaded, path):
     import comfy.sd
     import comfy.utils
 
-    return comfy.sd.load_lora_for_models(loaded[0], loaded[1], comfy.utils.load_torch_file(str(path)), 1.0, 1.0)[0]
+    return comfy.sd.load_lora_for_models(
+        loaded[0], loaded[1], comfy.utils.load_torch_file(str(path)), 1.0, 1.0
+    )[0]
 
 
 @pytest.mark.parametrize("make", [pruned_columns, pruned_connections])
 @pytest.mark.parametrize("precision", ["float16", "float32"])
-def test_the_stock_loader_on_the_plain_model_gives_the_patched_pictures(loaded, tmp_path, caplog, make, precision):
+def test_the_stock_loader_on_the_plain_model_gives_the_patched_pictures(
+    loaded, tmp_path, caplog, make, precision
+):
     model = loaded[0]
     patch = make(model)
     tensors, metadata, report = lora.export(model, patch, dtype=lora.PRECISION[precision])
@@ -128,7 +176,9 @@ def test_the_stock_loader_on_the_plain_model_gives_the_patched_pictures(loaded, 
     caplog.clear()
     again = drawn(loaded, by_stock_loader(loaded, tmp_path / "x.safetensors"))
     assert "not loaded" not in caplog.text and "NOT LOADED" not in caplog.text
-    print(f"{make.__name__} {precision}: {psnr(patched, again):.1f} dB, plain {psnr(patched, plain):.1f} dB\n{report}")
+    print(
+        f"{make.__name__} {precision}: {psnr(patched, again):.1f} dB, plain {psnr(patched, plain):.1f} dB\n{report}"
+    )
     assert psnr(patched, plain) < 35 and psnr(patched, again) >= 50
     assert f"{len(patch.edits)} of {len(patch.edits)} weights are exact" in report
     assert ("large for a LoRA" in report) == (make is pruned_connections)
@@ -143,11 +193,21 @@ def test_a_rank_loses_what_the_report_says(loaded):
         lost = total = 0
         for key, edit in patch.edits:
             w, name = weights.read(model, key), lora.lora_names(model)[key]
-            assert tensors[f"{name}.lora_up.weight"].shape[1] == rank and float(tensors[f"{name}.alpha"]) == rank
+            assert (
+                tensors[f"{name}.lora_up.weight"].shape[1] == rank
+                and float(tensors[f"{name}.alpha"]) == rank
+            )
             change = edit.change(w, 1.0)
-            lost += (tensors[f"{name}.lora_up.weight"] @ tensors[f"{name}.lora_down.weight"] - change).square().sum()
+            lost += (
+                (tensors[f"{name}.lora_up.weight"] @ tensors[f"{name}.lora_down.weight"] - change)
+                .square()
+                .sum()
+            )
             total += change.square().sum()
-        assert f"{float((lost / total) ** 0.5):.2%} of the change is lost" in report and "0 of " in report
+        assert (
+            f"{float((lost / total) ** 0.5):.2%} of the change is lost" in report
+            and "0 of " in report
+        )
         assert "choose 'exact'" in report
     _, _, report = lora.export(model, pruned_columns(model), 4)
     assert f"{len(layers.cross_attention(model))} of " in report  # those of rank 4 stay exact
@@ -167,7 +227,7 @@ def test_loras_on_the_model_are_part_of_what_is_pruned(loaded):
 def test_names_are_those_of_kohya_and_known_to_the_host():
     import comfy.lora
 
-    import shapes
+    from testbed import shapes
 
     for kind, key, name in (
         (
@@ -175,14 +235,26 @@ def test_names_are_those_of_kohya_and_known_to_the_host():
             "input_blocks.1.1.transformer_blocks.0.attn2.to_k",
             "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn2_to_k",
         ),
-        ("SD1.5", "middle_block.1.transformer_blocks.0.ff.net.2", "lora_unet_mid_block_attentions_0_transformer_blocks_0_ff_net_2"),
+        (
+            "SD1.5",
+            "middle_block.1.transformer_blocks.0.ff.net.2",
+            "lora_unet_mid_block_attentions_0_transformer_blocks_0_ff_net_2",
+        ),
         (
             "SD2.1",
             "output_blocks.3.1.transformer_blocks.0.attn2.to_v",
             "lora_unet_up_blocks_1_attentions_0_transformer_blocks_0_attn2_to_v",
         ),
-        ("SDXL", "input_blocks.4.1.transformer_blocks.1.attn2.to_k", "lora_unet_input_blocks_4_1_transformer_blocks_1_attn2_to_k"),
-        ("SDXL", "output_blocks.0.1.transformer_blocks.9.ff.net.2", "lora_unet_output_blocks_0_1_transformer_blocks_9_ff_net_2"),
+        (
+            "SDXL",
+            "input_blocks.4.1.transformer_blocks.1.attn2.to_k",
+            "lora_unet_input_blocks_4_1_transformer_blocks_1_attn2_to_k",
+        ),
+        (
+            "SDXL",
+            "output_blocks.0.1.transformer_blocks.9.ff.net.2",
+            "lora_unet_output_blocks_0_1_transformer_blocks_9_ff_net_2",
+        ),
     ):
         model = shapes.on_meta(kind)
         model.model = as_host(model.model, kind)
@@ -197,7 +269,7 @@ def as_host(unet, kind):
     """The stand-in as one of the host's model classes, which tell SDXL from the rest."""
     import comfy.model_base
 
-    import shapes
+    from testbed import shapes
 
     base = {"SDXL": comfy.model_base.SDXL}.get(kind, comfy.model_base.BaseModel)
     model = base.__new__(base)
@@ -213,8 +285,12 @@ def test_metadata_and_errors(loaded):
     model = loaded[0]
     patch = pruned_columns(model)
     _, metadata, _ = lora.export(model, patch)
-    assert metadata["ss_network_module"] == "networks.lora" and metadata["ss_network_dim"] == "Dynamic"
-    assert json.loads(metadata["unlearn"])[0]["concepts"] == ["cat"] and all(isinstance(v, str) for v in metadata.values())
+    assert (
+        metadata["ss_network_module"] == "networks.lora" and metadata["ss_network_dim"] == "Dynamic"
+    )
+    assert json.loads(metadata["unlearn"])[0]["concepts"] == ["cat"] and all(
+        isinstance(v, str) for v in metadata.values()
+    )
     with pytest.raises(UnlearnError, match="has this patch on it already"):
         lora.export(patching.apply(model, patch)[0], patch)
     key = layers.feed_forward(model)[0].key

@@ -6,26 +6,34 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-import pack
+from testbed import pack
 
 nodes = pack.module("nodes")
-adapters = pack.module("nodes.host.adapters")
-checkpoint_files = pack.module("nodes.host.checkpoint_files")
-files = pack.module("nodes.host.files")
-layers = pack.module("nodes.host.layers")
-patching = pack.module("nodes.host.patching")
-progress = pack.module("nodes.host.progress")
-states = pack.module("nodes.host.states")
-types = pack.module("nodes.types")
-weights = pack.module("nodes.host.weights")
-text = pack.module("nodes.concept_text")
+adapters = pack.module("unlearn.host.adapters")
+checkpoint_files = pack.module("unlearn.host.checkpoint")
+files = pack.module("unlearn.files.storage")
+layers = pack.module("unlearn.host.architectures.unet")
+patching = pack.module("unlearn.host.patching")
+progress = pack.module("unlearn.host.progress")
+states = pack.module("unlearn.files.text_cache")
+types = pack.module("unlearn.types")
+weights = pack.module("unlearn.host.weights")
+text = pack.module("unlearn.concepts.text")
 collateral = pack.module("nodes.collateral_forecast")
-UnlearnError = pack.module("nodes.errors").UnlearnError
+UnlearnError = pack.module("unlearn.errors").UnlearnError
 
 
 def running(node, **hidden):
     """A node as the host makes one, with what it hides from the artist."""
-    return type("Running", (node,), {"hidden": SimpleNamespace(**{"unique_id": "7", "extra_pnginfo": None, "prompt": None, **hidden})})
+    return type(
+        "Running",
+        (node,),
+        {
+            "hidden": SimpleNamespace(
+                **{"unique_id": "7", "extra_pnginfo": None, "prompt": None, **hidden}
+            )
+        },
+    )
 
 
 def patch_of(model):
@@ -40,18 +48,30 @@ def patch_of(model):
 @pytest.mark.parametrize(
     "refuse, says",
     [
-        (lambda: nodes.ApplyUnlearnPatch.execute(None, {"patch0": None}, 1.0, "warn"), "'patches' has nothing connected"),
-        (lambda: nodes.MergeConceptSaliency.execute({"saliency0": None}), "'saliency' has nothing connected"),
         (
-            lambda: nodes.NeuronMaskFuse.execute({}, r2=0.01, alpha=0.6, from_depth=0.0, to_depth=1.0),
+            lambda: nodes.ApplyUnlearnPatch.execute(None, {"patch0": None}, 1.0, "warn"),
+            "'patches' has nothing connected",
+        ),
+        (
+            lambda: nodes.MergeConceptSaliency.execute({"saliency0": None}),
             "'saliency' has nothing connected",
         ),
         (
-            lambda: nodes.ConceptSaliency.execute(None, None, None, raw_statistics="x", score="wanda", cfg=3.0, ceiling=0.1, r1=0.1),
+            lambda: nodes.NeuronMaskFuse.execute(
+                {}, r2=0.01, alpha=0.6, from_depth=0.0, to_depth=1.0
+            ),
+            "'saliency' has nothing connected",
+        ),
+        (
+            lambda: nodes.ConceptSaliency.execute(
+                None, None, None, raw_statistics="x", score="wanda", cfg=3.0, ceiling=0.1, r1=0.1
+            ),
             "'raw_statistics' is for score 'paper'",
         ),
         (
-            lambda: nodes.DynamicMaskTrainer.execute(None, None, None, {"preset": "quick"}, variant="hasty"),
+            lambda: nodes.DynamicMaskTrainer.execute(
+                None, None, None, {"preset": "quick"}, variant="hasty"
+            ),
             "'variant' is 'hasty'; choose one of .*replay",
         ),
     ],
@@ -65,29 +85,50 @@ def test_what_cannot_be_used_is_said_before_any_work(refuse, says):
 def test_apply_leaves_for_files_what_it_did(loaded):
     """A line per patch under the node's id, as later save nodes write it into the metadata; a page that sends none gets none."""
     extra, patch = {"workflow": {}}, patch_of(loaded[0])
-    patched, said = running(nodes.ApplyUnlearnPatch, extra_pnginfo=extra).execute(loaded[0], {"patch0": patch}, 0.5, "error").result
+    patched, said = (
+        running(nodes.ApplyUnlearnPatch, extra_pnginfo=extra)
+        .execute(loaded[0], {"patch0": patch}, 0.5, "error")
+        .result
+    )
     assert extra == {"workflow": {}, "unlearn": {"7": [{**patch.provenance[0], "strength": 0.5}]}}
-    assert patching.manifest(patched)[0]["strength"] == 0.5 and said.startswith("m: forgets fox, vixen\n1 edits on 1 weights")
-    assert running(nodes.ApplyUnlearnPatch).execute(loaded[0], {"patch0": patch}, 0.5, "error").result[1] == said
+    assert patching.manifest(patched)[0]["strength"] == 0.5 and said.startswith(
+        "m: forgets fox, vixen\n1 edits on 1 weights"
+    )
+    assert (
+        running(nodes.ApplyUnlearnPatch)
+        .execute(loaded[0], {"patch0": patch}, 0.5, "error")
+        .result[1]
+        == said
+    )
 
 
 @pytest.mark.parametrize(
-    "given, forgotten, keep", [(None, ["fox", "vixen"], ()), (text.parse("cat | kitten", "dog"), ["cat", "kitten"], ("dog",))]
+    "given, forgotten, keep",
+    [
+        (None, ["fox", "vixen"], ()),
+        (text.parse("cat | kitten", "dog"), ["cat", "kitten"], ("dog",)),
+    ],
 )
 def test_a_forecast_leaves_out_what_was_to_be_forgotten(monkeypatch, given, forgotten, keep):
     """Of the list where one is connected, else of what the patch says of itself."""
     asked = []
     monkeypatch.setattr(
-        collateral.forecast, "of_patch", lambda *args: asked.append(args[3:5]) or [collateral.forecast.Hit("wolf", 0.4, False)]
+        collateral.forecast,
+        "of_patch",
+        lambda *args: asked.append(args[3:5]) or [collateral.forecast.Hit("wolf", 0.4, False)],
     )
-    patch = types.UnlearnPatch((), types.Fingerprint({}), ({"method": "m", "concepts": ["fox", "vixen"]},))
+    patch = types.UnlearnPatch(
+        (), types.Fingerprint({}), ({"method": "m", "concepts": ["fox", "vixen"]},)
+    )
     picture, said = running(nodes.CollateralForecast).execute(None, None, patch, 1.0, given).result
     assert asked == [(forgotten, keep)] and "wolf 40% left" in said and picture.shape[0] == 1
 
 
 def test_a_forecast_says_what_of_the_keep_list_is_harmed():
     hit = collateral.forecast.Hit
-    said = collateral.forecast.describe([hit("dog", 0.5, True), hit("wolf", 0.2, False), hit("key", 0.95, True)])
+    said = collateral.forecast.describe(
+        [hit("dog", 0.5, True), hit("wolf", 0.2, False), hit("key", 0.95, True)]
+    )
     assert said == [
         "WARNING: of the keep list, these lose part of what they say: dog 50% left.",
         "Nobody asked to forget these, but the forecast sees them hit hardest: wolf 20% left. List under 'keep' what matters.",
@@ -97,7 +138,9 @@ def test_a_forecast_says_what_of_the_keep_list_is_harmed():
 def test_text_is_shown_under_the_node_where_a_page_is_there(monkeypatch):
     shown = []
     server = SimpleNamespace(send_progress_text=lambda *args: shown.append(args))
-    monkeypatch.setitem(sys.modules, "server", SimpleNamespace(PromptServer=SimpleNamespace(instance=server)))
+    monkeypatch.setitem(
+        sys.modules, "server", SimpleNamespace(PromptServer=SimpleNamespace(instance=server))
+    )
     progress.say("done", "7"), progress.say("nobody asked", None)
     assert shown == [("done", "7")]
 
@@ -106,9 +149,13 @@ def test_states_are_kept_in_the_users_folder_where_a_server_runs(tmp_path, monke
     import folder_paths
 
     monkeypatch.setattr(folder_paths, "user_directory", str(tmp_path))
-    monkeypatch.setitem(sys.modules, "server", SimpleNamespace(PromptServer=SimpleNamespace(instance=None)))
+    monkeypatch.setitem(
+        sys.modules, "server", SimpleNamespace(PromptServer=SimpleNamespace(instance=None))
+    )
     assert states.default_folder() is None
-    monkeypatch.setitem(sys.modules, "server", SimpleNamespace(PromptServer=SimpleNamespace(instance=object())))
+    monkeypatch.setitem(
+        sys.modules, "server", SimpleNamespace(PromptServer=SimpleNamespace(instance=object()))
+    )
     assert states.default_folder() == tmp_path / "__unlearn" / "states"
 
 

@@ -7,8 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-import pack
-import tiny
+from testbed import pack, tiny
 
 OLD = Path(__file__).parent.parent / "data" / "before_layout"
 EXPECTED = json.loads((OLD / "expected.json").read_text(encoding="utf-8"))
@@ -26,9 +25,9 @@ TRAINING = {
 }  # fmt: skip
 
 nodes = {n.__name__: n for n in pack.module("nodes").NODES}
-weights = pack.module("nodes.host.weights")
-concept_text = pack.module("nodes.concept_text")
-rounds = pack.module("nodes.host.sculpt_rounds")
+weights = pack.module("unlearn.host.weights")
+concept_text = pack.module("unlearn.concepts.text")
+rounds = pack.module("unlearn.sculpting.trainer")
 
 
 class NarrowClip(tiny.Clip):
@@ -71,7 +70,9 @@ def test_an_old_patch_loads_and_edits_the_same_weights(name, model, models_folde
     patch = run("LoadUnlearnPatch", name=f"{name}.safetensors")[0]
     assert patch.digest == wanted["digest"]
     assert [[key, edit.name, list(edit.shape)] for key, edit in patch.edits] == wanted["edits"]
-    patched, report = run("ApplyUnlearnPatch", model=model, patches={"patch0": patch}, strength=1.0, mismatch="error")[:2]
+    patched, report = run(
+        "ApplyUnlearnPatch", model=model, patches={"patch0": patch}, strength=1.0, mismatch="error"
+    )[:2]
     assert "WARNING" not in report
     found = {key: float(weights.read(patched, key).double().norm()) for key in wanted["norms"]}
     assert found == pytest.approx(wanted["norms"], rel=1e-6)
@@ -85,13 +86,17 @@ def test_an_old_saliency_map_loads_and_fuses(name, model, models_folder):
     assert [[r.peak for r in row] for row in found.rankings] == wanted["peaks"]
     assert {kind: list(part.prompts) for kind, part in found.gathered.items()} == wanted["gathered"]
     fused = run("NeuronMaskFuse", saliency={"saliency0": found}, granularity="neuron", r2=0.1)[0]
-    assert run("ApplyUnlearnPatch", model=model, patches={"patch0": fused}, strength=1.0, mismatch="error")[0]
+    assert run(
+        "ApplyUnlearnPatch", model=model, patches={"patch0": fused}, strength=1.0, mismatch="error"
+    )[0]
 
 
 def test_the_mask_of_an_old_saliency_map_is_that_of_the_old_pruning_patch(models_folder):
     found = run("LoadConceptSaliency", name="wanda.safetensors")[0]
     for granularity in ("connection", "neuron", "row"):
-        fused = run("NeuronMaskFuse", saliency={"saliency0": found}, granularity=granularity, r2=0.1)[0]
+        fused = run(
+            "NeuronMaskFuse", saliency={"saliency0": found}, granularity=granularity, r2=0.1
+        )[0]
         old = run("LoadUnlearnPatch", name=f"prune_{granularity}.safetensors")[0]
         for (key, edit), (old_key, old_edit) in zip(fused.edits, old.edits, strict=True):
             assert key == old_key and torch.equal(edit.mask(), old_edit.mask())
@@ -99,8 +104,18 @@ def test_the_mask_of_an_old_saliency_map_is_that_of_the_old_pruning_patch(models
 
 def test_training_goes_on_from_an_old_file(model, models_folder, monkeypatch):
     monkeypatch.setattr(rounds, "MEASURED", 2)
-    patch = run("DynamicMaskTrainer", model=model, clip=NarrowClip(), concepts=concept_text.parse(*CONCEPTS), resume="cut_off", **TRAINING)[0]
-    found = {key: float(edit.change(torch.zeros(edit.shape), 1.0).double().norm()) for key, edit in patch.edits}
+    patch = run(
+        "DynamicMaskTrainer",
+        model=model,
+        clip=NarrowClip(),
+        concepts=concept_text.parse(*CONCEPTS),
+        resume="cut_off",
+        **TRAINING,
+    )[0]
+    found = {
+        key: float(edit.change(torch.zeros(edit.shape), 1.0).double().norm())
+        for key, edit in patch.edits
+    }
     assert found == pytest.approx(EXPECTED["resumed"]["norms"], rel=1e-3)
     assert not (models_folder / "unlearn_training" / "cut_off.safetensors").exists()
 
@@ -113,7 +128,11 @@ def inputs_of(node):
         for option in getattr(entry, "options", None) or ():
             found |= {f"{entry.id}.{more.id}" for more in getattr(option, "inputs", ())}
         if template := getattr(entry, "template", None):
-            found |= {f"{entry.id}.{name}" for name in template.names} if hasattr(template, "names") else set()
+            found |= (
+                {f"{entry.id}.{name}" for name in template.names}
+                if hasattr(template, "names")
+                else set()
+            )
             if prefix := getattr(template, "prefix", None):
                 found |= {f"{entry.id}.{prefix}{i}" for i in range(template.max)}
     return found
@@ -123,11 +142,18 @@ def inputs_of(node):
 def test_an_old_workflow_names_only_nodes_and_inputs_that_exist(file):
     workflow = json.loads(file.read_text(encoding="utf-8"))
     parts = [workflow, *workflow.get("definitions", {}).get("subgraphs", ())]
-    ours = [n for part in parts for n in part["nodes"] if n["type"] in nodes or n.get("properties", {}).get("cnr_id") == "unlearn-diffusion"]
+    ours = [
+        n
+        for part in parts
+        for n in part["nodes"]
+        if n["type"] in nodes or n.get("properties", {}).get("cnr_id") == "unlearn-diffusion"
+    ]
     assert ours
     for node in ours:
         assert node["type"] in nodes, node["type"]
-        missing = {entry["name"] for entry in node.get("inputs", ())} - inputs_of(nodes[node["type"]])
+        missing = {entry["name"] for entry in node.get("inputs", ())} - inputs_of(
+            nodes[node["type"]]
+        )
         assert not missing, (node["type"], missing)
         schema = nodes[node["type"]].define_schema()
         assert len(node.get("outputs", ())) <= len(schema.outputs)

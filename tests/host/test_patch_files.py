@@ -6,18 +6,21 @@ import struct
 import pytest
 import torch
 
-import pack
+from testbed import pack
 
-patch_files = pack.module("nodes.host.patch_files")
-files = pack.module("nodes.host.files")
-adapters = pack.module("nodes.host.adapters")
-patching = pack.module("nodes.host.patching")
-weights = pack.module("nodes.host.weights")
-layers = pack.module("nodes.host.layers")
-types = pack.module("nodes.types")
+patch_files = pack.module("unlearn.files.patch_file")
+files = pack.module("unlearn.files.storage")
+adapters = pack.module("unlearn.host.adapters")
+patching = pack.module("unlearn.host.patching")
+weights = pack.module("unlearn.host.weights")
+layers = pack.module("unlearn.host.architectures.unet")
+types = pack.module("unlearn.types")
 nodes = pack.module("nodes.patch_files")
-UnlearnError = pack.module("nodes.errors").UnlearnError
-K, Q, F = (f"diffusion_model.input_blocks.1.1.transformer_blocks.0.{x}.weight" for x in ("attn2.to_k", "attn2.to_q", "ff.net.2"))
+UnlearnError = pack.module("unlearn.errors").UnlearnError
+K, Q, F = (
+    f"diffusion_model.input_blocks.1.1.transformer_blocks.0.{x}.weight"
+    for x in ("attn2.to_k", "attn2.to_q", "ff.net.2")
+)
 
 
 def run(node, *inputs):
@@ -43,10 +46,17 @@ def a_patch():
         (Q, adapters.Delta.of(rand(8, 12).bfloat16())),
         (Q, adapters.Delta.of(torch.zeros(8, 12))),
     )
-    said = {"method": "ScaPre anchored", "settings": {"erase": 100.0, "templates": None}, "concepts": ["cat", "fox"], "keep": ["dog"]}
+    said = {
+        "method": "ScaPre anchored",
+        "settings": {"erase": 100.0, "templates": None},
+        "concepts": ["cat", "fox"],
+        "keep": ["dog"],
+    }
     said |= {"lines": ["object: cat -> animal", "object: fox"], "version": "0.1.0"}
     fingerprint = types.Fingerprint({k: rand(64, seed=i) for i, k in enumerate((K, Q, F))})
-    return types.UnlearnPatch(edits, fingerprint, (said, {"method": "FIA", "settings": {}, "concepts": ["cat"]}))
+    return types.UnlearnPatch(
+        edits, fingerprint, (said, {"method": "FIA", "settings": {}, "concepts": ["cat"]})
+    )
 
 
 @pytest.fixture
@@ -73,9 +83,18 @@ def test_what_goes_in_comes_out(saved):
     for (k, a), (k2, b) in zip(patch.edits, loaded.edits, strict=True):
         assert k == k2 and type(a) is type(b)
         for x, y in zip(a.weights, b.weights, strict=True):
-            assert torch.equal(x, y) and x.dtype == y.dtype if isinstance(x, torch.Tensor) else x == y
-    assert loaded.fingerprint.difference(patch.fingerprint) == 0 and loaded.fingerprint.samples.keys() == patch.fingerprint.samples.keys()
-    assert metadata["method"] == "ScaPre anchored + FIA" and json.loads(metadata["concepts"]) == ["cat", "fox", "cat"]
+            assert (
+                torch.equal(x, y) and x.dtype == y.dtype if isinstance(x, torch.Tensor) else x == y
+            )
+    assert (
+        loaded.fingerprint.difference(patch.fingerprint) == 0
+        and loaded.fingerprint.samples.keys() == patch.fingerprint.samples.keys()
+    )
+    assert metadata["method"] == "ScaPre anchored + FIA" and json.loads(metadata["concepts"]) == [
+        "cat",
+        "fox",
+        "cat",
+    ]
 
 
 def test_a_shared_factor_is_stored_once_and_stays_shared(saved):
@@ -177,7 +196,9 @@ DAMAGE = {
 @pytest.mark.parametrize("change", DAMAGE.values(), ids=DAMAGE)
 def test_damage_is_told_in_one_sentence(saved, change):
     rewrite(saved, change)
-    with pytest.raises(UnlearnError, match=r"^The file 'a.safetensors' is damaged \(.*\); get it again.*\.$") as error:
+    with pytest.raises(
+        UnlearnError, match=r"^The file 'a.safetensors' is damaged \(.*\); get it again.*\.$"
+    ) as error:
         patch_files.load(saved)
     assert "\n" not in str(error.value)
 
@@ -216,7 +237,9 @@ def test_writing_is_whole_or_not_at_all(saved, monkeypatch):
     monkeypatch.setattr(files, "save_file", full)
     with pytest.raises(UnlearnError, match="cannot be written .*No space"):
         patch_files.save(saved, a_patch())
-    assert saved.read_bytes() == whole and [p.name for p in saved.parent.iterdir()] == ["a.safetensors"]
+    assert saved.read_bytes() == whole and [p.name for p in saved.parent.iterdir()] == [
+        "a.safetensors"
+    ]
 
     def stopped(tensors, path, metadata):
         path.write_bytes(b"half")
@@ -225,10 +248,14 @@ def test_writing_is_whole_or_not_at_all(saved, monkeypatch):
     monkeypatch.setattr(files, "save_file", stopped)
     with pytest.raises(KeyboardInterrupt):
         patch_files.save(saved, a_patch())
-    assert saved.read_bytes() == whole and [p.name for p in saved.parent.iterdir()] == ["a.safetensors"]
+    assert saved.read_bytes() == whole and [p.name for p in saved.parent.iterdir()] == [
+        "a.safetensors"
+    ]
 
 
-@pytest.mark.parametrize("name", ["../x", "/etc/x", "a/../../x", "", "  ", ".", "a/", "..", "x\0y", ".safetensors"])
+@pytest.mark.parametrize(
+    "name", ["../x", "/etc/x", "a/../../x", "", "  ", ".", "a/", "..", "x\0y", ".safetensors"]
+)
 def test_no_name_leads_out(models, name):
     with pytest.raises(UnlearnError, match="file name"):
         files.new("unlearn_patches", name)
@@ -259,7 +286,9 @@ def test_the_folder_is_registered_and_extra_paths_are_searched(models, tmp_path)
     (extra / "notes.txt").write_text("no")
     assert files.listed("unlearn_patches") == ["sub/own.safetensors", "theirs.safetensors"]
     for name in files.listed("unlearn_patches"):
-        assert files.find("unlearn_patches", name).is_file() and files.stamp("unlearn_patches", name)
+        assert files.find("unlearn_patches", name).is_file() and files.stamp(
+            "unlearn_patches", name
+        )
     assert files.new("unlearn_patches", "x.safetensors") == extra / "x.safetensors"
 
 
@@ -278,7 +307,9 @@ def test_the_nodes_save_list_and_load(models):
 
 
 def for_model(model, key, edit):
-    return types.UnlearnPatch(((key, edit),), weights.fingerprint(model, [key]), ({"method": "m", "concepts": ["cat"]},))
+    return types.UnlearnPatch(
+        ((key, edit),), weights.fingerprint(model, [key]), ({"method": "m", "concepts": ["cat"]},)
+    )
 
 
 def test_info_tells_what_is_in_a_patch_and_whose_it_is(loaded):
@@ -296,7 +327,9 @@ def test_info_tells_what_is_in_a_patch_and_whose_it_is(loaded):
     key = layers.feed_forward(model)[0].key
     edit = adapters.Prune.of(torch.ones(1280).bool(), 320, 1280, "column")
     mine = for_model(model, key, edit)
-    assert "409,600 of 409,600" in patch_files.describe(mine, model) and "for this very model" in patch_files.describe(mine, model)
+    assert "409,600 of 409,600" in patch_files.describe(
+        mine, model
+    ) and "for this very model" in patch_files.describe(mine, model)
     other = types.UnlearnPatch(mine.edits, types.Fingerprint({key: rand(64)}), mine.provenance)
     assert "WARNING" in patch_files.describe(other, model)
     with pytest.raises(UnlearnError, match="lacks 2 of the weights|of shape"):
@@ -310,7 +343,9 @@ def test_a_fingerprint_of_another_size_or_weight_is_refused(loaded):
     short = types.UnlearnPatch(((key, edit),), types.Fingerprint({key: rand(10)}))
     with pytest.raises(UnlearnError, match="fingerprint"):
         patching.apply(model, short)
-    foreign = types.UnlearnPatch(((key, edit),), types.Fingerprint({"diffusion_model.nowhere.weight": rand(64)}))
+    foreign = types.UnlearnPatch(
+        ((key, edit),), types.Fingerprint({"diffusion_model.nowhere.weight": rand(64)})
+    )
     with pytest.raises(UnlearnError, match="lacks 1 of the weights"):
         patching.apply(model, foreign)
 
@@ -321,5 +356,10 @@ def test_a_patched_model_says_what_was_applied(loaded):
     patch = for_model(model, key, adapters.Prune.of(torch.ones(1280).bool(), 320, 1280, "column"))
     once, _ = patching.apply(model, patch, 0.5)
     twice, _ = patching.apply(once.clone(), patch, 1.0)
-    assert patching.manifest(model) == () and [m["strength"] for m in patching.manifest(twice)] == [0.5, 1.0]
-    assert [m["strength"] for m in patching.manifest(once)] == [0.5] and patching.manifest(twice)[0]["concepts"] == ["cat"]
+    assert patching.manifest(model) == () and [m["strength"] for m in patching.manifest(twice)] == [
+        0.5,
+        1.0,
+    ]
+    assert [m["strength"] for m in patching.manifest(once)] == [0.5] and patching.manifest(twice)[
+        0
+    ]["concepts"] == ["cat"]

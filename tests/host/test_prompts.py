@@ -5,21 +5,25 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-import pack
+from testbed import pack
 
-prompts = pack.module("nodes.host.prompts")
-statistics = pack.module("nodes.host.statistics")
-sentences = pack.module("nodes.host.sentences")
-text = pack.module("nodes.concept_text")
-PAD_SAMPLES = pack.module("nodes.host.states").PAD_SAMPLES
-UnlearnError = pack.module("nodes.errors").UnlearnError
+prompts = pack.module("unlearn.host.text_encoding")
+statistics = pack.module("unlearn.closed_form.token_statistics")
+sentences = pack.module("unlearn.closed_form.sentence_plan")
+text = pack.module("unlearn.concepts.text")
+PAD_SAMPLES = pack.module("unlearn.files.text_cache").PAD_SAMPLES
+UnlearnError = pack.module("unlearn.errors").UnlearnError
 
 
 def test_spans_stand_where_the_concept_does(loaded):
     clip = loaded[1]
     found = prompts.locate(clip, "a photo of a {concept}, detailed", "van gogh")
     assert found.text == "a photo of a van gogh, detailed"
-    assert (found.first, found.last, found.end) == (5, 6, 9)  # 0 is the start token; the comma is a token
+    assert (found.first, found.last, found.end) == (
+        5,
+        6,
+        9,
+    )  # 0 is the start token; the comma is a token
     ids = clip.tokenize("van gogh")["l"][0]
     assert [e[0] for e in clip.tokenize(found.text)["l"][0][5:7]] == [e[0] for e in ids[1:3]]
 
@@ -63,43 +67,74 @@ def test_the_plan_never_keeps_what_it_forgets(loaded):
     plan = sentences.plan(loaded[1], text.parse("cat -> animal\nhouse -> building", "dog"))
     kept = {p.text for p in plan.kept}
     assert "cat" not in kept and not any("house" in t.split() for t in kept)
-    assert "a photo of a dog" in kept and "a photo of an animal" not in kept and "a photo of a animal" in kept
+    assert (
+        "a photo of a dog" in kept
+        and "a photo of an animal" not in kept
+        and "a photo of a animal" in kept
+    )
 
 
 def test_statistics_from_their_definition(loaded):
     """Two sentences: the erased rows are the mean differences, their weights sum to the concept's own."""
     clip = loaded[1]
-    plan = sentences.plan(clip, text.parse("fox -> wolf * 3"), templates=("{concept}", "a {concept}"), prior=False)
+    plan = sentences.plan(
+        clip, text.parse("fox -> wolf * 3"), templates=("{concept}", "a {concept}"), prior=False
+    )
     states = prompts.encode(clip, plan.texts)
     stats = statistics.measure(plan, states)
-    scale = torch.cat([statistics.kept_states(p, states[p.text]) for p in plan.kept]).double().square().mean().sqrt()
-    difference = lambda t, p: (states[t.format("fox")] - states[t.format("wolf")])[p].double() / scale
+    scale = (
+        torch.cat([statistics.kept_states(p, states[p.text]) for p in plan.kept])
+        .double()
+        .square()
+        .mean()
+        .sqrt()
+    )
+    difference = lambda t, p: (
+        (states[t.format("fox")] - states[t.format("wolf")])[p].double() / scale
+    )
     own = (difference("{}", 1) + difference("a {}", 2)) / 2
     end = (difference("{}", 2) + difference("a {}", 3)) / 2
-    rest = stats.erase - torch.outer(own, own) - torch.outer(end, end)  # of weight 3 a third each: own, end, padding
+    rest = (
+        stats.erase - torch.outer(own, own) - torch.outer(end, end)
+    )  # of weight 3 a third each: own, end, padding
     assert torch.allclose(stats.move, -stats.erase)
     values = torch.linalg.eigvalsh(rest)
-    assert values[0] > -1e-6 * values[-1] and (values > 1e-6 * values[-1]).sum() == 1  # the padding is one row
-    neutral = torch.cat([statistics.kept_states(n, states[n.text]) for n in {n.text: n for *_, n in plan.pairs}.values()]).double() / scale
+    assert (
+        values[0] > -1e-6 * values[-1] and (values > 1e-6 * values[-1]).sum() == 1
+    )  # the padding is one row
+    neutral = (
+        torch.cat(
+            [
+                statistics.kept_states(n, states[n.text])
+                for n in {n.text: n for *_, n in plan.pairs}.values()
+            ]
+        ).double()
+        / scale
+    )
     own = statistics.NEUTRAL_WEIGHT * float(neutral.square().mean())
     assert abs(float(torch.trace(stats.keep)) / 768 - 1 - own) < 1e-9
 
 
 def test_state_targets_keep_every_sentence(loaded):
     clip = loaded[1]
-    plan = sentences.plan(clip, text.parse("fox -> wolf"), templates=("{concept}", "a {concept}"), prior=False)
+    plan = sentences.plan(
+        clip, text.parse("fox -> wolf"), templates=("{concept}", "a {concept}"), prior=False
+    )
     stats = statistics.measure(plan, prompts.encode(clip, plan.texts), target="state")
-    assert torch.linalg.matrix_rank(stats.erase, rtol=1e-9) == len(stats.rows) == 2 * (2 + PAD_SAMPLES)
+    assert (
+        torch.linalg.matrix_rank(stats.erase, rtol=1e-9) == len(stats.rows) == 2 * (2 + PAD_SAMPLES)
+    )
 
 
 def test_own_vowels_get_their_article():
-    assert prompts.grammar("a photo of a {concept}", "apple") == "a photo of an {concept}"
-    assert prompts.grammar("a photo of a {concept}", "pear") == "a photo of a {concept}"
+    assert prompts.fix_article("a photo of a {concept}", "apple") == "a photo of an {concept}"
+    assert prompts.fix_article("a photo of a {concept}", "pear") == "a photo of a {concept}"
 
 
 def test_judged_sentences_are_never_studied(loaded):
     """What the demo and the benchmarks judge is neither a template, nor a kept sentence, nor an everyday caption."""
-    from benchmarks import demo, erase
+    from benchmarks.world import erase
+    from testbed import demo
 
     studied = set(sentences.plan(loaded[1], erase.concepts()).texts)
     judged = {shot.caption.text for shot in (*demo.shots(), *erase.shots(3))}
@@ -110,7 +145,14 @@ def test_judged_sentences_are_never_studied(loaded):
 
 def test_streaming_concept_by_concept_changes_nothing(loaded):
     """Statistics of many concepts are the sums of those of each: what ten thousand need no more memory for than ten."""
-    clip, names = loaded[1], [f"{a} {b}" for a in ("red", "old", "big") for b in ("fox", "car", "cup", "boat", "rose", "lamp", "coin")]
+    clip, names = (
+        loaded[1],
+        [
+            f"{a} {b}"
+            for a in ("red", "old", "big")
+            for b in ("fox", "car", "cup", "boat", "rose", "lamp", "coin")
+        ],
+    )
     many = text.parse("\n".join(f"{n} -> thing" for n in names), "cat")
     plan = sentences.plan(clip, many, ("{concept}", "a {concept}"), prior=False)
     states = prompts.encode(clip, plan.texts)
@@ -122,14 +164,24 @@ def test_streaming_concept_by_concept_changes_nothing(loaded):
         return {p.text: states[p.text] for p in wanted}
 
     streamed = statistics.measure(plan, fetch)
-    assert torch.equal(streamed.erase, whole.erase) and torch.equal(streamed.keep, whole.keep) and max(asked) <= 2 * 2 * statistics.BLOCK
-    assert whole.concepts.shape[1] == len(names) and torch.allclose(whole.rows.T @ (whole.rows * whole.rows_weight[:, None]), whole.erase)
+    assert (
+        torch.equal(streamed.erase, whole.erase)
+        and torch.equal(streamed.keep, whole.keep)
+        and max(asked) <= 2 * 2 * statistics.BLOCK
+    )
+    assert whole.concepts.shape[1] == len(names) and torch.allclose(
+        whole.rows.T @ (whole.rows * whole.rows_weight[:, None]), whole.erase
+    )
 
 
 def test_the_prior_holds_words_but_not_forgotten_ones(loaded):
-    plan = sentences.plan(loaded[1], text.parse("green car -> vehicle\nhouses"), templates=("{concept}",))
+    plan = sentences.plan(
+        loaded[1], text.parse("green car -> vehicle\nhouses"), templates=("{concept}",)
+    )
     words, states = statistics._words(
-        plan.packed, plan.forgotten, lambda wanted, progress=None: prompts.encode(loaded[1], [p.text for p in wanted])
+        plan.packed,
+        plan.forgotten,
+        lambda wanted, progress=None: prompts.encode(loaded[1], [p.text for p in wanted]),
     )
     assert len(words) > 2500 and states.shape == (len(words), 768)
     assert "tree" in words and not {"green", "car", "cars", "house", "houses"} & set(words)
@@ -139,19 +191,30 @@ def test_the_prior_holds_words_but_not_forgotten_ones(loaded):
 
 
 def test_expansion_studies_other_forms_unless_they_are_kept(loaded):
-    plan = sentences.plan(loaded[1], text.parse("fox\nice cream", "foxes"), prior=False, expand=True)
+    plan = sentences.plan(
+        loaded[1], text.parse("fox\nice cream", "foxes"), prior=False, expand=True
+    )
     studied = {a.name for _, _, a, _ in plan.pairs}
-    assert {"fox", "ice cream", "ice creams", "ice-cream", "icecream"} <= studied and "foxes" not in studied
+    assert {
+        "fox",
+        "ice cream",
+        "ice creams",
+        "ice-cream",
+        "icecream",
+    } <= studied and "foxes" not in studied
     weights = [sum(share for i, share, *_ in plan.pairs if i == k) for k in (0, 1)]
     assert all(abs(w - 1) < 1e-9 for w in weights)
 
 
 def test_words_side_by_side_have_their_places(loaded):
     clip = loaded[1]
-    assert prompts.places(clip, ["cat", "dog"]) == ((1, 2), 3)
+    assert prompts.word_positions(clip, ["cat", "dog"]) == ((1, 2), 3)
     long = prompts.locate(clip, "{concept}", "zzyzxian")
-    assert long.last > 1 and prompts.places(clip, ["cat", "zzyzxian", "dog"]) == ((1, 1 + long.last, 2 + long.last), 3 + long.last)
-    assert prompts.places(clip, ["cat"] * 76) == (None, 0)
+    assert long.last > 1 and prompts.word_positions(clip, ["cat", "zzyzxian", "dog"]) == (
+        (1, 1 + long.last, 2 + long.last),
+        3 + long.last,
+    )
+    assert prompts.word_positions(clip, ["cat"] * 76) == (None, 0)
 
 
 def test_words_of_many_tokens_are_packed_fewer_to_a_prompt(loaded, monkeypatch):
@@ -163,7 +226,10 @@ def test_words_of_many_tokens_are_packed_fewer_to_a_prompt(loaded, monkeypatch):
 
 
 def test_a_damaged_text_encoder_is_named(loaded):
-    damaged = SimpleNamespace(tokenize=loaded[1].tokenize, encode_from_tokens=lambda tokens: torch.full((1, 77, 8), float("nan")))
+    damaged = SimpleNamespace(
+        tokenize=loaded[1].tokenize,
+        encode_from_tokens=lambda tokens: torch.full((1, 77, 8), float("nan")),
+    )
     with pytest.raises(UnlearnError, match="'clip' gives NaN for 'cat'"):
         prompts.encode(damaged, ["cat"])
 
@@ -171,4 +237,7 @@ def test_a_damaged_text_encoder_is_named(loaded):
 def test_last_token_mode_spares_the_first_word(loaded):
     plan = sentences.plan(loaded[1], text.parse("ice cream", ""), ("a {concept}",), prior=False)
     states = prompts.encode(loaded[1], plan.texts)
-    assert len(statistics.measure(plan, states, "all").rows) == len(statistics.measure(plan, states, "last").rows) + 1
+    assert (
+        len(statistics.measure(plan, states, "all").rows)
+        == len(statistics.measure(plan, states, "last").rows) + 1
+    )

@@ -8,15 +8,15 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-import pack
+from testbed import pack
 
-scapre = pack.module("nodes.host.scapre")
-patching = pack.module("nodes.host.patching")
-weights = pack.module("nodes.host.weights")
-text = pack.module("nodes.concept_text")
-types = pack.module("nodes.types")
+scapre = pack.module("unlearn.closed_form.solve")
+patching = pack.module("unlearn.host.patching")
+weights = pack.module("unlearn.host.weights")
+text = pack.module("unlearn.concepts.text")
+types = pack.module("unlearn.types")
 nodes = pack.module("nodes")
-UnlearnError = pack.module("nodes.errors").UnlearnError
+UnlearnError = pack.module("unlearn.errors").UnlearnError
 
 CONCEPTS = text.parse("fox -> animal\nhouse -> building", "cat\nchurch")
 SENTENCES = ("{concept}", "a {concept}")
@@ -46,7 +46,7 @@ def states_on_disk(tmp_path_factory):
     folder = tmp_path_factory.mktemp("states")
     with pytest.MonkeyPatch.context() as m:
         m.setattr(scapre, "default_folder", lambda: folder)
-        m.setattr(pack.module("nodes.host.forecast"), "default_folder", lambda: folder)
+        m.setattr(pack.module("unlearn.analysis.forecast"), "default_folder", lambda: folder)
         yield
 
 
@@ -64,7 +64,9 @@ def lora(model, scale=0.02):
     g = torch.Generator().manual_seed(0)
     up, down = torch.randn(320, 4, generator=g) * scale, torch.randn(4, 768, generator=g)
     clone = model.clone()
-    clone.add_patches({key: comfy.weight_adapter.LoRAAdapter(set(), (up, down, None, None, None, None))})
+    clone.add_patches(
+        {key: comfy.weight_adapter.LoRAAdapter(set(), (up, down, None, None, None, None))}
+    )
     return clone, key, up @ down
 
 
@@ -102,9 +104,13 @@ def test_down_is_shared_and_the_edit_is_what_the_kernel_says(loaded, patch):
 def test_strength_scales_the_edit(loaded, patch):
     model, key = loaded[0], patch.edits[0][0]
     w0 = weights.read(model, key)
-    full, half, none, back = (loaded_weight(patching.apply(model, patch, s)[0], key).float() - w0 for s in (1, 0.5, 0, -1))
+    full, half, none, back = (
+        loaded_weight(patching.apply(model, patch, s)[0], key).float() - w0 for s in (1, 0.5, 0, -1)
+    )
     assert (
-        torch.allclose(half, full / 2, atol=1e-6) and torch.equal(none, torch.zeros_like(none)) and torch.allclose(back, -full, atol=1e-6)
+        torch.allclose(half, full / 2, atol=1e-6)
+        and torch.equal(none, torch.zeros_like(none))
+        and torch.allclose(back, -full, atol=1e-6)
     )
 
 
@@ -118,7 +124,9 @@ def test_reading_is_pristine_while_a_sibling_is_loaded(loaded, patch):
 def test_reading_sees_loras_and_fingerprints_do_not(loaded):
     model = loaded[0]
     with_lora, key, change = lora(model)
-    assert torch.allclose(weights.read(with_lora, key) - weights.read(model, key), change, atol=1e-5)
+    assert torch.allclose(
+        weights.read(with_lora, key) - weights.read(model, key), change, atol=1e-5
+    )
     assert weights.fingerprint(with_lora, [key]).difference(weights.fingerprint(model, [key])) == 0
 
 
@@ -148,10 +156,18 @@ def test_another_base_model_is_noticed(loaded, patch):
 
 
 def test_missing_keys_are_named(loaded, patch):
-    other = types.UnlearnPatch((("diffusion_model.nowhere.weight", patch.edits[0][1]), *patch.edits), patch.fingerprint, patch.provenance)
+    other = types.UnlearnPatch(
+        (("diffusion_model.nowhere.weight", patch.edits[0][1]), *patch.edits),
+        patch.fingerprint,
+        patch.provenance,
+    )
     with pytest.raises(UnlearnError, match=r"lacks 1 .*diffusion_model.nowhere.weight"):
         patching.apply(loaded[0], other)
-    wrong = types.UnlearnPatch(((patch.edits[0][0].replace("attn2.to_k", "attn2.to_q"), patch.edits[0][1]),), patch.fingerprint, ())
+    wrong = types.UnlearnPatch(
+        ((patch.edits[0][0].replace("attn2.to_k", "attn2.to_q"), patch.edits[0][1]),),
+        patch.fingerprint,
+        (),
+    )
     with pytest.raises(UnlearnError, match="shape"):
         patching.apply(loaded[0], wrong)
 
@@ -211,18 +227,26 @@ def test_solving_twice_gives_the_same_patch(loaded, patch):
 
 def test_informax_and_spectral_change_the_solution(loaded, patch):
     for settings in ({"informax": True}, {"spectral": 5.0}):
-        assert scapre.solve(loaded[0], loaded[1], CONCEPTS, SENTENCES, prior=False, **settings)[0] != patch
+        assert (
+            scapre.solve(loaded[0], loaded[1], CONCEPTS, SENTENCES, prior=False, **settings)[0]
+            != patch
+        )
 
 
 def test_report_says_what_happened(loaded):
     _, picture, words = scapre.solve(loaded[0], loaded[1], CONCEPTS, SENTENCES, prior=False)
-    assert picture.shape[0] == 1 and picture.shape[-1] == 3 and 0 <= picture.min() and picture.max() <= 1
+    assert (
+        picture.shape[0] == 1
+        and picture.shape[-1] == 3
+        and 0 <= picture.min()
+        and picture.max() <= 1
+    )
     assert "2 concepts" in words and "Next:" in words
     _, _, words = scapre.solve(loaded[0], loaded[1], CONCEPTS, SENTENCES, prior=False, erase=1e-6)
     assert "hardly touched" in words
 
 
-VARIANTS = pack.module("nodes.host.variants")
+VARIANTS = pack.module("unlearn.closed_form.variants")
 
 
 @pytest.fixture(scope="module")
@@ -238,7 +262,9 @@ def solve(loaded, concepts, **settings):
 def test_every_variant_makes_a_patch_that_applies(loaded, kept_list, name):
     patch, picture, words = solve(loaded, kept_list, variant=name)
     assert patch.provenance[0]["method"] == f"ScaPre {name}" and len(patch.edits) == 8
-    assert all(torch.isfinite(change_of(e)).all() and change_of(e).abs().max() > 0 for _, e in patch.edits)
+    assert all(
+        torch.isfinite(change_of(e)).all() and change_of(e).abs().max() > 0 for _, e in patch.edits
+    )
     assert patching.apply(loaded[0], patch)[1] == "" and "Next:" in words and picture.shape[0] == 1
     assert solve(loaded, kept_list, variant=name)[0] == patch  # noise is seeded
 
@@ -246,16 +272,29 @@ def test_every_variant_makes_a_patch_that_applies(loaded, kept_list, name):
 @pytest.mark.parametrize("name", list(VARIANTS.DEFAULTS))
 def test_no_strength_leaves_the_weights(loaded, kept_list, name):
     if name.startswith("released"):
-        pytest.skip("the released editors shrink along the concepts whatever their strength: C C^T is not scaled by it")
+        pytest.skip(
+            "the released editors shrink along the concepts whatever their strength: C C^T is not scaled by it"
+        )
     off = {"step": 0.0} if name == "paper" else {}
     patch = solve(loaded, kept_list, variant=name, erase=0.0, **off)[0]
     assert all(change_of(e).abs().max() < 1e-7 for _, e in patch.edits)
 
 
 def test_the_node_hands_on_every_variant_and_setting(loaded, kept_list):
-    node = type("Running", (nodes.ScaPreSolve,), {"hidden": SimpleNamespace(unique_id=None)})  # as the host makes one
+    node = type(
+        "Running", (nodes.ScaPreSolve,), {"hidden": SimpleNamespace(unique_id=None)}
+    )  # as the host makes one
     for name, defaults in VARIANTS.DEFAULTS.items():
-        out = node.execute(loaded[0], loaded[1], kept_list, {"variant": name, **defaults}, "all", False, "{concept}", estimator="graded")
+        out = node.execute(
+            loaded[0],
+            loaded[1],
+            kept_list,
+            {"variant": name, **defaults},
+            "all",
+            False,
+            "{concept}",
+            estimator="graded",
+        )
         assert out[0].provenance[0]["settings"].items() >= defaults.items()
 
 
@@ -265,7 +304,11 @@ def test_concepts_are_pushed_past_zero_as_far_as_what_is_kept_allows(loaded, kep
         patch, _, words = solve(loaded, kept_list, **settings)
         share = re.search(r"pushed (?:\d+% to )?(\d+)% past zero", words)
         moved = float(re.search(r"Kept prompts move by ([\d.]+)%", words)[1]) / 100
-        return torch.cat([change_of(e).flatten() for _, e in patch.edits]), moved, float(share[1]) / 100 if share else 0.0
+        return (
+            torch.cat([change_of(e).flatten() for _, e in patch.edits]),
+            moved,
+            float(share[1]) / 100 if share else 0.0,
+        )
 
     plain, moved, share = found(overshoot=0.0)
     assert share == 0 and moved > 0
@@ -282,13 +325,20 @@ def test_each_concept_is_pushed_until_little_is_left_of_it_in_new_sentences(load
     """What is left is measured once more from the patch itself: the part of the difference that W' (c - n) still has along W0 (c - n)."""
     patch = solve(loaded, kept_list, overshoot=5.0, drift=1.0)[0]
     plain = solve(loaded, kept_list, overshoot=0.0)[0]
-    sentences, weights, host = pack.module("nodes.host.sentences"), pack.module("nodes.host.weights"), scapre
+    sentences, weights, host = (
+        pack.module("unlearn.closed_form.sentence_plan"),
+        pack.module("unlearn.host.weights"),
+        scapre,
+    )
     left = {}
     for name, which in (("pushed", patch), ("plain", plain)):
         for c in kept_list.concepts:
             sums = torch.zeros(2, dtype=torch.float64)
             for template in sentences.CHECKED[c.kind]:
-                a, b = (host.prompts.locate(loaded[1], host.prompts.grammar(template, c.name), n) for n in (c.name, c.superclass))
+                a, b = (
+                    host.prompts.locate(loaded[1], host.prompts.grammar(template, c.name), n)
+                    for n in (c.name, c.superclass)
+                )
                 read = host.prompts.encode(loaded[1], [a.text, b.text])
                 share = torch.zeros(2, dtype=torch.float64)
                 added = (read[a.text][a.end] - read[b.text][b.end]).double()
@@ -305,12 +355,14 @@ def test_each_concept_is_pushed_until_little_is_left_of_it_in_new_sentences(load
 
 def test_of_very_many_concepts_some_are_looked_at(loaded, kept_list, monkeypatch):
     """One of the two is looked at: the other is pushed as far; and so it is where rows are not kept one by one."""
-    statistics = pack.module("nodes.host.statistics")
-    change = lambda **how: torch.cat([change_of(e).flatten() for _, e in solve(loaded, kept_list, drift=1.0, **how)[0].edits])
+    statistics = pack.module("unlearn.closed_form.token_statistics")
+    change = lambda **how: torch.cat(
+        [change_of(e).flatten() for _, e in solve(loaded, kept_list, drift=1.0, **how)[0].edits]
+    )
     plain, free = change(overshoot=0.0), change(overshoot=5.0)
-    monkeypatch.setattr(pack.module("nodes.host.sentences"), "CHECKED_CONCEPTS", 1)
+    monkeypatch.setattr(pack.module("unlearn.closed_form.sentence_plan"), "CHECKED_CONCEPTS", 1)
     some = change(overshoot=5.0)
-    monkeypatch.setattr(statistics, "ROWS", 1)
+    monkeypatch.setattr(statistics, "MAX_SEPARATE_ROWS", 1)
     summed = change(overshoot=5.0)
     apart = lambda a, b: float((a - b).norm() / b.norm())
     assert apart(some, summed) < 1e-3 < min(apart(free, summed), apart(plain, summed))
@@ -327,26 +379,52 @@ def test_what_earlier_patches_moved_counts_against_drift(loaded, kept_list):
     model, clip = loaded[:2]
     first = solve(loaded, kept_list, overshoot=5.0, drift=1.0)[0]
     patched = patching.apply(model, first)[0]
-    assert torch.equal(weights.read(patched, first.edits[0][0], edited=False), weights.read(model, first.edits[0][0]))
-    assert not torch.equal(weights.read(patched, first.edits[0][0]), weights.read(model, first.edits[0][0]))
+    assert torch.equal(
+        weights.read(patched, first.edits[0][0], edited=False),
+        weights.read(model, first.edits[0][0]),
+    )
+    assert not torch.equal(
+        weights.read(patched, first.edits[0][0]), weights.read(model, first.edits[0][0])
+    )
 
     def found(on, **settings):
-        patch, _, words = solve((on, clip), text.parse("house -> building", "\n".join(kept_list.keep)), **settings)
+        patch, _, words = solve(
+            (on, clip), text.parse("house -> building", "\n".join(kept_list.keep)), **settings
+        )
         share = re.search(r"pushed (?:\d+% to )?(\d+)% past zero", words)
-        return patch, float(share[1]) if share else 0.0, re.search(r"have moved kept prompts by ([\d.]+)%", words)
+        return (
+            patch,
+            float(share[1]) if share else 0.0,
+            re.search(r"have moved kept prompts by ([\d.]+)%", words),
+        )
 
     alone, share, told = found(model, overshoot=5.0, drift=1.0)
     assert share > 0 and told is None
     other = next(k for k in model.model.state_dict() if k.endswith("ff.net.2.weight"))
     rows, columns = model.model.state_dict()[other].shape
-    prune = pack.module("nodes.host.adapters").Prune.of(torch.zeros(columns, dtype=torch.bool), rows, columns, "column")
-    pruned = patching.apply(model, types.UnlearnPatch(((other, prune),), weights.fingerprint(model, [other]), first.provenance))[0]
-    assert found(pruned, overshoot=5.0, drift=1.0)[1:] == (share, None)  # a patch of other layers has moved no key and no value
+    prune = pack.module("unlearn.host.adapters").Prune.of(
+        torch.zeros(columns, dtype=torch.bool), rows, columns, "column"
+    )
+    pruned = patching.apply(
+        model,
+        types.UnlearnPatch(
+            ((other, prune),), weights.fingerprint(model, [other]), first.provenance
+        ),
+    )[0]
+    assert found(pruned, overshoot=5.0, drift=1.0)[1:] == (
+        share,
+        None,
+    )  # a patch of other layers has moved no key and no value
     later, less, told = found(patched, overshoot=5.0, drift=1.0)
-    assert less < share and float(told[1]) > 0  # until little is left, not until less than nothing is
+    assert (
+        less < share and float(told[1]) > 0
+    )  # until little is left, not until less than nothing is
     spent, none, _ = found(patched, overshoot=5.0, drift=float(told[1]) / 100)
     plain = found(patched, overshoot=0.0)[0]
-    assert none == 0 and all(torch.equal(change_of(a), change_of(b)) for (_, a), (_, b) in zip(spent.edits, plain.edits, strict=True))
+    assert none == 0 and all(
+        torch.equal(change_of(a), change_of(b))
+        for (_, a), (_, b) in zip(spent.edits, plain.edits, strict=True)
+    )
 
 
 def test_unknown_variants_and_settings_are_named(loaded):
@@ -358,20 +436,31 @@ def test_unknown_variants_and_settings_are_named(loaded):
 
 def test_hard_keep_leaves_kept_states_unmoved(loaded, kept_list):
     """The proof: what the edited keys and values say of every state of the keep list is what the original ones say, to 1e-5."""
-    statistics, prompts = pack.module("nodes.host.statistics"), pack.module("nodes.host.prompts")
-    plan = pack.module("nodes.host.sentences").plan(loaded[1], kept_list, SENTENCES, prior=False)
+    statistics, prompts = (
+        pack.module("unlearn.closed_form.token_statistics"),
+        pack.module("unlearn.host.text_encoding"),
+    )
+    plan = pack.module("unlearn.closed_form.sentence_plan").plan(
+        loaded[1], kept_list, SENTENCES, prior=False
+    )
     states = prompts.encode(loaded[1], plan.texts)
     kept = torch.cat([statistics.kept_states(p, states[p.text]) for p in plan.listed])
     moved = {}
     for hard in (0.0, 1.0):
         patch = solve(loaded, kept_list, hard_keep=hard)[0]
-        moved[hard] = max(float((kept @ change_of(e).T).norm() / (kept @ weights.read(loaded[0], key).T).norm()) for key, e in patch.edits)
+        moved[hard] = max(
+            float((kept @ change_of(e).T).norm() / (kept @ weights.read(loaded[0], key).T).norm())
+            for key, e in patch.edits
+        )
         assert all(change_of(e).norm() > 0 for _, e in patch.edits)
     assert moved[1.0] < 1e-5 < moved[0.0]
 
 
 def test_what_is_kept_and_forgotten_alike_is_named(loaded):
-    composed, parted = "caf\u00e9", "cafe\u0301"  # one word to the text encoder, two texts to Python
+    composed, parted = (
+        "caf\u00e9",
+        "cafe\u0301",
+    )  # one word to the text encoder, two texts to Python
     with pytest.raises(UnlearnError, match="reads both alike"):
         solve(loaded, text.parse(composed, parted))
     with pytest.raises(UnlearnError, match="same to the text encoder; take one out"):
@@ -383,80 +472,124 @@ def test_what_is_kept_and_forgotten_alike_is_named(loaded):
 def test_near_duplicates_do_not_make_it_singular(loaded):
     near = text.parse("fox -> animal\nfoxes -> animal\nthe fox -> animal", "fox cub\nred fox")
     for name in ("anchored", "uce", "paper"):
-        assert all(torch.isfinite(change_of(e)).all() for _, e in solve(loaded, near, variant=name)[0].edits)
+        assert all(
+            torch.isfinite(change_of(e)).all()
+            for _, e in solve(loaded, near, variant=name)[0].edits
+        )
 
 
 def test_graded_informax_spreads_and_printed_does_not(loaded, kept_list):
     spread = {}
     for estimator in ("graded", "printed"):
         patch, _, words = solve(loaded, kept_list, informax=True, estimator=estimator)
-        q = next(line for line in words.splitlines() if line.startswith("Informax weights")).rstrip(".").split(": ")[1].split(", ")
+        q = (
+            next(line for line in words.splitlines() if line.startswith("Informax weights"))
+            .rstrip(".")
+            .split(": ")[1]
+            .split(", ")
+        )
         spread[estimator] = float(q[4]) - float(q[0])
     assert spread["graded"] > 0.2
-    assert solve(loaded, kept_list, informax=True, estimator="shuffled")[0] != solve(loaded, kept_list, informax=True)[0]
+    assert (
+        solve(loaded, kept_list, informax=True, estimator="shuffled")[0]
+        != solve(loaded, kept_list, informax=True)[0]
+    )
 
 
 def test_rounds_leave_less_to_revive(loaded, kept_list):
     _, _, words = solve(loaded, kept_list, rounds=3, overshoot=0.0)
-    back = [float(line.split("brings back ")[1].split("%")[0]) for line in words.splitlines() if line.startswith("Round")]
+    back = [
+        float(line.split("brings back ")[1].split("%")[0])
+        for line in words.splitlines()
+        if line.startswith("Round")
+    ]
     assert len(back) == 3 and back[2] < back[0]
 
 
 def test_auto_protect_raises_the_worst(loaded):
-    forecast, worst = pack.module("nodes.host.forecast"), []
-    concepts = text.parse("fox -> animal\nhouse -> building", "cat\nchurch\nblue house")  # the last loses a quarter of what it says
+    forecast, worst = pack.module("unlearn.analysis.forecast"), []
+    concepts = text.parse(
+        "fox -> animal\nhouse -> building", "cat\nchurch\nblue house"
+    )  # the last loses a quarter of what it says
     for protect in (0.0, 0.9):
         patch = solve(loaded, concepts, protect=protect, preserve=0.01, size=64)[0]
-        hits = forecast.of_patch(loaded[0], loaded[1], patch, ["fox", "house"], concepts.keep, glance=True, size=64)
+        hits = forecast.of_patch(
+            loaded[0], loaded[1], patch, ["fox", "house"], concepts.keep, glance=True, size=64
+        )
         worst.append(min(h.survival for h in hits if h.asked))
     assert worst[1] > worst[0]
 
 
 def test_forecast_of_an_empty_patch_is_quiet(loaded, patch):
-    forecast = pack.module("nodes.host.forecast")
+    forecast = pack.module("unlearn.analysis.forecast")
     empty = types.UnlearnPatch((), patch.fingerprint, ())
     hits = forecast.of_patch(loaded[0], loaded[1], empty, ["fox"], ["cat"])
-    assert all(abs(h.survival - 1) < 1e-5 for h in hits) and hits[0].name and "none loses" in forecast.describe(hits)[0]
+    assert (
+        all(abs(h.survival - 1) < 1e-5 for h in hits)
+        and hits[0].name
+        and "none loses" in forecast.describe(hits)[0]
+    )
 
 
 def test_a_glance_sees_what_an_edit_took_and_leaves_the_model(loaded, patch):
-    forecast, before = pack.module("nodes.host.forecast"), loaded[0].model.state_dict()["diffusion_model.out.2.weight"].clone()
+    forecast, before = (
+        pack.module("unlearn.analysis.forecast"),
+        loaded[0].model.state_dict()["diffusion_model.out.2.weight"].clone(),
+    )
     hits = [forecast.Hit(n, 1.0, n != "fox") for n in ("fox", "cat", "church", "apple")]
     same = forecast.glanced(loaded[0], loaded[0], loaded[1], hits, 64)
     assert all(abs(h.survival - 1) < 1e-4 for h in same)
     seen = forecast.glanced(loaded[0], patching.apply(loaded[0], patch)[0], loaded[1], hits, 64)
-    assert seen[0].name == "fox" and seen[0].survival < 0.5 < seen[1].survival and [h.asked for h in seen] == [False, True, True, True]
+    assert (
+        seen[0].name == "fox"
+        and seen[0].survival < 0.5 < seen[1].survival
+        and [h.asked for h in seen] == [False, True, True, True]
+    )
     assert torch.equal(before, loaded[0].model.state_dict()["diffusion_model.out.2.weight"])
 
 
 def test_the_forecast_names_a_patch_or_clip_of_another_model(loaded, patch, monkeypatch):
-    forecast = pack.module("nodes.host.forecast")
-    stranger = types.UnlearnPatch((("diffusion_model.no.such.weight", patch.edits[0][1]),), patch.fingerprint, ())
+    forecast = pack.module("unlearn.analysis.forecast")
+    stranger = types.UnlearnPatch(
+        (("diffusion_model.no.such.weight", patch.edits[0][1]),), patch.fingerprint, ()
+    )
     with pytest.raises(UnlearnError, match="'model' lacks 1 of the weights"):
         forecast.of_patch(loaded[0], loaded[1], stranger)
-    monkeypatch.setattr(forecast.statistics, "read_words", lambda *_: (["cat"], torch.ones(1, 1024)))
-    with pytest.raises(UnlearnError, match="'clip' gives states of width 1024 and the model reads width 768"):
+    monkeypatch.setattr(
+        forecast.statistics, "read_words", lambda *_: (["cat"], torch.ones(1, 1024))
+    )
+    with pytest.raises(
+        UnlearnError, match="'clip' gives states of width 1024 and the model reads width 768"
+    ):
         forecast.of_patch(loaded[0], loaded[1], patch)
 
 
 def test_states_are_kept_on_disk_and_bounded(loaded, kept_list, tmp_path):
-    states = pack.module("nodes.host.states")
+    states = pack.module("unlearn.files.text_cache")
     first = solve(loaded, kept_list, folder=tmp_path)[0]
     files = list(tmp_path.rglob("*.safetensors"))
     assert files and solve(loaded, kept_list, folder=tmp_path)[0] == first
     store = states.States(loaded[1], tmp_path)
-    plan = pack.module("nodes.host.sentences").plan(loaded[1], kept_list, SENTENCES, prior=False)
+    plan = pack.module("unlearn.closed_form.sentence_plan").plan(
+        loaded[1], kept_list, SENTENCES, prior=False
+    )
     got = store.fetch([n for *_, n in plan.pairs])
     assert store.encoded == 0 and len(got) == 4
     files[0].write_bytes(b"damaged")
     assert solve(loaded, kept_list, folder=tmp_path)[0] == first
     small = states.States(loaded[1], tmp_path, limit=0)
-    small.fetch([pack.module("nodes.host.prompts").locate(loaded[1], "a {concept} unheard of", "bicycle")])
+    small.fetch(
+        [
+            pack.module("unlearn.host.text_encoding").locate(
+                loaded[1], "a {concept} unheard of", "bicycle"
+            )
+        ]
+    )
     assert not list(tmp_path.rglob("*.safetensors"))
 
 
 def test_another_clip_skip_meets_no_old_states(loaded, tmp_path):
-    states = pack.module("nodes.host.states")
+    states = pack.module("unlearn.files.text_cache")
     skipped = loaded[1].clone()
     skipped.clip_layer(-2)
     said = lambda clip: states.fingerprint(states.prompts.encode(clip, states.PROBES))

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-import pack
+from testbed import pack
 
 NODES = pack.module("nodes").NODES
 ROOT = Path(__file__).resolve().parents[2]
@@ -26,11 +26,15 @@ def flat(inputs):
 @pytest.mark.parametrize("node", NODES, ids=lambda n: n.__name__)
 def test_everything_has_a_tooltip_and_a_help_page(node):
     schema = node.define_schema()
-    assert schema.node_id == node.__name__ and schema.description and "forget" in schema.search_aliases
+    assert (
+        schema.node_id == node.__name__ and schema.description and "forget" in schema.search_aliases
+    )
     for entry in (*flat(schema.inputs), *schema.outputs):
         assert entry.tooltip and len(entry.tooltip) > 20, (schema.node_id, entry.id)
     page = ROOT / "web" / "docs" / f"{schema.node_id}.md"
-    assert page.is_file() and all(i.id in page.read_text(encoding="utf-8") for i in flat(schema.inputs)), page.name
+    assert page.is_file() and all(
+        i.id in page.read_text(encoding="utf-8") for i in flat(schema.inputs)
+    ), page.name
     (picture,) = re.findall(r"!\[[^]]+\]\(([^)]+)\)", page.read_text(encoding="utf-8"))
     with Image.open(page.parent / picture) as seen:
         assert seen.width >= 400
@@ -46,16 +50,35 @@ def test_a_scanner_that_only_reads_the_source_finds_every_node():
     found = set()
     for path in (ROOT / "nodes").glob("*.py"):
         for part in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if isinstance(part, ast.ClassDef) and any(ast.unparse(base) == "io.ComfyNode" for base in part.bases):
-                calls = [c for c in ast.walk(part) if isinstance(c, ast.Call) and ast.unparse(c.func) == "io.Schema"]
-                found |= {k.value.value for c in calls for k in c.keywords if k.arg == "node_id" and isinstance(k.value, ast.Constant)}
+            if isinstance(part, ast.ClassDef) and any(
+                ast.unparse(base) == "io.ComfyNode" for base in part.bases
+            ):
+                calls = [
+                    c
+                    for c in ast.walk(part)
+                    if isinstance(c, ast.Call) and ast.unparse(c.func) == "io.Schema"
+                ]
+                found |= {
+                    k.value.value
+                    for c in calls
+                    for k in c.keywords
+                    if k.arg == "node_id" and isinstance(k.value, ast.Constant)
+                }
     assert found == {n.__name__ for n in NODES}
 
 
-KNOWN = Path(__file__).with_name("inputs.json")  # what workflows out there may hold; written by `python tests/host/test_schema.py`
+KNOWN = Path(__file__).with_name(
+    "inputs.json"
+)  # what workflows out there may hold; written by `python tests/host/test_schema.py`
 
 
-OTHERS = ("preset", "file", "name", "sampler", "scheduler")  # choices that depend on what lies in folders, and the host's own
+OTHERS = (
+    "preset",
+    "file",
+    "name",
+    "sampler",
+    "scheduler",
+)  # choices that depend on what lies in folders, and the host's own
 
 
 def signature(node):
@@ -68,13 +91,19 @@ def signature(node):
             return [] if entry.id in OTHERS else list(found)
         return {o.key: [[i.id, i.io_type] for i in o.inputs] for o in found}
 
-    return {"inputs": [[i.id, i.io_type, choices(i)] for i in schema.inputs], "outputs": [[o.id, o.io_type] for o in schema.outputs]}
+    return {
+        "inputs": [[i.id, i.io_type, choices(i)] for i in schema.inputs],
+        "outputs": [[o.id, o.io_type] for o in schema.outputs],
+    }
 
 
 @pytest.mark.parametrize("node", NODES, ids=lambda n: n.__name__)
 def test_workflows_saved_before_still_fit(node):
     """Values are stored by position: inputs and outputs may be added at the end, never taken away, renamed, moved, or put into a choice."""
-    known, now = json.loads(KNOWN.read_text(encoding="utf-8")).get(node.__name__), json.loads(json.dumps(signature(node)))
+    known, now = (
+        json.loads(KNOWN.read_text(encoding="utf-8")).get(node.__name__),
+        json.loads(json.dumps(signature(node))),
+    )
     assert known is not None, "a new node: run this file as a script"
     for part in ("inputs", "outputs"):
         assert len(now[part]) >= len(known[part])

@@ -8,28 +8,47 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-import pack
-import shapes
+from testbed import pack, shapes
 
-sculpt = pack.module("nodes.host.sculpt")
-networks = pack.module("nodes.host.sculpt_network")
-rounds = pack.module("nodes.host.sculpt_rounds")
-material = pack.module("nodes.host.sculpt_material")
-resuming = pack.module("nodes.host.sculpt_resume")
-patching = pack.module("nodes.host.patching")
-weights = pack.module("nodes.host.weights")
-text = pack.module("nodes.concept_text")
+sculpt = pack.module("unlearn.sculpting.train")
+networks = pack.module("unlearn.host.training_network")
+rounds = pack.module("unlearn.sculpting.trainer")
+material = pack.module("unlearn.sculpting.training_data")
+resuming = pack.module("unlearn.sculpting.resume")
+patching = pack.module("unlearn.host.patching")
+weights = pack.module("unlearn.host.weights")
+text = pack.module("unlearn.concepts.text")
 nodes = pack.module("nodes")
-UnlearnError = pack.module("nodes.errors").UnlearnError
+UnlearnError = pack.module("unlearn.errors").UnlearnError
 
-SMALL = dict(steps=4, warmup=2, refresh=2, pictures=2, captions=2, sampling_steps=2, cfg=3.0, size=64, batch=2, held=2, learning_rate=1e-3)
+SMALL = dict(
+    steps=4,
+    warmup=2,
+    refresh=2,
+    pictures=2,
+    captions=2,
+    sampling_steps=2,
+    cfg=3.0,
+    size=64,
+    batch=2,
+    held=2,
+    learning_rate=1e-3,
+)
 CONCEPTS = text.parse("fox -> animal", "cat\nhouse")
 TWO = text.parse("fox -> animal\nsword -> tool", "cat")
-UNET = {"num_res_blocks": [1, 1], "channel_mult": [1, 2], "transformer_depth": [0, 1], "transformer_depth_output": [0, 0, 1, 1]}
+UNET = {
+    "num_res_blocks": [1, 1],
+    "channel_mult": [1, 2],
+    "transformer_depth": [0, 1],
+    "transformer_depth_output": [0, 0, 1, 1],
+}
 UNET |= {**shapes.SHARED, "model_channels": 32, "transformer_depth_middle": 1}
 KINDS = {
     "SD1.5": ("SD15", {**UNET, "context_dim": 768, "num_heads": 4}),
-    "SD2 v": ("SD20", {**UNET, "context_dim": 1024, "num_head_channels": 16, "use_linear_in_transformer": True}),
+    "SD2 v": (
+        "SD20",
+        {**UNET, "context_dim": 1024, "num_head_channels": 16, "use_linear_in_transformer": True},
+    ),
     "SDXL": (
         "SDXL",
         {**UNET, "context_dim": 2048, "num_head_channels": 16, "use_linear_in_transformer": True}
@@ -74,12 +93,16 @@ def unet(kind="SD1.5", dtype=torch.float32, cast=None):
     name, config = KINDS[kind]
     config = getattr(comfy.supported_models, name)(config)
     config.set_inference_dtype(dtype, cast)
-    velocity = torch.cat([torch.ones(500), -torch.ones(500)])  # what the host tells a v-prediction SD2 by
+    velocity = torch.cat(
+        [torch.ones(500), -torch.ones(500)]
+    )  # what the host tells a v-prediction SD2 by
     model = config.get_model({"output_blocks.11.1.transformer_blocks.0.norm1.bias": velocity}, "")
     g = torch.Generator().manual_seed(0)
     for module in model.modules():
         if isinstance(module, torch.nn.Linear | torch.nn.Conv2d):
-            module.weight.copy_(torch.randn(module.weight.shape, generator=g) / module.weight[0].numel() ** 0.5)
+            module.weight.copy_(
+                torch.randn(module.weight.shape, generator=g) / module.weight[0].numel() ** 0.5
+            )
             if module.bias is not None:
                 module.bias.zero_()
         elif getattr(module, "weight", None) is not None:
@@ -109,7 +132,11 @@ def digest(model):
 def clean(model):
     """No hook, weight function or gradient is left on a MODEL, and inference mode is on as it was."""
     for module in model.model.modules():
-        assert not module._forward_hooks and not module._forward_pre_hooks and not getattr(module, "weight_function", [])
+        assert (
+            not module._forward_hooks
+            and not module._forward_pre_hooks
+            and not getattr(module, "weight_function", [])
+        )
     assert not any(p.requires_grad for p in model.model.parameters()) and not model.patches
     assert torch.is_inference_mode_enabled() and not torch.is_grad_enabled()
 
@@ -120,7 +147,9 @@ def train(small, concepts=CONCEPTS, *args, **more):
 
 def network(model, clip, texts=("a fox", "an animal", ""), **more):
     keys = [layer.key for layer in networks.layers(model)]
-    return networks.Network(model, keys, networks.conditioning(model, clip, texts, 64, (4, 8, 8)), **more)
+    return networks.Network(
+        model, keys, networks.conditioning(model, clip, texts, 64, (4, 8, 8)), **more
+    )
 
 
 def merged(model, patch, key):
@@ -139,17 +168,33 @@ def test_the_network_predicts_what_the_host_does(kind):
     model, clip = unet(kind), TextEncoder(KINDS[kind][1]["context_dim"])
     assert model.model.model_type.name == ("V_PREDICTION" if kind == "SD2 v" else "EPS")
     with torch.inference_mode(False), torch.enable_grad():
-        x, sigma = torch.randn(3, 4, 8, 8, generator=torch.Generator().manual_seed(3)), torch.tensor([0.3, 2.0, 9.0])
+        x, sigma = (
+            torch.randn(3, 4, 8, 8, generator=torch.Generator().manual_seed(3)),
+            torch.tensor([0.3, 2.0, 9.0]),
+        )
         net = network(model, clip)
-        got = net.sampling.calculate_denoised(sigma, net.predict(net.student, x, sigma, [0, 1, 2]), x)
+        got = net.sampling.calculate_denoised(
+            sigma, net.predict(net.student, x, sigma, [0, 1, 2]), x
+        )
         assert got.requires_grad
     comfy.model_management.load_models_gpu([model])
     model.model.current_patcher = model
     for i, words in enumerate(net.texts):
         ((states, more),) = clip.encode_from_tokens_scheduled(clip.tokenize(words))
-        cond = {"cross_attn": states, "model_conds": {}, "pooled_output": more["pooled_output"], "width": 64, "height": 64, "uuid": i}
-        conds = comfy.samplers.encode_model_conds(model.model.extra_conds, [cond], x[:1], x.device, "positive")
-        want = comfy.samplers.calc_cond_batch(model.model, [conds], x[i : i + 1], sigma[i : i + 1], model.model_options)[0]
+        cond = {
+            "cross_attn": states,
+            "model_conds": {},
+            "pooled_output": more["pooled_output"],
+            "width": 64,
+            "height": 64,
+            "uuid": i,
+        }
+        conds = comfy.samplers.encode_model_conds(
+            model.model.extra_conds, [cond], x[:1], x.device, "positive"
+        )
+        want = comfy.samplers.calc_cond_batch(
+            model.model, [conds], x[i : i + 1], sigma[i : i + 1], model.model_options
+        )[0]
         assert torch.allclose(got[i : i + 1].detach(), want, atol=1e-4), words
 
 
@@ -158,7 +203,9 @@ def test_the_answer_is_what_denoises(kind):
     model, clip = unet(kind), TextEncoder(KINDS[kind][1]["context_dim"])
     with torch.inference_mode(False):
         net = network(model, clip)
-        latents, noise = (torch.randn(3, 4, 8, 8, generator=torch.Generator().manual_seed(s)) for s in (1, 2))
+        latents, noise = (
+            torch.randn(3, 4, 8, 8, generator=torch.Generator().manual_seed(s)) for s in (1, 2)
+        )
         sigma = net.levels([0.1, 0.5, 0.9])
         assert torch.all(sigma[:-1] > sigma[1:])
         x = net.noised(latents, noise, sigma)
@@ -176,11 +223,18 @@ def test_every_kind_of_unet_trains(kind, variant):
     patch, losses, picture, report = train((model, clip), TWO, variant=variant)
     assert digest(model) == before
     clean(model)
-    assert len(patch.edits) == len(networks.layers(model)) and len(losses["loss"]) == 2 * SMALL["steps"]
-    assert set(losses) == {"loss", "overwrite", "align"} | ({"distil"} if variant != "released" else set()) | (
-        {"replay"} if variant == "replay" else set()
+    assert (
+        len(patch.edits) == len(networks.layers(model))
+        and len(losses["loss"]) == 2 * SMALL["steps"]
     )
-    assert all(math.isfinite(v) for v in losses["loss"]) and picture.shape[0] == 1 and "Next:" in report
+    assert set(losses) == {"loss", "overwrite", "align"} | (
+        {"distil"} if variant != "released" else set()
+    ) | ({"replay"} if variant == "replay" else set())
+    assert (
+        all(math.isfinite(v) for v in losses["loss"])
+        and picture.shape[0] == 1
+        and "Next:" in report
+    )
     assert patching.apply(model, patch)[1] == ""
 
 
@@ -194,12 +248,16 @@ def test_only_weights_that_were_in_a_mask_move(small, monkeypatch):
 
     trainers = []
     monkeypatch.setattr(sculpt, "_patch", spy)
-    monkeypatch.setattr(sculpt, "Trainer", lambda *a: trainers.append(rounds.Trainer(*a)) or trainers[0])
+    monkeypatch.setattr(
+        sculpt, "Trainer", lambda *a: trainers.append(rounds.Trainer(*a)) or trainers[0]
+    )
     patch, *_ = train(small, density=0.1, turnover=0.5)
     (trainer,) = trainers
     for key, touched in zip(seen["net"].chosen, trainer.touched, strict=True):
         start, now = weights.read(small[0], key), seen["net"].masters[key].detach()
-        assert torch.equal(now[~touched], start[~touched]) and torch.all(now[touched] != start[touched])
+        assert torch.equal(now[~touched], start[~touched]) and torch.all(
+            now[touched] != start[touched]
+        )
         assert 0.1 <= touched.float().mean() < 0.25
         edit = dict(patch.edits)[key]
         assert edit.weights[1] is not None  # so little is stored sparsely
@@ -213,7 +271,12 @@ def test_nothing_moves_during_the_warm_up(small, monkeypatch):
 
     def spy(self, *args):
         real(self, *args)
-        seen.append([torch.equal(p.detach(), weights.read(small[0], k)) for k, p in self.network.masters.items()])
+        seen.append(
+            [
+                torch.equal(p.detach(), weights.read(small[0], k))
+                for k, p in self.network.masters.items()
+            ]
+        )
 
     monkeypatch.setattr(rounds.Trainer, "_warm_up", spy)
     train(small, warmup=3)
@@ -301,7 +364,12 @@ def test_cancel_can_keep_what_was_learned(small, monkeypatch):
     again = interrupted(monkeypatch, 1, 4)
     patch, losses, _, report = train(small, TWO, on_cancel="keep")
     again()
-    assert patch.edits and len(losses["loss"]) == SMALL["steps"] + 2 and "cancelled" in report and "1 of 2 concepts" in report
+    assert (
+        patch.edits
+        and len(losses["loss"]) == SMALL["steps"] + 2
+        and "cancelled" in report
+        and "1 of 2 concepts" in report
+    )
 
 
 def test_training_goes_on_from_an_earlier_patch(small):
@@ -313,7 +381,7 @@ def test_training_goes_on_from_an_earlier_patch(small):
     key = patch.edits[0][0]
     assert not torch.equal(merged(model, patch, key), merged(model, first, key))
     # an edit of other weights than those trained is part of what training sees
-    prune = pack.module("nodes.host.adapters").Prune
+    prune = pack.module("unlearn.host.adapters").Prune
     other = next(k for k in model.model.state_dict() if k.endswith("ff.net.2.weight"))
     shape = weights.shape(model, other)
     edit = prune.of(torch.arange(shape[1]) < shape[1] // 2, *shape, "column")
@@ -321,7 +389,10 @@ def test_training_goes_on_from_an_earlier_patch(small):
     with torch.inference_mode(False):
         net = networks.Network(model, [key], ((), {}), pruned)
         name = other.removeprefix("diffusion_model.").removesuffix(".weight")
-        assert net.student.get_submodule(name).weight[:, 0].abs().max() == 0 and net.reference.get_submodule(name).weight[:, 0].any()
+        assert (
+            net.student.get_submodule(name).weight[:, 0].abs().max() == 0
+            and net.reference.get_submodule(name).weight[:, 0].any()
+        )
 
 
 def test_a_lora_on_the_model_is_trained_with(small):
@@ -333,18 +404,27 @@ def test_a_lora_on_the_model_is_trained_with(small):
     g = torch.Generator().manual_seed(0)
     up, down = torch.randn(d_out, 2, generator=g) * 0.1, torch.randn(2, d_in, generator=g)
     with_lora = model.clone()
-    with_lora.add_patches({key: comfy.weight_adapter.LoRAAdapter(set(), (up, down, None, None, None, None))})
+    with_lora.add_patches(
+        {key: comfy.weight_adapter.LoRAAdapter(set(), (up, down, None, None, None, None))}
+    )
     with torch.inference_mode(False):
         net = network(with_lora, clip)
-        assert torch.allclose(net.masters[key].detach(), weights.read(model, key) + up @ down, atol=1e-5)
+        assert torch.allclose(
+            net.masters[key].detach(), weights.read(model, key) + up @ down, atol=1e-5
+        )
     patch = train((with_lora, clip))[0]
     patched = patching.apply(with_lora, patch)[0]
     change = dict(patch.edits)[key].change(torch.zeros(d_out, d_in), 1.0)
-    assert torch.allclose(weights.read(patched, key), weights.read(model, key) + up @ down + change, atol=1e-5)
+    assert torch.allclose(
+        weights.read(patched, key), weights.read(model, key) + up @ down + change, atol=1e-5
+    )
     assert train(small)[0] != patch
 
 
-@pytest.mark.parametrize("dtype,cast", [(torch.float16, torch.float32), (torch.bfloat16, None), (torch.float8_e4m3fn, torch.float32)])
+@pytest.mark.parametrize(
+    "dtype,cast",
+    [(torch.float16, torch.float32), (torch.bfloat16, None), (torch.float8_e4m3fn, torch.float32)],
+)
 def test_models_of_any_float_type_train(small, dtype, cast):
     model = unet(dtype=dtype, cast=cast)
     before = digest(model)
@@ -356,7 +436,10 @@ def test_models_of_any_float_type_train(small, dtype, cast):
 @pytest.mark.parametrize("wanted", ["bf16", "fp16"])
 def test_half_precision_activations_learn_the_same(small, wanted):
     full, half = train(small)[0], train(small, precision=wanted)[0]
-    a, b = (torch.cat([e.change(torch.zeros(e.shape), 1.0).flatten() for _, e in p.edits]) for p in (full, half))
+    a, b = (
+        torch.cat([e.change(torch.zeros(e.shape), 1.0).flatten() for _, e in p.edits])
+        for p in (full, half)
+    )
     assert torch.nn.functional.cosine_similarity(a, b, dim=0) > 0.7
 
 
@@ -368,7 +451,9 @@ def test_gradients_do_not_depend_on_how_the_batch_is_cut_or_recomputed(small):
             settings = {**sculpt.DEFAULTS, **SMALL}
             plan = material.plan(clip, CONCEPTS, captions=2)
             net = network(model, clip, plan.texts, checkpointing=checkpointing)
-            trainer = rounds.Trainer(net, material.Material(net, plan, settings, (4, 8, 8)), settings)
+            trainer = rounds.Trainer(
+                net, material.TrainingData(net, plan, settings, (4, 8, 8)), settings
+            )
             trainer.open_round(0)
             trainer.chunk = chunk
             trainer._ask_teacher(plan.lessons[0], trainer.material.held(0), 0)
@@ -408,7 +493,15 @@ def test_drawing_starts_fewer_pictures_at_once_when_memory_runs_out(small, monke
         monkeypatch.setattr(networks.Network, "predict", full)
         room = 2
         torch.testing.assert_close(draw(), whole, rtol=1e-4, atol=1e-4)
-        assert sizes == [6, 2, 2, 2, 2, 2, 2]  # two steps each of one picture, in both halves of guidance
+        assert sizes == [
+            6,
+            2,
+            2,
+            2,
+            2,
+            2,
+            2,
+        ]  # two steps each of one picture, in both halves of guidance
         room = 1
         with pytest.raises(torch.OutOfMemoryError):
             draw()
@@ -426,7 +519,9 @@ def test_gradients_are_taken_in_parts_when_memory_runs_out(small, monkeypatch):
     monkeypatch.setattr(rounds.Trainer, "_passes", full)
     room = 3
     parts = train(small)
-    assert max(chunks) > 3 >= chunks[-1] and parts[1]["loss"] == pytest.approx(whole[1]["loss"], rel=1e-2)
+    assert max(chunks) > 3 >= chunks[-1] and parts[1]["loss"] == pytest.approx(
+        whole[1]["loss"], rel=1e-2
+    )
     room = 0
     with pytest.raises(torch.OutOfMemoryError):
         train(small)
@@ -435,8 +530,14 @@ def test_gradients_are_taken_in_parts_when_memory_runs_out(small, monkeypatch):
 
 def test_infinite_gradients_end_training_unless_float16_scaled_them():
     done = []
-    scaler = SimpleNamespace(is_enabled=lambda: scaled, unscale_=lambda o: done.append("unscale"), update=lambda: done.append("update"))
-    trainer = SimpleNamespace(scaler=scaler, optimizer=None, params=[SimpleNamespace(grad=torch.tensor([math.inf]))])
+    scaler = SimpleNamespace(
+        is_enabled=lambda: scaled,
+        unscale_=lambda o: done.append("unscale"),
+        update=lambda: done.append("update"),
+    )
+    trainer = SimpleNamespace(
+        scaler=scaler, optimizer=None, params=[SimpleNamespace(grad=torch.tensor([math.inf]))]
+    )
     scaled = True
     assert rounds.Trainer._accumulate(trainer) is False and done == ["unscale", "update"]
     scaled = False
@@ -457,17 +558,27 @@ def rates(monkeypatch):
 
 
 def test_a_round_settles_and_ends_when_the_concept_is_gone(small, monkeypatch):
-    monkeypatch.setattr(rounds, "EVERY", 2), monkeypatch.setattr(rounds, "SETTLE", 0.5), monkeypatch.setattr(rounds, "SETTLE_LEAST", 1)
+    (
+        monkeypatch.setattr(rounds, "EVERY", 2),
+        monkeypatch.setattr(rounds, "SETTLE", 0.5),
+        monkeypatch.setattr(rounds, "SETTLE_LEAST", 1),
+    )
     left, seen = iter([0.7, 0.2] + [0.1] * 9), rates(monkeypatch)
     monkeypatch.setattr(rounds.Trainer, "measure", lambda self, name: next(left))
     _, losses, _, report = train(small, steps=20, stop_at=0.3)
-    assert len(losses["loss"]) == 6 and "fox: 6 steps, 10% left" in report and "WARNING" not in report
+    assert (
+        len(losses["loss"]) == 6 and "fox: 6 steps, 10% left" in report and "WARNING" not in report
+    )
     assert [rate for _, rate in seen] == pytest.approx([1, 1, 1, 1, 1, 0.5])
 
 
 def test_what_is_gone_is_not_overwritten_further_while_the_rate_falls(small, monkeypatch):
     """At 0.2 of 0.3 it rests, at 0.29 it goes on: the loss of a term that rests is drawn as it was."""
-    monkeypatch.setattr(rounds, "EVERY", 2), monkeypatch.setattr(rounds, "SETTLE", 2.0), monkeypatch.setattr(rounds, "STILL", 1.0)
+    (
+        monkeypatch.setattr(rounds, "EVERY", 2),
+        monkeypatch.setattr(rounds, "SETTLE", 2.0),
+        monkeypatch.setattr(rounds, "STILL", 1.0),
+    )
     left, seen, real = iter([0.7, 0.2, 0.1, 0.29] + [0.1] * 9), [], rounds.Trainer._rows
 
     def rows(self, lesson, done, push):
@@ -475,7 +586,10 @@ def test_what_is_gone_is_not_overwritten_further_while_the_rate_falls(small, mon
         seen.append("overwrite" in [name for r in found for name, *_ in r.terms])
         return found
 
-    monkeypatch.setattr(rounds.Trainer, "_rows", rows), monkeypatch.setattr(rounds, "SETTLE_LEAST", 1)
+    (
+        monkeypatch.setattr(rounds.Trainer, "_rows", rows),
+        monkeypatch.setattr(rounds, "SETTLE_LEAST", 1),
+    )
     monkeypatch.setattr(rounds.Trainer, "measure", lambda self, name: next(left))
     _, losses, _, _ = train(small, steps=20, stop_at=0.3)
     assert seen == [True] * 4 + [False] * 4 + [True] * 2 + [False] * 2
@@ -483,26 +597,40 @@ def test_what_is_gone_is_not_overwritten_further_while_the_rate_falls(small, mon
     assert overwrite[4:8] == [overwrite[3]] * 4 and overwrite[8] != overwrite[3]
 
 
-@pytest.mark.parametrize("left,paces", [(1.0, [1, 1.5, 2, 2, 2]), (0.5, [1, 1, 1, 1.5, 2]), (0.26, [1] * 5)])
+@pytest.mark.parametrize(
+    "left,paces", [(1.0, [1, 1.5, 2, 2, 2]), (0.5, [1, 1, 1, 1.5, 2]), (0.26, [1] * 5)]
+)
 def test_the_rate_rises_while_a_concept_fades_too_slowly(small, monkeypatch, left, paces):
     """To fade evenly to 0.25 in five steps it must be at 0.76, 0.57, 0.44 and 0.33 after the first four."""
-    monkeypatch.setattr(rounds, "EVERY", 1), monkeypatch.setattr(rounds, "FASTER", 1.5), monkeypatch.setattr(rounds, "FASTEST", 2.0)
+    (
+        monkeypatch.setattr(rounds, "EVERY", 1),
+        monkeypatch.setattr(rounds, "FASTER", 1.5),
+        monkeypatch.setattr(rounds, "FASTEST", 2.0),
+    )
     monkeypatch.setattr(rounds.Trainer, "measure", lambda self, name: left)
     seen = rates(monkeypatch)
     train(small, steps=5, stop_at=0.25)
     assert [pace for pace, _ in seen] == paces
 
 
-def test_what_was_forgotten_follows_the_teacher_and_all_else_the_model_that_came_in(small, monkeypatch):
+def test_what_was_forgotten_follows_the_teacher_and_all_else_the_model_that_came_in(
+    small, monkeypatch
+):
     model, clip = small
     with torch.inference_mode(False):
         settings = {**sculpt.DEFAULTS, **SMALL, "held": 8}
         plan = material.plan(clip, TWO, captions=2)
         net = network(model, clip, plan.texts)
-        trainer = rounds.Trainer(net, material.Material(net, plan, settings, (4, 8, 8)), settings)
+        trainer = rounds.Trainer(
+            net, material.TrainingData(net, plan, settings, (4, 8, 8)), settings
+        )
         trainer.open_round(1)
         value = {id(net.teacher): 1.0, id(net.reference): 2.0}
-        monkeypatch.setattr(rounds.Trainer, "_apart", lambda self, branch, x, sigma, rows: torch.full_like(x, value[id(branch)]))
+        monkeypatch.setattr(
+            rounds.Trainer,
+            "_apart",
+            lambda self, branch, x, sigma, rows: torch.full_like(x, value[id(branch)]),
+        )
         trainer._ask_teacher(plan.lessons[1], trainer.material.held(1), 0)
     _, _, rows, _, answer = trainer.answers["held"]
     earlier = {net.row[text] for pair in plan.lessons[0].pairs for text in pair[:1]}
@@ -511,7 +639,9 @@ def test_what_was_forgotten_follows_the_teacher_and_all_else_the_model_that_came
     assert (trainer.answers["superclass"][4] == 1).all()
 
 
-def test_gradients_of_keys_and_values_are_turned_away_from_what_is_held_in_replay_only(small, monkeypatch):
+def test_gradients_of_keys_and_values_are_turned_away_from_what_is_held_in_replay_only(
+    small, monkeypatch
+):
     seen = []
     monkeypatch.setattr(rounds.kernel, "spare", lambda g, p: seen.append((g.shape[1], len(p))))
     train(small, variant="intended")
@@ -526,22 +656,32 @@ def test_what_is_left_starts_at_one(small):
         settings = {**sculpt.DEFAULTS, **SMALL}
         plan = material.plan(clip, CONCEPTS, captions=2)
         net = network(model, clip, plan.texts)
-        trainer = rounds.Trainer(net, material.Material(net, plan, settings, (4, 8, 8)), settings)
+        trainer = rounds.Trainer(
+            net, material.TrainingData(net, plan, settings, (4, 8, 8)), settings
+        )
         assert trainer.measure("fox") == 1.0
 
 
 def test_checks_are_on_sentences_that_are_not_trained_on(small):
     plan = material.plan(small[1], TWO, captions=200)
     for lesson in plan.lessons:
-        assert not {t for pair in lesson.pairs for t in pair} & {t for pair in lesson.checks for t in pair}
+        assert not {t for pair in lesson.pairs for t in pair} & {
+            t for pair in lesson.checks for t in pair
+        }
     assert not any("sword" in t or "fox" in t for t in plan.prior) and len(plan.prior) > 50
-    assert [k for k, _ in plan.kept] == ["a photo of a cat", "a photo of an animal", "a photo of a tool"]
+    assert [k for k, _ in plan.kept] == [
+        "a photo of a cat",
+        "a photo of an animal",
+        "a photo of a tool",
+    ]
 
 
 def test_training_that_goes_astray_stops(small):
     model = small[0]
     before = digest(model)
-    with pytest.raises(UnlearnError, match="went astray at step .* lower 'learning_rate'|infinite gradients"):
+    with pytest.raises(
+        UnlearnError, match="went astray at step .* lower 'learning_rate'|infinite gradients"
+    ):
         train(small, learning_rate=1e4, steps=50)
     assert digest(model) == before
     clean(model)
@@ -571,13 +711,20 @@ def test_a_text_encoder_of_another_width_is_refused(small):
 def test_compiled_models_are_refused(small):
     model = small[0].clone()
     model.model = SimpleNamespace(
-        state_dict=small[0].model.state_dict, model_config=small[0].model.model_config, diffusion_model=SimpleNamespace(), **{}
+        state_dict=small[0].model.state_dict,
+        model_config=small[0].model.model_config,
+        diffusion_model=SimpleNamespace(),
+        **{},
     )
     with pytest.raises(UnlearnError, match="compiled"):
-        networks.Network(SimpleNamespace(model=model.model, get_model_object=lambda n: None), [], ((), {}))
+        networks.Network(
+            SimpleNamespace(model=model.model, get_model_object=lambda n: None), [], ((), {})
+        )
 
 
-@pytest.mark.parametrize("which,matrices", [("cross-attention", 4), ("keys and values", 2), ("all attention", 8)])
+@pytest.mark.parametrize(
+    "which,matrices", [("cross-attention", 4), ("keys and values", 2), ("all attention", 8)]
+)
 def test_trainable_matrices(small, which, matrices):
     found = networks.layers(small[0], which)
     blocks = len(networks.layers(small[0], "keys and values")) // 2
@@ -591,7 +738,10 @@ def test_trainable_matrices(small, which, matrices):
 def test_a_low_rank_patch_says_what_it_loses(small):
     exact, (patch, *_, report) = train(small)[0], train(small, low_rank=4)
     assert all(e.name == "unlearn_lowrank" and e.weights[0].shape[1] == 4 for _, e in patch.edits)
-    a, b = (torch.cat([e.change(torch.zeros(e.shape), 1.0).flatten() for _, e in p.edits]) for p in (exact, patch))
+    a, b = (
+        torch.cat([e.change(torch.zeros(e.shape), 1.0).flatten() for _, e in p.edits])
+        for p in (exact, patch)
+    )
     assert f"{float((a - b).norm() / a.norm()):.0%} of the change is lost" in report
 
 
@@ -609,9 +759,13 @@ def test_the_artists_own_pictures(small):
 
 def test_previews_are_pictures(small, monkeypatch):
     shown = []
-    bar = pack.module("nodes.host.progress").comfy.utils.ProgressBar
+    bar = pack.module("unlearn.host.progress").comfy.utils.ProgressBar
     real = bar.update_absolute
-    monkeypatch.setattr(bar, "update_absolute", lambda self, v, total=None, preview=None: shown.append(preview) or real(self, v, total))
+    monkeypatch.setattr(
+        bar,
+        "update_absolute",
+        lambda self, v, total=None, preview=None: shown.append(preview) or real(self, v, total),
+    )
     train(small, preview_every=2)
     (kind, picture, side) = next(s for s in shown if s)
     assert kind == "JPEG" and picture.size == (8, 8) and side > 0
@@ -621,7 +775,9 @@ def execute(small, **more):
     given = {k: v for k, v in sculpt.DEFAULTS.items() if k not in sculpt.PRESETS["quick"]}
     preset = {"preset": "custom", **{k: SMALL[k] for k in SMALL if k in sculpt.PRESETS["quick"]}}
     given |= {k: v for k, v in SMALL.items() if k not in preset}
-    node = type("Running", (nodes.DynamicMaskTrainer,), {"hidden": SimpleNamespace(unique_id=None)})  # as the host makes one
+    node = type(
+        "Running", (nodes.DynamicMaskTrainer,), {"hidden": SimpleNamespace(unique_id=None)}
+    )  # as the host makes one
     return node.execute(*small, CONCEPTS, preset=preset, **{**given, **more})
 
 
@@ -630,11 +786,15 @@ def test_the_stock_loss_graph_draws_the_losses(small):
 
     patch, losses, picture, report = execute(small).args
     assert LossGraphNode.execute(losses, "loss").ui is not None
-    assert patch.provenance[0]["method"] == "Sculpting Memory replay" and patch.provenance[0]["lines"] == ["object: fox -> animal"]
+    assert patch.provenance[0]["method"] == "Sculpting Memory replay" and patch.provenance[0][
+        "lines"
+    ] == ["object: fox -> animal"]
 
 
 def test_what_has_no_text_cross_attention_is_named():
-    with pytest.raises(UnlearnError, match=r"'model' \(Linear\) has no text cross-attention layers to train"):
+    with pytest.raises(
+        UnlearnError, match=r"'model' \(Linear\) has no text cross-attention layers to train"
+    ):
         networks.layers(SimpleNamespace(model=torch.nn.Linear(2, 2)))
 
 
@@ -649,7 +809,9 @@ def test_what_has_no_text_cross_attention_is_named():
 )
 def test_auto_takes_what_the_device_has(monkeypatch, device, held, able, wanted):
     monkeypatch.setattr(sculpt.comfy.model_management, "should_use_bf16", lambda device: able)
-    model = SimpleNamespace(load_device=torch.device(device), model=SimpleNamespace(get_dtype_inference=lambda: held))
+    model = SimpleNamespace(
+        load_device=torch.device(device), model=SimpleNamespace(get_dtype_inference=lambda: held)
+    )
     assert sculpt.precision(model, "auto") == wanted
 
 
@@ -660,5 +822,11 @@ def test_settings_must_be_finite(small, name):
 
 
 def test_presets_hold_all_that_custom_asks_for():
-    custom = next(i for i in nodes.DynamicMaskTrainer.define_schema().inputs if i.id == "preset").options[-1]
-    assert {i.id for i in custom.inputs} == set(sculpt.PRESETS["quick"]) == set(sculpt.PRESETS["thorough"])
+    custom = next(
+        i for i in nodes.DynamicMaskTrainer.define_schema().inputs if i.id == "preset"
+    ).options[-1]
+    assert (
+        {i.id for i in custom.inputs}
+        == set(sculpt.PRESETS["quick"])
+        == set(sculpt.PRESETS["thorough"])
+    )

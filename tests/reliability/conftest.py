@@ -25,7 +25,12 @@ def tally():
 def pytest_terminal_summary(terminalreporter):
     if _counts:
         cannot = f" ({'; '.join(sorted(_cannot))})" if _cannot else ""
-        lost = [r for kind in ("failed", "error") for r in terminalreporter.stats.get(kind, ()) if "reliability" in r.nodeid]
+        lost = [
+            r
+            for kind in ("failed", "error")
+            for r in terminalreporter.stats.get(kind, ())
+            if "reliability" in r.nodeid
+        ]
         end = f"LOST in {len(lost)} tests, see above" if lost else "nothing lost"
         terminalreporter.write_line(
             f"reliability: {_counts['cells']} cells of the matrix tried, {_counts['faults']} faults injected and survived, "

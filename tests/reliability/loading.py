@@ -32,10 +32,17 @@ def run(script, *args, base=None, seconds=300):
     """What a script prints as JSON in its last line; it runs behind START in the host's folder, with `base` as ComfyUI's base folder."""
     env = {**os.environ, "PYTHONPATH": str(HOST), "PYTHONDONTWRITEBYTECODE": "1"}
     flags = ["--cpu", *(("--base-directory", str(base)) if base else ())]
-    start = (
-        f"import sys; args_of_test = sys.argv[1:]; sys.argv[1:] = {flags!r}\nimport comfy.options; comfy.options.enable_args_parsing()\n"
-    )
+    start = f"import sys; args_of_test = sys.argv[1:]; sys.argv[1:] = {flags!r}\nimport comfy.options; comfy.options.enable_args_parsing()\n"
     command = [sys.executable, "-c", start + START + script, *map(str, args)]
-    ran = subprocess.run(command, env=env, cwd=HOST, capture_output=True, text=True, encoding="utf-8", errors="replace", timeout=seconds)
+    ran = subprocess.run(
+        command,
+        env=env,
+        cwd=HOST,
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        errors="replace",
+        timeout=seconds,
+    )
     assert ran.returncode == 0, ran.stderr[-3000:]
     return json.loads(ran.stdout.strip().splitlines()[-1])

@@ -21,24 +21,30 @@ import loading
 import pytest
 import torch
 
-import pack
+from testbed import pack
 
-states = pack.module("nodes.host.states")
-files = pack.module("nodes.host.files")
-material = pack.module("nodes.host.sculpt_material")
-sentences = pack.module("nodes.host.sentences")
-concept_files = pack.module("nodes.concept_files")
-UnlearnError = pack.module("nodes.errors").UnlearnError
+states = pack.module("unlearn.files.text_cache")
+files = pack.module("unlearn.files.storage")
+material = pack.module("unlearn.sculpting.training_data")
+sentences = pack.module("unlearn.closed_form.sentence_plan")
+concept_files = pack.module("unlearn.concepts.lists")
+UnlearnError = pack.module("unlearn.errors").UnlearnError
 WIDTH = 16
 
 
 def encode(clip, texts, progress=None):
     """Stands in for a text encoder: states [77, WIDTH] that only the text decides."""
-    return {t: torch.sin(torch.arange(77 * WIDTH).float() * (1 + sum(t.encode()) % 97)).view(77, WIDTH) for t in texts}
+    return {
+        t: torch.sin(torch.arange(77 * WIDTH).float() * (1 + sum(t.encode()) % 97)).view(77, WIDTH)
+        for t in texts
+    }
 
 
 def prompts(n, first=0):
-    return [states.prompts.Prompt(f"a photo of thing {i}", "thing", 4, 4, 3 + i % 9) for i in range(first, first + n)]
+    return [
+        states.prompts.Prompt(f"a photo of thing {i}", "thing", 4, 4, 3 + i % 9)
+        for i in range(first, first + n)
+    ]
 
 
 def right(found):
@@ -62,7 +68,7 @@ def work(folder, number, seconds, limit, damage):
     until, rounds, encoded = time.time() + seconds, 0, 0
     with torch.inference_mode():
         while time.time() < until or rounds < 3:
-            store = states.States(None, folder, limit)
+            store = states.TextStateCache(None, folder, limit)
             wanted = prompts(12, first=(number * 5 + rounds * 7) % 60)
             if not right(store.fetch(wanted)) or not right(store.fetch(wanted)):
                 return "other states than the encoder's"
@@ -82,12 +88,19 @@ def one_of_many(queue, *args):
         queue.put(repr(error))
 
 
-@pytest.mark.parametrize("limit, damage", [(2**29, False), (40_000, False), (2**29, True)], ids=["room", "bounded", "damaged"])
+@pytest.mark.parametrize(
+    "limit, damage",
+    [(2**29, False), (40_000, False), (2**29, True)],
+    ids=["room", "bounded", "damaged"],
+)
 def test_processes_share_a_folder(tmp_path, tally, limit, damage):
     """Three processes read, write, make room and damage files in one folder; each always has the encoder's own states."""
     context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
     queue = context.Queue()
-    many = [context.Process(target=one_of_many, args=(queue, tmp_path, i, 3.0, limit, damage)) for i in range(3)]
+    many = [
+        context.Process(target=one_of_many, args=(queue, tmp_path, i, 3.0, limit, damage))
+        for i in range(3)
+    ]
     for process in many:
         process.start()
     found = [queue.get(timeout=120) for _ in many]
@@ -99,7 +112,9 @@ def test_processes_share_a_folder(tmp_path, tally, limit, damage):
     if limit == 40_000:
         assert sum(f.stat().st_size for f in left) <= limit
     elif not damage:
-        assert sum(f[1] for f in found) < 12 * sum(f[0] for f in found)  # most was read, not encoded
+        assert sum(f[1] for f in found) < 12 * sum(
+            f[0] for f in found
+        )  # most was read, not encoded
     tally("faults", sum(f[0] // 5 for f in found) if damage else 0)
     tally("cells")
 
@@ -115,7 +130,7 @@ def test_threads_share_a_folder(tmp_path, tally):
 def test_a_lock_that_somebody_holds_costs_seconds_and_nothing_else(tmp_path, monkeypatch, tally):
     monkeypatch.setattr(states, "WAIT", 0.3)
     with states.FileLock(tmp_path / "lock"):
-        start, store = time.time(), states.States(None, tmp_path)
+        start, store = time.time(), states.TextStateCache(None, tmp_path)
         assert right(store.fetch(prompts(3))) and time.time() - start < 5
         assert not list(tmp_path.rglob("*.safetensors"))
     assert right(store.fetch(prompts(3))) and list(tmp_path.rglob("*.safetensors"))
@@ -123,7 +138,7 @@ def test_a_lock_that_somebody_holds_costs_seconds_and_nothing_else(tmp_path, mon
 
 
 def test_a_process_killed_while_it_writes_leaves_what_the_next_sweeps(tmp_path, tally):
-    store = states.States(None, tmp_path)
+    store = states.TextStateCache(None, tmp_path)
     store.fetch(prompts(2))
     (whole,) = tmp_path.rglob("*.safetensors")
     old, new = (whole.with_name(f"{whole.name}.part{n}-1") for n in (1, 2))
@@ -131,7 +146,11 @@ def test_a_process_killed_while_it_writes_leaves_what_the_next_sweeps(tmp_path, 
         left.write_bytes(b"half")
     os.utime(old, (1, 1))  # nobody has written to it for years; the other may be somebody's
     store.fetch(prompts(2, first=9))
-    assert not old.exists() and new.exists() and right(states.States(None, tmp_path).fetch(prompts(2)))
+    assert (
+        not old.exists()
+        and new.exists()
+        and right(states.TextStateCache(None, tmp_path).fetch(prompts(2)))
+    )
     files.write(tmp_path / "x.safetensors", {"a": torch.zeros(1)}, {})
     tally("faults")
 
@@ -165,7 +184,9 @@ def test_threads_share_what_was_drawn(monkeypatch, tally):
     """Latents that the trainer keeps: right for whoever asks, also while others make room for theirs."""
     monkeypatch.setattr(material, "_cache", OrderedDict())
     monkeypatch.setattr(material, "CACHED_BYTES", 4 * 4 * 3 * 64 + 1)  # room for three
-    drawn = lambda reference, texts, against, seeds, *rest: torch.full((len(texts), 4, 4, 4), float(texts[0]))
+    drawn = lambda reference, texts, against, seeds, *rest: torch.full(
+        (len(texts), 4, 4, 4), float(texts[0])
+    )
 
     def draw(reference, texts, *rest):
         time.sleep(0.001)
@@ -174,7 +195,7 @@ def test_threads_share_what_was_drawn(monkeypatch, tally):
     rows = {str(i): i for i in range(9)} | {"": 99}
     network = SimpleNamespace(dtype=torch.float32, row=rows, reference=None, draw=draw)
     settings = {"seed": 1, "sampling_steps": 2, "cfg": 3.0}
-    made = material.Material.__new__(material.Material)
+    made = material.TrainingData.__new__(material.TrainingData)
     made.network, made.settings, made.shape, made.model = network, settings, [4, 4, 4], "m"
 
     def ask(i):
@@ -192,7 +213,9 @@ def test_threads_share_what_was_drawn(monkeypatch, tally):
 
 def test_what_is_read_once_is_never_changed_by_who_reads():
     """Cached values are tuples: a thread that has one cannot change another's."""
-    assert isinstance(sentences.prior_sentences(), tuple) and isinstance(sentences._lines("prior.txt"), tuple)
+    assert isinstance(sentences.prior_sentences(), tuple) and isinstance(
+        sentences._lines("prior.txt"), tuple
+    )
     with ThreadPoolExecutor(4) as pool:
         assert len({hash(x) for x in pool.map(lambda _: sentences.prior_words(), range(8))}) == 1
 
@@ -228,7 +251,7 @@ def read_only(folder):
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no such rights")
 def test_a_read_only_folder_is_no_reason_to_stop(tmp_path, tally):
     folder = tmp_path / "user"
-    states.States(None, folder).fetch(prompts(3))
+    states.TextStateCache(None, folder).fetch(prompts(3))
     empty = tmp_path / "empty"
     empty.mkdir()
     before = sorted(folder.rglob("*"))
@@ -236,23 +259,27 @@ def test_a_read_only_folder_is_no_reason_to_stop(tmp_path, tally):
     with read_only(empty), contextlib.suppress(FileExistsError):
         with pytest.raises(OSError):
             (empty / "x").write_bytes(b"")  # so this test can fail
-        store = states.States(None, empty)
+        store = states.TextStateCache(None, empty)
         assert right(store.fetch(prompts(3))) and store.encoded == 3 and not list(empty.iterdir())
         with pytest.raises(UnlearnError, match="cannot be written"):
             files.write(empty / "sub" / "x.safetensors", {"a": torch.zeros(1)}, {})
     with read_only(folder):
-        store = states.States(None, folder)
-        assert right(store.fetch([*prompts(3), *prompts(2, first=20)])) and store.encoded == 2  # what lies there is read
+        store = states.TextStateCache(None, folder)
+        assert (
+            right(store.fetch([*prompts(3), *prompts(2, first=20)])) and store.encoded == 2
+        )  # what lies there is read
     damaged.write_bytes(b"damaged")
     with read_only(folder):
-        assert right(states.States(None, folder).fetch(prompts(3)))  # and what is damaged there is encoded, each time
+        assert right(
+            states.TextStateCache(None, folder).fetch(prompts(3))
+        )  # and what is damaged there is encoded, each time
     assert sorted(folder.rglob("*")) == before
     tally("faults", 3)
 
 
 def test_a_folder_that_cannot_be_made_is_no_reason_to_stop(tmp_path, tally):
     (tmp_path / "file").write_text("in the way")
-    store = states.States(None, tmp_path / "file" / "states")
+    store = states.TextStateCache(None, tmp_path / "file" / "states")
     assert right(store.fetch(prompts(3))) and store.encoded == 3
     with pytest.raises(UnlearnError, match="cannot be written"):
         files.write(tmp_path / "file" / "x.safetensors", {"a": torch.zeros(1)}, {})
@@ -265,8 +292,10 @@ def test_a_full_disk_keeps_nothing_and_goes_on(tmp_path, monkeypatch, tally):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(files, "save_file", full)
-    store = states.States(None, tmp_path)
-    assert right(store.fetch(prompts(3))) and not [p for p in tmp_path.rglob("*") if ".safetensors" in p.name]
+    store = states.TextStateCache(None, tmp_path)
+    assert right(store.fetch(prompts(3))) and not [
+        p for p in tmp_path.rglob("*") if ".safetensors" in p.name
+    ]
     tally("faults")
 
 
@@ -280,20 +309,31 @@ module = sys.modules  # the names the host gives are gone again; load once more 
 done = asyncio.run(nodes.load_custom_node(folder, module_parent="custom_nodes"))
 pack = folder.replace(".", "_x_")
 import importlib
-lists, cached = importlib.import_module(pack + ".nodes.concept_files"), importlib.import_module(pack + ".nodes.host.sentences")
+lists, cached = importlib.import_module(pack + ".unlearn.concepts.lists"), importlib.import_module(pack + ".unlearn.closed_form.sentence_plan")
 said = [len(lists.read_preset(n).concepts) for n in lists.presets()[1:]]
 web = nodes.EXTENSION_WEB_DIRS[os.path.basename(folder)]
 print(json.dumps([*found, said, len(cached.prior_sentences()), os.path.isdir(web)]))
 """
-FOLDERS = ["Unlearn with spaces (1)", "\u00dcnlearn-\u5fd8\u308c\u308b", "comfyui.unlearn v1.0", "100% & 'un'learn#"]
+FOLDERS = [
+    "Unlearn with spaces (1)",
+    "\u00dcnlearn-\u5fd8\u308c\u308b",
+    "comfyui.unlearn v1.0",
+    "100% & 'un'learn#",
+]
 
 
 def shipped(target):
     """A copy of what the registry would ship, read-only."""
-    listed = [line.strip("/\n") for line in (loading.ROOT / ".comfyignore").read_text().splitlines() if line.startswith("/")]
+    listed = [
+        line.strip("/\n")
+        for line in (loading.ROOT / ".comfyignore").read_text().splitlines()
+        if line.startswith("/")
+    ]
     skip = {*listed, ".git", ".venv", ".host", "shared"}
     away = lambda folder, names: [
-        n for n in names if n == "__pycache__" or (Path(folder) == loading.ROOT and n in skip) or n.startswith(".")
+        n
+        for n in names
+        if n == "__pycache__" or (Path(folder) == loading.ROOT and n in skip) or n.startswith(".")
     ]
     shutil.copytree(loading.ROOT, target, ignore=away)
     for path in [target, *target.rglob("*")]:
@@ -320,11 +360,38 @@ def test_names_of_our_own_files_fit_every_system():
     """What the pack calls its files and folders, shipped or written, Windows takes as well, and none differs by case alone."""
     from test_fuzz import refused_by_windows
 
-    made = [json.loads(json.dumps(n)) for n in ("__unlearn", "states", "lock", "unlearn_patches", "unlearn_saliency", "unlearn_training")]
-    made += [pack.module("nodes.host.saliency_files")._raw_name(3, name) for name in ("cat", "CON", "a/b: c?", "\u732b")]
-    ours = [p for p in (loading.ROOT / "nodes").rglob("*") if "__pycache__" not in p.parts]
-    ours += [*(loading.ROOT / "web").rglob("*"), *(loading.ROOT / "locales").rglob("*"), *(loading.ROOT / "example_workflows").iterdir()]
+    made = [
+        json.loads(json.dumps(n))
+        for n in (
+            "__unlearn",
+            "states",
+            "lock",
+            "unlearn_patches",
+            "unlearn_saliency",
+            "unlearn_training",
+        )
+    ]
+    made += [
+        pack.module("unlearn.files.saliency_file")._raw_name(3, name)
+        for name in ("cat", "CON", "a/b: c?", "\u732b")
+    ]
+    ours = [
+        p
+        for folder in ("nodes", "unlearn", "kernels")
+        for p in (loading.ROOT / folder).rglob("*")
+        if "__pycache__" not in p.parts
+    ]
+    ours += [
+        *(loading.ROOT / "web").rglob("*"),
+        *(loading.ROOT / "locales").rglob("*"),
+        *(loading.ROOT / "example_workflows").iterdir(),
+    ]
     assert not [n for n in [*made, *(p.name for p in ours)] if refused_by_windows(n)]
     folded = [str(p).casefold() for p in ours]
-    assert len(set(folded)) == len(folded) and max(len(str(p.relative_to(loading.ROOT))) for p in ours) < 120
-    assert concept_files.presets() == sorted(concept_files.presets(), key=lambda n: (n != "none", n))
+    assert (
+        len(set(folded)) == len(folded)
+        and max(len(str(p.relative_to(loading.ROOT))) for p in ours) < 120
+    )
+    assert concept_files.presets() == sorted(
+        concept_files.presets(), key=lambda n: (n != "none", n)
+    )

@@ -17,28 +17,36 @@ import time
 from types import SimpleNamespace
 
 import pytest
-import tiny
 import torch
 from safetensors import safe_open
 
-import pack
+from testbed import pack, tiny
 
-adapters = pack.module("nodes.host.adapters")
-files = pack.module("nodes.host.files")
-patch_files = pack.module("nodes.host.patch_files")
-patching = pack.module("nodes.host.patching")
-resuming = pack.module("nodes.host.sculpt_resume")
-rounds = pack.module("nodes.host.sculpt_rounds")
-sculpt = pack.module("nodes.host.sculpt")
-states = pack.module("nodes.host.states")
-weights = pack.module("nodes.host.weights")
-types = pack.module("nodes.types")
-text = pack.module("nodes.concept_text")
+adapters = pack.module("unlearn.host.adapters")
+files = pack.module("unlearn.files.storage")
+patch_files = pack.module("unlearn.files.patch_file")
+patching = pack.module("unlearn.host.patching")
+resuming = pack.module("unlearn.sculpting.resume")
+rounds = pack.module("unlearn.sculpting.trainer")
+sculpt = pack.module("unlearn.sculpting.train")
+states = pack.module("unlearn.files.text_cache")
+weights = pack.module("unlearn.host.weights")
+types = pack.module("unlearn.types")
+text = pack.module("unlearn.concepts.text")
 nodes = {n.__name__: n for n in pack.module("nodes").NODES}
-UnlearnError = pack.module("nodes.errors").UnlearnError
+UnlearnError = pack.module("unlearn.errors").UnlearnError
 
 CONCEPTS = text.parse("fox -> animal", "cat\nhouse")
-LENGTH = dict(steps=3, stop_at=0.0, batch=2, held=2, learning_rate=1e-3, pictures=2, sampling_steps=2, captions=2)
+LENGTH = dict(
+    steps=3,
+    stop_at=0.0,
+    batch=2,
+    held=2,
+    learning_rate=1e-3,
+    pictures=2,
+    sampling_steps=2,
+    captions=2,
+)
 SCULPT = dict(preset={"preset": "custom", **LENGTH}, warmup=1, refresh=2, cfg=3.0, size=64)
 
 
@@ -64,7 +72,11 @@ def bench(tmp_path_factory):
         m.setattr(resuming, "EVERY", 1)
         model, clip, vae = tiny.model(), tiny.Clip(), tiny.Vae()
         b = SimpleNamespace(model=model, clip=clip, vae=vae, base=base)
-        keys = [k for k in model.model.state_dict() if k.endswith(("attn2.to_k.weight", "attn2.to_v.weight"))]
+        keys = [
+            k
+            for k in model.model.state_dict()
+            if k.endswith(("attn2.to_k.weight", "attn2.to_v.weight"))
+        ]
         b.patch = types.UnlearnPatch(
             tuple((k, low_rank(weights.read(model, k), i)) for i, k in enumerate(keys)),
             weights.fingerprint(model, keys),
@@ -81,7 +93,9 @@ FIA = dict(prompts=2, steps=4, window=2, cfg=3.0, size=64, ceiling=0.2)
 
 
 def low_rank(w, seed):
-    q = torch.linalg.qr(torch.randn(w.shape[1], 2, generator=torch.Generator().manual_seed(seed)))[0].T.contiguous()
+    q = torch.linalg.qr(torch.randn(w.shape[1], 2, generator=torch.Generator().manual_seed(seed)))[
+        0
+    ].T.contiguous()
     return adapters.LowRank.of(-(w @ q.T), q)
 
 
@@ -89,10 +103,19 @@ def applied(b, **more):
     """The patched MODEL's weights, and what its loaded layers answer."""
     import comfy.model_management as mm
 
-    model = run("ApplyUnlearnPatch", model=b.model, patches={"patch0": b.patch}, strength=1.0, mismatch="warn", **more)[0]
+    model = run(
+        "ApplyUnlearnPatch",
+        model=b.model,
+        patches={"patch0": b.patch},
+        strength=1.0,
+        mismatch="warn",
+        **more,
+    )[0]
     mm.load_models_gpu([model])
     x = torch.ones(1, 4, 8, 8)
-    return model.model.apply_model(x, torch.ones(1), c_crossattn=torch.ones(1, 77, 768), transformer_options={})
+    return model.model.apply_model(
+        x, torch.ones(1), c_crossattn=torch.ones(1, 77, 768), transformer_options={}
+    )
 
 
 def saliency(b, **more):
@@ -101,16 +124,28 @@ def saliency(b, **more):
 
 
 def solve(b, **more):
-    return run("ScaPreSolve", model=b.model, clip=b.clip, concepts=CONCEPTS, templates="a {concept}", prior=False, **more)[0]
+    return run(
+        "ScaPreSolve",
+        model=b.model,
+        clip=b.clip,
+        concepts=CONCEPTS,
+        templates="a {concept}",
+        prior=False,
+        **more,
+    )[0]
 
 
 def report(b):
     both = dict(before=b.model, after=patching.apply(b.model, b.patch)[0], clip=b.clip, vae=b.vae)
-    return run("ErasureReport", **both, concepts=CONCEPTS, seeds=1, kept=1, steps=2, size=64)[2].split("\n")[0]
+    return run("ErasureReport", **both, concepts=CONCEPTS, seeds=1, kept=1, steps=2, size=64)[
+        2
+    ].split("\n")[0]
 
 
 def train(b, **more):
-    return run("DynamicMaskTrainer", model=b.model, clip=b.clip, concepts=CONCEPTS, **SCULPT, **more)[0]
+    return run(
+        "DynamicMaskTrainer", model=b.model, clip=b.clip, concepts=CONCEPTS, **SCULPT, **more
+    )[0]
 
 
 def resumed(b):
@@ -153,19 +188,39 @@ def snapshot(model):
     for key, value in model.model.state_dict().items():
         h.update(key.encode() + value.reshape(-1).view(torch.uint8).numpy().tobytes())
     hung = [
-        len(m._forward_hooks) + len(m._forward_pre_hooks) + len(m._backward_hooks) + len(getattr(m, "weight_function", ()))
+        len(m._forward_hooks)
+        + len(m._forward_pre_hooks)
+        + len(m._backward_hooks)
+        + len(getattr(m, "weight_function", ()))
         for m in model.model.modules()
     ]
     own = [(n, "forward" in vars(m), m.training) for n, m in model.model.named_modules()]
     held = [(p.requires_grad, p.grad is None, p.is_inference()) for p in model.model.parameters()]
-    said = [model.patches, model.injections, model.wrappers, model.callbacks, model.attachments, model.object_patches, model.hook_patches]
-    said += [model.weight_wrapper_patches, model.is_injected, model.skip_injection, model.force_cast_weights]
+    said = [
+        model.patches,
+        model.injections,
+        model.wrappers,
+        model.callbacks,
+        model.attachments,
+        model.object_patches,
+        model.hook_patches,
+    ]
+    said += [
+        model.weight_wrapper_patches,
+        model.is_injected,
+        model.skip_injection,
+        model.force_cast_weights,
+    ]
     return h.hexdigest(), hung, own, held, copy.deepcopy(said), repr(model.model_options)
 
 
 def survived(b):
     """All that is shared is as it was, the modes of torch too, and no half file lies about."""
-    assert torch.is_inference_mode_enabled() and not torch.is_grad_enabled() and not torch.is_autocast_enabled("cpu")
+    assert (
+        torch.is_inference_mode_enabled()
+        and not torch.is_grad_enabled()
+        and not torch.is_autocast_enabled("cpu")
+    )
     assert snapshot(b.model) == b.before
     for path in b.base.rglob("*.*"):
         with safe_open(path, "pt") as f:  # whole, all of them, and none by another name
@@ -205,9 +260,16 @@ class Fault:
             (tiny.Vae, "decode"),
         ]
         if self.kind == "cancel":
-            places += [(mm, "throw_exception_if_processing_interrupted"), (comfy.utils.ProgressBar, "update_absolute")]
+            places += [
+                (mm, "throw_exception_if_processing_interrupted"),
+                (comfy.utils.ProgressBar, "update_absolute"),
+            ]
         else:
-            places += [(mm, "cast_to_device"), (comfy.lora, "calculate_weight"), (adapters.LowRank, "change")]
+            places += [
+                (mm, "cast_to_device"),
+                (comfy.lora, "calculate_weight"),
+                (adapters.LowRank, "change"),
+            ]
         with pytest.MonkeyPatch.context() as m:
             for owner, name in places:
                 m.setattr(owner, name, self(getattr(owner, name)))
@@ -216,7 +278,10 @@ class Fault:
 
 def chosen(n, most):
     """Numbers of 1..n: the first three, the last two, and a spread."""
-    return sorted({1, 2, 3, n - 1, n, *(1 + round(i * (n - 1) / most) for i in range(most))} & set(range(1, n + 1)))
+    return sorted(
+        {1, 2, 3, n - 1, n, *(1 + round(i * (n - 1) / most) for i in range(most))}
+        & set(range(1, n + 1))
+    )
 
 
 def alike(a, b):
@@ -225,11 +290,15 @@ def alike(a, b):
         return float((a - b).norm() / a.norm()) < 1e-3
     if isinstance(a, types.UnlearnPatch):
         full = lambda patch: {k: e.change(torch.ones(e.shape), 1.0) for k, e in patch.edits}
-        return a == b or all(alike(x, y) for x, y in zip(full(a).values(), full(b).values(), strict=True))
+        return a == b or all(
+            alike(x, y) for x, y in zip(full(a).values(), full(b).values(), strict=True)
+        )
     return len(a) == len(b) and all(map(alike, a, b)) if isinstance(a, list) else a == b
 
 
-SHORT = {"MergeConceptSaliency", "NeuronMaskFuse", "UnlearnPatchInfo"} | {n for n in nodes if n.startswith(("Save", "Load"))}
+SHORT = {"MergeConceptSaliency", "NeuronMaskFuse", "UnlearnPatchInfo"} | {
+    n for n in nodes if n.startswith(("Save", "Load"))
+}
 SLOW = {"ScaPreSolve", "ScaPreSolve paper", "CollateralForecast"}
 
 
@@ -250,7 +319,9 @@ def test_every_stage_may_fail(bench, kind, job, tally):
         if fault.n < at:  # it went on from where the last fault left it, and was done sooner
             assert "resume" in job and alike(whole, found)
             continue
-        if found is not None:  # cancelled with 'keep': what was learned; no memory: a smaller batch, and the same result
+        if (
+            found is not None
+        ):  # cancelled with 'keep': what was learned; no memory: a smaller batch, and the same result
             assert job.endswith("keep") if kind == "cancel" else alike(whole, found), at
         found = None
         survived(bench)
@@ -260,7 +331,13 @@ def test_every_stage_may_fail(bench, kind, job, tally):
 
 
 FULL = OSError(errno.ENOSPC, "No space left on device")
-WRITES = ("SaveUnlearnPatch", "SaveConceptSaliency", "SaveUnlearnLoRA", "SaveUnlearnedCheckpoint", "DynamicMaskTrainer resume")
+WRITES = (
+    "SaveUnlearnPatch",
+    "SaveConceptSaliency",
+    "SaveUnlearnLoRA",
+    "SaveUnlearnedCheckpoint",
+    "DynamicMaskTrainer resume",
+)
 
 
 @contextlib.contextmanager
@@ -300,10 +377,14 @@ def test_the_disk_fills_up(bench, job, share, tally):
     held = {p: p.read_bytes() for p in bench.base.rglob("*.*")}
     for at in (1, 3) if "resume" in job else (1,):
         with disk_full(at, share) as written:
-            with pytest.raises(UnlearnError, match="cannot be written .*No space left.*; free disk space"):
+            with pytest.raises(
+                UnlearnError, match="cannot be written .*No space left.*; free disk space"
+            ):
                 JOBS[job](bench)
         assert written[0] == at
-        kept = {p: p.read_bytes() for p in bench.base.rglob("*.*") if "unlearn_training" not in p.parts}
+        kept = {
+            p: p.read_bytes() for p in bench.base.rglob("*.*") if "unlearn_training" not in p.parts
+        }
         assert kept == held
         survived(bench)
         tally("faults")
@@ -313,16 +394,23 @@ def test_the_disk_fills_up(bench, job, share, tally):
 
 def test_a_full_disk_does_not_stop_a_solve(bench, tmp_path, tally):
     """Token states are kept on disk for the next time only."""
-    prompts = pack.module("nodes.host.prompts")
-    wanted = [prompts.locate(bench.clip, "a photo of a {concept}", word) for word in ("fox", "cat", "house")]
+    prompts = pack.module("unlearn.host.text_encoding")
+    wanted = [
+        prompts.locate(bench.clip, "a photo of a {concept}", word)
+        for word in ("fox", "cat", "house")
+    ]
     for share in (0.0, 0.5, 1.0):
         with disk_full(1, share):
-            found = states.States(bench.clip, tmp_path).fetch(wanted)
+            found = states.TextStateCache(bench.clip, tmp_path).fetch(wanted)
         assert len(found) == 3 and not list(tmp_path.rglob("*.*"))
         tally("faults")
-    once = states.States(bench.clip, tmp_path).fetch(wanted)
-    again = states.States(bench.clip, tmp_path)
-    assert len(list(tmp_path.rglob("*.safetensors"))) == 1 and again.fetch(wanted).keys() == once.keys() and not again.encoded
+    once = states.TextStateCache(bench.clip, tmp_path).fetch(wanted)
+    again = states.TextStateCache(bench.clip, tmp_path)
+    assert (
+        len(list(tmp_path.rglob("*.safetensors"))) == 1
+        and again.fetch(wanted).keys() == once.keys()
+        and not again.encoded
+    )
 
 
 def in_a_process_killed_after(seconds, work):
@@ -355,7 +443,9 @@ def big_patch(method):
     """4 MB."""
     delta = torch.randn(1024, 1024, generator=torch.Generator().manual_seed(ord(method)))
     edits = (("diffusion_model.x.weight", adapters.Delta.of(delta)),)
-    return types.UnlearnPatch(edits, types.Fingerprint({}), ({"method": method, "concepts": [], "settings": {}},))
+    return types.UnlearnPatch(
+        edits, types.Fingerprint({}), ({"method": method, "concepts": [], "settings": {}},)
+    )
 
 
 @needs_fork
@@ -376,7 +466,9 @@ def test_killed_while_saving(tmp_path, tally):
         found, _ = patch_files.load(path)
         assert found in wide
         seen.add(found)
-        assert sum(p.name.endswith(".safetensors") for p in folder.iterdir()) == 1  # halves have other endings: no list shows them
+        assert (
+            sum(p.name.endswith(".safetensors") for p in folder.iterdir()) == 1
+        )  # halves have other endings: no list shows them
         tally("faults")
     assert len(seen) == 2
     for p in folder.iterdir():
@@ -394,7 +486,9 @@ def test_killed_while_training(bench, tally, one_thread):
     seconds = time.perf_counter() - start
     folder, kept = bench.base / "models" / "unlearn_training", []
     for share in (0.5, 0.7, 0.9, 0.6, 0.8):
-        in_a_process_killed_after(seconds * share * r.uniform(0.8, 1.2), lambda: train(bench, resume="run"))
+        in_a_process_killed_after(
+            seconds * share * r.uniform(0.8, 1.2), lambda: train(bench, resume="run")
+        )
         kept.append(folder.is_dir() and any(p.suffix == ".safetensors" for p in folder.iterdir()))
         tally("faults")
     assert any(kept)
@@ -413,7 +507,13 @@ def resident():
 
 @pytest.mark.skipif(not os.path.exists("/proc/self/statm"), reason="memory is read from /proc")
 @pytest.mark.parametrize(
-    "job, n", [("ScaPreSolve", 10), ("ConceptSaliency", 10), ("DynamicMaskTrainer", 5), ("ApplyUnlearnPatch bypass", 20)]
+    "job, n",
+    [
+        ("ScaPreSolve", 10),
+        ("ConceptSaliency", 10),
+        ("DynamicMaskTrainer", 5),
+        ("ApplyUnlearnPatch bypass", 20),
+    ],
 )
 def test_memory_returns_to_its_level(bench, job, n):
     """So many runs, with one that is cancelled behind every second, leave less than 20 MB or 1 % behind."""
@@ -424,7 +524,10 @@ def test_memory_returns_to_its_level(bench, job, n):
         for i in range(n):
             JOBS[job](bench)
             if i % 2:
-                with Fault("cancel", counted.n // 2).standing() as fault, contextlib.suppress(fault.error):
+                with (
+                    Fault("cancel", counted.n // 2).standing() as fault,
+                    contextlib.suppress(fault.error),
+                ):
                     JOBS[job](bench)
         gc.collect()
         return resident()

@@ -23,26 +23,29 @@ import torch
 from safetensors.torch import load as parse
 from safetensors.torch import save as serialise
 
-import pack
+from testbed import pack
 
-patch_files = pack.module("nodes.host.patch_files")
-saliency_files = pack.module("nodes.host.saliency_files")
-saliency = pack.module("nodes.host.saliency")
-masks = pack.module("nodes.host.neuron_masks")
-resuming = pack.module("nodes.host.sculpt_resume")
-states = pack.module("nodes.host.states")
-files = pack.module("nodes.host.files")
-adapters = pack.module("nodes.host.adapters")
-sculpt = pack.module("kernels.sculpt")
-types = pack.module("nodes.types")
-lists = pack.module("nodes.concept_files")
-text = pack.module("nodes.concept_text")
+patch_files = pack.module("unlearn.files.patch_file")
+saliency_files = pack.module("unlearn.files.saliency_file")
+saliency = pack.module("unlearn.pruning.saliency")
+masks = pack.module("unlearn.pruning.masks")
+resuming = pack.module("unlearn.sculpting.resume")
+states = pack.module("unlearn.files.text_cache")
+files = pack.module("unlearn.files.storage")
+adapters = pack.module("unlearn.host.adapters")
+sculpt = pack.module("kernels.sculpting")
+types = pack.module("unlearn.types")
+lists = pack.module("unlearn.concepts.lists")
+text = pack.module("unlearn.concepts.text")
 concepts_node = pack.module("nodes.unlearn_concepts")
-UnlearnError = pack.module("nodes.errors").UnlearnError
+UnlearnError = pack.module("unlearn.errors").UnlearnError
 TIMES = float(os.environ.get("UNLEARN_FUZZ", "1"))
 SECONDS = 2.0  # of the processor's time that one small input may take
 GROWTH = 300 * 2**20  # bytes that all inputs of a kind may add to the peak of memory
-K, F = (f"diffusion_model.input_blocks.1.1.transformer_blocks.0.{x}.weight" for x in ("attn2.to_k", "ff.net.2"))
+K, F = (
+    f"diffusion_model.input_blocks.1.1.transformer_blocks.0.{x}.weight"
+    for x in ("attn2.to_k", "ff.net.2")
+)
 
 
 def rand(*shape, seed=0):
@@ -89,7 +92,11 @@ class Watch:
         except UnlearnError as error:
             said, found = str(error), None
             self.refused += 1
-            assert said.isprintable() and 10 < len(said) < 600 and said.endswith("."), (self.kind, what, said[:700])
+            assert said.isprintable() and 10 < len(said) < 600 and said.endswith("."), (
+                self.kind,
+                what,
+                said[:700],
+            )
         except Exception as error:
             raise AssertionError(f"{self.kind} {what}: {type(error).__name__}: {error}") from error
         assert (spent := time.thread_time() - start) < self.seconds, (self.kind, what, spent)
@@ -98,7 +105,10 @@ class Watch:
     def __exit__(self, kind, *_):
         if kind is None:
             if self.before is not None:
-                assert self._peak() - self.before < self.growth, (self.kind, self._peak() - self.before)
+                assert self._peak() - self.before < self.growth, (
+                    self.kind,
+                    self._peak() - self.before,
+                )
             self.tally("inputs", self.n)
 
 
@@ -112,7 +122,10 @@ def numbered(kind, n):
 
 
 def a_patch():
-    down, sparse = rand(3, 12, seed=1), torch.where(rand(8, 12, seed=2) > 1.0, rand(8, 12, seed=3), 0)
+    down, sparse = (
+        rand(3, 12, seed=1),
+        torch.where(rand(8, 12, seed=2) > 1.0, rand(8, 12, seed=3), 0),
+    )
     edits = (
         (K, adapters.LowRank.of(rand(8, 3), down)),
         (K, adapters.LowRank.of(rand(8, 3, seed=4).half(), down)),
@@ -120,21 +133,46 @@ def a_patch():
         (F, adapters.Prune.of(rand(9) > 0, 7, 9, "column")),
         (K, adapters.Delta.of(sparse)),
     )
-    said = {"method": "ScaPre", "settings": {"erase": 1.0}, "concepts": ["cat"], "keep": ["dog"], "lines": ["object: cat -> animal"]}
-    return types.UnlearnPatch(edits, types.Fingerprint({k: rand(64, seed=i) for i, k in enumerate((K, F))}), (said,))
+    said = {
+        "method": "ScaPre",
+        "settings": {"erase": 1.0},
+        "concepts": ["cat"],
+        "keep": ["dog"],
+        "lines": ["object: cat -> animal"],
+    }
+    return types.UnlearnPatch(
+        edits, types.Fingerprint({k: rand(64, seed=i) for i, k in enumerate((K, F))}), (said,)
+    )
 
 
 def a_saliency(names=("cat", "fox")):
     layers = ((F, 6, 8), (F.replace("blocks.0", "blocks.1"), 5, 4))
     ranked = lambda c: tuple(saliency.ranking(rand(a, b, seed=c).abs(), 0.5) for _, a, b in layers)
     gathered = {
-        n: types.Gathered((f"1:{n}",), rand(2, 12).abs(), rand(2, 12).abs() if n.startswith("base ") else None)
+        n: types.ActivationStats(
+            (f"1:{n}",), rand(2, 12).abs(), rand(2, 12).abs() if n.startswith("base ") else None
+        )
         for n in ("base object", *names)
     }
-    settings = {**saliency.DEFAULTS, "score": "wanda", "prompts": 1, "steps": 4, "window": 2, "size": 64}
+    settings = {
+        **saliency.DEFAULTS,
+        "score": "wanda",
+        "prompts": 1,
+        "steps": 4,
+        "window": 2,
+        "size": 64,
+    }
     samples = types.Fingerprint({k: rand(a * b, seed=i) for i, (k, a, b) in enumerate(layers)})
     concepts = tuple(types.Concept(n, "object", "animal", (f"{n}ty",)) for n in names)
-    return types.SaliencyMap(concepts, layers, tuple(ranked(c) for c in range(len(names))), 0.5, samples, settings, gathered)
+    return types.SaliencyMap(
+        concepts,
+        layers,
+        tuple(ranked(c) for c in range(len(names))),
+        0.5,
+        samples,
+        settings,
+        gathered,
+    )
 
 
 class Run:
@@ -143,11 +181,23 @@ class Run:
     def __init__(self):
         self.params = [torch.nn.Parameter(rand(4, 3, seed=i)) for i in range(2)]
         self.material = SimpleNamespace(model="m", plan=Plan((1, 2)), own={})
-        self.network = SimpleNamespace(earlier=None, dtype=torch.float32, device=torch.device("cpu"), teacher_weights={K: rand(4, 3)})
+        self.network = SimpleNamespace(
+            earlier=None,
+            dtype=torch.float32,
+            device=torch.device("cpu"),
+            teacher_weights={K: rand(4, 3)},
+        )
         self.settings, self.scaler = {"steps": 3}, torch.amp.GradScaler("cpu", enabled=False)
-        self.totals, self.touched = ([torch.zeros(4, 3, dtype=d) for _ in self.params] for d in (torch.float32, torch.bool))
+        self.totals, self.touched = (
+            [torch.zeros(4, 3, dtype=d) for _ in self.params] for d in (torch.float32, torch.bool)
+        )
         self.pace, self.settling, self.push, self.chunk = 1.0, [3, 9], True, 10**9
-        self.history, self.churn, self.left, self.steps = [{"loss": 0.5}], [0.1], [{"cat": 0.4}], [3]
+        self.history, self.churn, self.left, self.steps = (
+            [{"loss": 0.5}],
+            [0.1],
+            [{"cat": 0.4}],
+            [3],
+        )
         self.open_round(1)
         self.step = 2
         for p in self.params:
@@ -201,7 +251,24 @@ LEAVES += (
     "__class__",
     "first_stage_model.x.weight",
 )
-DTYPES = ("F32", "F16", "BF16", "F64", "I32", "I64", "U8", "BOOL", "F8_E4M3", "F4", "X", "", None, 3, "C64", "U64")
+DTYPES = (
+    "F32",
+    "F16",
+    "BF16",
+    "F64",
+    "I32",
+    "I64",
+    "U8",
+    "BOOL",
+    "F8_E4M3",
+    "F4",
+    "X",
+    "",
+    None,
+    3,
+    "C64",
+    "U64",
+)
 
 
 def twisted(rng, value, depth=0):
@@ -255,7 +322,10 @@ def knows_the_format(rng, raw):
         return joined(header, data)
     name = rng.choice(names)
     if how < 0.7:  # what is said of a tensor
-        entry, what = header[name], rng.choice(("dtype", "shape", "data_offsets", "swap", "overlap"))
+        entry, what = (
+            header[name],
+            rng.choice(("dtype", "shape", "data_offsets", "swap", "overlap")),
+        )
         if what == "dtype":
             entry["dtype"] = rng.choice(DTYPES)
         elif what == "swap":
@@ -267,21 +337,42 @@ def knows_the_format(rng, raw):
             entry[what] = twisted(rng, entry[what])
         return joined(header, data)
     if how < 0.75:
-        return joined({**{k: v for k, v in header.items() if k != name}, str(rng.choice(LEAVES)): header[name]}, data)
-    tensors = {k: v.clone() for k, v in parse(raw).items()}  # other tensors, written as they should be
+        return joined(
+            {
+                **{k: v for k, v in header.items() if k != name},
+                str(rng.choice(LEAVES)): header[name],
+            },
+            data,
+        )
+    tensors = {
+        k: v.clone() for k, v in parse(raw).items()
+    }  # other tensors, written as they should be
     t = tensors[name]
     if how < 0.85 and t.is_floating_point() and t.numel():
-        t.view(-1)[rng.randrange(t.numel())] = rng.choice((float("nan"), float("inf"), -float("inf"), 6e4))
+        t.view(-1)[rng.randrange(t.numel())] = rng.choice(
+            (float("nan"), float("inf"), -float("inf"), 6e4)
+        )
     elif how < 0.9 and t.numel():
         t.view(-1)[rng.randrange(t.numel())] = (
-            rng.choice((0, 1, 7)) if t.dtype in (torch.bool, torch.uint8) else rng.choice((-1, 0, 9, 10**4))
+            rng.choice((0, 1, 7))
+            if t.dtype in (torch.bool, torch.uint8)
+            else rng.choice((-1, 0, 9, 10**4))
         )
     elif how < 0.95:
         tensors[name] = rng.choice(
-            (t.reshape(1, *t.shape), t.flatten()[:-1], torch.zeros(0), torch.zeros(()), t.to(torch.float64), t.int())
+            (
+                t.reshape(1, *t.shape),
+                t.flatten()[:-1],
+                torch.zeros(0),
+                torch.zeros(()),
+                t.to(torch.float64),
+                t.int(),
+            )
         )
     else:
-        tensors[rng.choice((name, "more", "fingerprint.x", f"fingerprint.{K}", "0.down"))] = torch.zeros(rng.choice((0, 1, 64, 4096)))
+        tensors[rng.choice((name, "more", "fingerprint.x", f"fingerprint.{K}", "0.down"))] = (
+            torch.zeros(rng.choice((0, 1, 64, 4096)))
+        )
         if rng.random() < 0.5:
             del tensors[name]
     return serialise({k: v.contiguous() for k, v in tensors.items()}, header["__metadata__"])
@@ -300,7 +391,22 @@ def knows_nothing(rng, raw, others):
         raw[at : at + rng.randint(1, 200)] = rng.randbytes(rng.randint(0, 200))
     elif how == 3:
         raw[:8] = struct.pack(
-            "<Q", rng.choice((0, 1, len(raw), len(raw) - 8, 10**8, 10**8 + 1, 2**31, 2**40, 2**63, 2**64 - 1, rng.randrange(4000)))
+            "<Q",
+            rng.choice(
+                (
+                    0,
+                    1,
+                    len(raw),
+                    len(raw) - 8,
+                    10**8,
+                    10**8 + 1,
+                    2**31,
+                    2**40,
+                    2**63,
+                    2**64 - 1,
+                    rng.randrange(4000),
+                )
+            ),
         )
     elif how == 4:
         other = rng.choice(others)
@@ -311,11 +417,27 @@ def knows_nothing(rng, raw, others):
         raw[at:at] = bytes(rng.randint(1, 5000))
     elif how == 7:
         raw = bytearray(
-            rng.choice((pickle.dumps({"a": b"x" * 99}), _zipped(), b"PK\x03\x04" + raw, b"#!/bin/sh\nid\n", b"GGUF" + raw, b"<html>"))
+            rng.choice(
+                (
+                    pickle.dumps({"a": b"x" * 99}),
+                    _zipped(),
+                    b"PK\x03\x04" + raw,
+                    b"#!/bin/sh\nid\n",
+                    b"GGUF" + raw,
+                    b"<html>",
+                )
+            )
         )
     elif how == 8:
         said = rng.choice(
-            (b"[" * 5000, b'{"a":' * 3000, b"{" + b" " * 5000, b'{"__metadata__":{"format":"unlearn-patch"}}', b"null", b"\xff" * 99)
+            (
+                b"[" * 5000,
+                b'{"a":' * 3000,
+                b"{" + b" " * 5000,
+                b'{"__metadata__":{"format":"unlearn-patch"}}',
+                b"null",
+                b"\xff" * 99,
+            )
         )
         raw = bytearray(struct.pack("<Q", len(said)) + said)
     else:
@@ -334,7 +456,9 @@ def checksummed(raw):
     """The file with the checksum that is right for it, where it can be read at all: the checksum is no secret."""
     try:
         header, data = split(raw)
-        header["__metadata__"]["checksum"] = patch_files._checksum(parse(raw), header["__metadata__"])
+        header["__metadata__"]["checksum"] = patch_files._checksum(
+            parse(raw), header["__metadata__"]
+        )
         return joined(header, data)
     except Exception:
         return raw
@@ -351,12 +475,20 @@ def wholes(box):
 
 def mutants(kind, n, raw, wholes):
     for i, rng in numbered(kind, n):
-        yield i, rng, knows_the_format(rng, raw) if rng.random() < 0.6 else knows_nothing(rng, raw, list(wholes.values()))
+        yield (
+            i,
+            rng,
+            knows_the_format(rng, raw)
+            if rng.random() < 0.6
+            else knows_nothing(rng, raw, list(wholes.values())),
+        )
 
 
 def outside_of(box):
     """What lies beside the files under test, to see that nothing is added."""
-    return sorted(p.name for p in box.parent.iterdir() if p.name.startswith(box.name[:8])) + sorted(p.name for p in box.iterdir())
+    return sorted(p.name for p in box.parent.iterdir() if p.name.startswith(box.name[:8])) + sorted(
+        p.name for p in box.iterdir()
+    )
 
 
 def test_patch_files(box, wholes, tally):
@@ -365,8 +497,14 @@ def test_patch_files(box, wholes, tally):
         for i, rng, raw in mutants("patch", 6000, wholes["p"], wholes):
             path.write_bytes(checksummed(raw) if rng.random() < 0.8 else raw)
             if (found := watch(i, patch_files.load, path)) is not None:
-                assert patch_files.describe(found[0]) and found[0].digest and all(min(e.shape) > 0 for _, e in found[0].edits), i
-                assert all(files.KEY.fullmatch(k) for k, _ in found[0].edits), i  # of another part of a model nothing is ever named
+                assert (
+                    patch_files.describe(found[0])
+                    and found[0].digest
+                    and all(min(e.shape) > 0 for _, e in found[0].edits)
+                ), i
+                assert all(files.KEY.fullmatch(k) for k, _ in found[0].edits), (
+                    i
+                )  # of another part of a model nothing is ever named
     assert watch.refused > 0.5 * watch.n and outside_of(box) == before
 
 
@@ -376,15 +514,23 @@ def test_saliency_files(box, wholes, tally):
         for i, _, raw in mutants("saliency", 5500, wholes["s"], wholes):
             path.write_bytes(raw)
             found = watch(i, saliency_files.load, path)
-            if found is not None and used < 150:  # whoever takes it next says what is wrong in a sentence, or works
+            if (
+                found is not None and used < 150
+            ):  # whoever takes it next says what is wrong in a sentence, or works
                 used += 1
-                for use, *args in ((masks.fuse, [found]), (saliency.merge, [found, plain]), (saliency.merge, [plain, found])):
+                for use, *args in (
+                    (masks.fuse, [found]),
+                    (saliency.merge, [found, plain]),
+                    (saliency.merge, [plain, found]),
+                ):
                     try:
                         use(*args)
                     except UnlearnError:
                         pass
                     except Exception as error:
-                        raise AssertionError(f"saliency {i} was read, and then {error!r}") from error
+                        raise AssertionError(
+                            f"saliency {i} was read, and then {error!r}"
+                        ) from error
     assert watch.refused > 0.4 * watch.n
 
 
@@ -394,8 +540,12 @@ def test_training_files(box, wholes, tally):
         for i, _, raw in mutants("training", 2500, wholes["r"], wholes):
             path.write_bytes(raw)
             if watch(i, resuming.load, path, run):
-                assert run.network.device.type == "cpu" and all(torch.isfinite(p).all() for p in run.params), i
-            assert set(vars(run)) == set(vars(Run())), i  # nothing else of a trainer is set from a file
+                assert run.network.device.type == "cpu" and all(
+                    torch.isfinite(p).all() for p in run.params
+                ), i
+            assert set(vars(run)) == set(vars(Run())), (
+                i
+            )  # nothing else of a trainer is set from a file
     assert watch.refused > 0.4 * watch.n
 
 
@@ -404,7 +554,10 @@ def words(monkeypatch):
     """A text encoder of width 8 in place of CLIP; states of a text are a function of it."""
 
     def encode(clip, texts, progress=None):
-        return {t: torch.sin(torch.arange(77 * 8).float() * (1 + sum(t.encode()) % 97)).view(77, 8) for t in texts}
+        return {
+            t: torch.sin(torch.arange(77 * 8).float() * (1 + sum(t.encode()) % 97)).view(77, 8)
+            for t in texts
+        }
 
     monkeypatch.setattr(states.prompts, "encode", encode)
     return encode
@@ -412,19 +565,25 @@ def words(monkeypatch):
 
 def test_files_of_token_states(box, words, wholes, tally):
     prompts = [states.prompts.Prompt(t, "", 1, 2, 5) for t in ("a cat", "a dog", "a fox")]
-    states.States(None, box / "st").fetch(prompts)
+    states.TextStateCache(None, box / "st").fetch(prompts)
     (file,) = (box / "st").rglob("*.safetensors")
     whole, truth = file.read_bytes(), words(None, [p.text for p in prompts])
     where = states.kept_positions(5, 77)
     with Watch("states", tally) as watch:
         for i, rng in numbered("states", 2000):
-            raw = knows_the_format(rng, whole) if rng.random() < 0.6 else knows_nothing(rng, whole, list(wholes.values()))
+            raw = (
+                knows_the_format(rng, whole)
+                if rng.random() < 0.6
+                else knows_nothing(rng, whole, list(wholes.values()))
+            )
             file.write_bytes(raw)
-            found = watch(i, lambda: states.States(None, box / "st").fetch(prompts))
-            assert found is not None and found.keys() == truth.keys(), i  # a cache never refuses: what is damaged is encoded anew
+            found = watch(i, lambda: states.TextStateCache(None, box / "st").fetch(prompts))
+            assert found is not None and found.keys() == truth.keys(), (
+                i
+            )  # a cache never refuses: what is damaged is encoded anew
             assert all(s.shape[1] == 8 and torch.isfinite(s).all() for s in found.values()), i
         file.write_bytes(whole)
-        found = states.States(None, box / "st").fetch(prompts)
+        found = states.TextStateCache(None, box / "st").fetch(prompts)
         assert all(torch.equal(found[t][where], truth[t][where]) for t in truth)
 
 
@@ -449,15 +608,25 @@ def test_large_and_odd_files(box, tally, monkeypatch):
     cases = {
         "header of a terabyte": sparse(struct.pack("<Q", 2**40), 4096),
         "header as long as a sparse file": sparse(struct.pack("<Q", 99_000_000), 2**40),
-        "tensor of a terabyte in a sparse file": sparse(joined(tensor(2**38), b""), 8 + len(json.dumps(tensor(2**38))) + 2**40),
+        "tensor of a terabyte in a sparse file": sparse(
+            joined(tensor(2**38), b""), 8 + len(json.dumps(tensor(2**38))) + 2**40
+        ),
         "tensor of a terabyte, no data": lambda: path.write_bytes(joined(tensor(2**38), b"")),
         "shape that overflows": lambda: path.write_bytes(
             joined({"a": {"dtype": "F32", "shape": [2**33, 2**33], "data_offsets": [0, 0]}}, b"")
         ),
-        "10 MB of metadata": lambda: path.write_bytes(joined({"__metadata__": {**said, "provenance": many}}, b"")),
+        "10 MB of metadata": lambda: path.write_bytes(
+            joined({"__metadata__": {**said, "provenance": many}}, b"")
+        ),
         "deep JSON": lambda: path.write_bytes(deep),
         "200,000 tensors of nothing": lambda: path.write_bytes(
-            joined({f"t{i}": {"dtype": "U8", "shape": [0], "data_offsets": [0, 0]} for i in range(200_000)}, b"")
+            joined(
+                {
+                    f"t{i}": {"dtype": "U8", "shape": [0], "data_offsets": [0, 0]}
+                    for i in range(200_000)
+                },
+                b"",
+            )
         ),
         "a folder": path.mkdir,
     }
@@ -471,7 +640,9 @@ def test_large_and_odd_files(box, tally, monkeypatch):
             for load in loads:
                 assert not watch(name, load, path), name
             path.rmdir() if path.is_dir() else path.unlink()
-        patch_files.save(path, whole)  # the same file is read where memory is free, and refused in a sentence where none is
+        patch_files.save(
+            path, whole
+        )  # the same file is read where memory is free, and refused in a sentence where none is
         monkeypatch.setattr(files.comfy.model_management, "get_free_memory", lambda device: 1000)
         with pytest.raises(UnlearnError, match="memory are free"):
             patch_files.load(path)
@@ -496,10 +667,28 @@ def test_a_loaded_file_is_a_copy(box):
 def test_many_edits_that_share_a_tensor_take_their_time_once(box, tally):
     """A file of small size must not ask for work without end: 20,000 edits on one list of a million indices."""
     n = 10**6
-    entry = {"key": K, "kind": "delta", "values": "0.values", "indices": "0.indices", "d_out": n, "d_in": 2}
-    tensors = {"0.values": torch.ones(n), "0.indices": torch.arange(n, dtype=torch.int32), f"fingerprint.{K}": torch.ones(64)}
-    said = {"format": "unlearn-patch", "format_version": "1", "edits": json.dumps([entry] * 20_000), "provenance": "[]"}
-    (box / "x.safetensors").write_bytes(serialise(tensors, said | {"checksum": patch_files._checksum(tensors, said)}))
+    entry = {
+        "key": K,
+        "kind": "delta",
+        "values": "0.values",
+        "indices": "0.indices",
+        "d_out": n,
+        "d_in": 2,
+    }
+    tensors = {
+        "0.values": torch.ones(n),
+        "0.indices": torch.arange(n, dtype=torch.int32),
+        f"fingerprint.{K}": torch.ones(64),
+    }
+    said = {
+        "format": "unlearn-patch",
+        "format_version": "1",
+        "edits": json.dumps([entry] * 20_000),
+        "provenance": "[]",
+    }
+    (box / "x.safetensors").write_bytes(
+        serialise(tensors, said | {"checksum": patch_files._checksum(tensors, said)})
+    )
     with Watch("shared", tally) as watch:
         assert len(watch("shared", patch_files.load, box / "x.safetensors")[0].edits) == 20_000
 
@@ -577,12 +766,33 @@ PIECES = [
     '"',
     "x" * 120,
 ]
-PIECES += [".safetensors", "$", "%00", "\n", "\ud800", "\u00b9", "COM", "-", "'", ";", "&&", "link/", "[output]", ".txt"]
+PIECES += [
+    ".safetensors",
+    "$",
+    "%00",
+    "\n",
+    "\ud800",
+    "\u00b9",
+    "COM",
+    "-",
+    "'",
+    ";",
+    "&&",
+    "link/",
+    "[output]",
+    ".txt",
+]
 
 
 def refused_by_windows(part):
-    reserved = ntpath.isreserved(part) if hasattr(ntpath, "isreserved") else PureWindowsPath(part).is_reserved()
-    return reserved or part.endswith((".", " ")) or any(c in '<>:"|?*\\' or ord(c) < 32 for c in part)
+    reserved = (
+        ntpath.isreserved(part)
+        if hasattr(ntpath, "isreserved")
+        else PureWindowsPath(part).is_reserved()
+    )
+    return (
+        reserved or part.endswith((".", " ")) or any(c in '<>:"|?*\\' or ord(c) < 32 for c in part)
+    )
 
 
 def test_names_of_files(box, tally, monkeypatch):
@@ -590,10 +800,16 @@ def test_names_of_files(box, tally, monkeypatch):
     import folder_paths
 
     models, inputs, secret = box / "models", box / "input", box / "secret.safetensors"
-    for name, value in {"models_dir": str(models), "folder_names_and_paths": {}, "filename_list_cache": {}}.items():
+    for name, value in {
+        "models_dir": str(models),
+        "folder_names_and_paths": {},
+        "filename_list_cache": {},
+    }.items():
         monkeypatch.setattr(folder_paths, name, value)
     for name in ("input", "output", "temp"):
-        monkeypatch.setattr(folder_paths, f"get_{name}_directory", lambda name=name: str(box / name))
+        monkeypatch.setattr(
+            folder_paths, f"get_{name}_directory", lambda name=name: str(box / name)
+        )
         (box / name).mkdir()
     secret.write_bytes(b"x")
     (box / "secret.txt").write_text("fox")
@@ -605,9 +821,15 @@ def test_names_of_files(box, tally, monkeypatch):
         (folder / "direct.txt").symlink_to(box / "secret.txt")
     before, wrote = sorted(p.name for p in box.iterdir()), 0
     with Watch("name", tally) as watch:
-        random = [("".join(rng.choice(PIECES) for _ in range(rng.randint(1, 7))), rng) for _, rng in numbered("name", 1300)]
+        random = [
+            ("".join(rng.choice(PIECES) for _ in range(rng.randint(1, 7))), rng)
+            for _, rng in numbered("name", 1300)
+        ]
         for name, rng in [
-            *((t, Random(t.encode("utf-8", "replace"))) for t in (*TRICKS, "link/secret.safetensors", "direct.safetensors"))
+            *(
+                (t, Random(t.encode("utf-8", "replace")))
+                for t in (*TRICKS, "link/secret.safetensors", "direct.safetensors")
+            )
         ] + random:
             new = watch(name, files.new, patch_files.FOLDER, name)
             if new is not None:
@@ -618,13 +840,19 @@ def test_names_of_files(box, tally, monkeypatch):
                     files.write(new, {"a": torch.zeros(1)}, {})
                     assert new.is_file() and root.resolve() in new.resolve().parents, name
             found = watch(name, files.find, patch_files.FOLDER, name)
-            assert found is None or (found.is_file() and root.resolve() in found.resolve().parents), name
+            assert found is None or (
+                found.is_file() and root.resolve() in found.resolve().parents
+            ), name
             listed = watch(name, concepts_node.file_path, name)
             assert listed is None or inputs.resolve() in listed.resolve().parents, name
             assert watch(name, lists.read_preset, name) is None
             assert files.stamp(patch_files.FOLDER, name) == "" or found is not None
             concepts_node.UnlearnConcepts.fingerprint_inputs(file=name)
-    assert wrote > 10 and sorted(p.name for p in box.iterdir()) == before and secret.read_bytes() == b"x"
+    assert (
+        wrote > 10
+        and sorted(p.name for p in box.iterdir()) == before
+        and secret.read_bytes() == b"x"
+    )
     for link in ("link/secret.safetensors", "direct.safetensors"):
         with pytest.raises(UnlearnError, match="leads out"):
             files.find(patch_files.FOLDER, link)
@@ -709,11 +937,18 @@ def test_lists_of_concepts(box, tally):
             said = "".join(rng.choice(PARTS) for _ in range(rng.randint(1, 25)))
             if rng.random() < 0.4:
                 path = box / rng.choice(("a.txt", "a.csv"))
-                raw = (rng.choice(("name,kind\n", "name;aliases;weight\n", "")) + said).encode("utf-8", "surrogatepass")
+                raw = (rng.choice(("name,kind\n", "name;aliases;weight\n", "")) + said).encode(
+                    "utf-8", "surrogatepass"
+                )
                 path.write_bytes(raw[: rng.randint(1, len(raw))] if rng.random() < 0.2 else raw)
                 found = watch(i, lists.read, path)
             else:
-                found = watch(i, text.parse, said, "".join(rng.choice(PARTS) for _ in range(rng.randint(0, 4))))
+                found = watch(
+                    i,
+                    text.parse,
+                    said,
+                    "".join(rng.choice(PARTS) for _ in range(rng.randint(0, 4))),
+                )
             if found is not None and found.concepts:  # a table may hold nothing but what to keep
                 kept += 1
                 again = text.parse(*text.format_set(found))
@@ -768,7 +1003,10 @@ def test_large_lists(box, tally):
 
 def test_marks_that_show_nowhere_are_no_part_of_a_name():
     plain = text.parse("garbage truck -> vehicle | dustcart", "fire truck")
-    pasted = text.parse("\ufeffgar\u00adbage\u200b truck \u202a-> vehicle\u202c | dust\u2060cart", "fire\u200e truck\ufeff")
+    pasted = text.parse(
+        "\ufeffgar\u00adbage\u200b truck \u202a-> vehicle\u202c | dust\u2060cart",
+        "fire\u200e truck\ufeff",
+    )
     assert pasted == plain
     family = "\U0001f468\u200d\U0001f469\u200d\U0001f467"  # joined by marks that do count
     assert text.parse(family).concepts[0].name == family

@@ -13,11 +13,50 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-SHIPPED = [ROOT / "__init__.py", *sorted((ROOT / "nodes").rglob("*.py")), *sorted((ROOT / "kernels").rglob("*.py"))]
-HOST = {"comfy", "comfy_api", "comfy_config", "comfy_execution", "comfy_extras", "comfy_kitchen", "comfyui_version", "app", "execution"}
+SHIPPED = [
+    ROOT / "__init__.py",
+    *sorted((ROOT / "nodes").rglob("*.py")),
+    *sorted((ROOT / "unlearn").rglob("*.py")),
+    *sorted((ROOT / "kernels").rglob("*.py")),
+]
+HOST = {
+    "comfy",
+    "comfy_api",
+    "comfy_config",
+    "comfy_execution",
+    "comfy_extras",
+    "comfy_kitchen",
+    "comfyui_version",
+    "app",
+    "execution",
+}
 HOST |= {"folder_paths", "latent_preview", "main", "nodes", "node_helpers", "server", "utils"}
-LIBRARIES = {"torch", "numpy", "safetensors", "filelock", "PIL", "transformers", "builtins", "sys", "os"}
-CHANGING = {"append", "extend", "insert", "update", "pop", "popitem", "clear", "remove", "setdefault", "add", "discard", "sort", "reverse"}
+LIBRARIES = {
+    "torch",
+    "numpy",
+    "safetensors",
+    "filelock",
+    "PIL",
+    "transformers",
+    "builtins",
+    "sys",
+    "os",
+}
+CHANGING = {
+    "append",
+    "extend",
+    "insert",
+    "update",
+    "pop",
+    "popitem",
+    "clear",
+    "remove",
+    "setdefault",
+    "add",
+    "discard",
+    "sort",
+    "reverse",
+}
 # No part of the pack needs these; code and network first, then what reads pickles, then what starts processes.
 IMPORTS = {
     "importlib",
@@ -48,12 +87,49 @@ IMPORTS |= {
     "huggingface_hub",
     "pip",
 }
-IMPORTS |= {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "marshal", "shelve", "zipfile", "tarfile", "subprocess", "pty"}
+IMPORTS |= {
+    "pickle",
+    "cPickle",
+    "_pickle",
+    "dill",
+    "cloudpickle",
+    "joblib",
+    "marshal",
+    "shelve",
+    "zipfile",
+    "tarfile",
+    "subprocess",
+    "pty",
+}
 IMPORTS |= {"multiprocessing", "unittest", "mock", "gc", "inspect"}
 BUILTINS = {"eval", "exec", "compile", "__import__", "breakpoint", "input", "globals", "print"}
-CALLS = {"torch.load", "torch.save", "torch.hub", "torch.jit", "torch.manual_seed", "torch.seed", "numpy.load", "np.load", "np.save"}
-CALLS |= {"os.system", "os.popen", "os.startfile", "os.fork", "os.kill", "torch.set_default_dtype", "torch.set_default_device"}
-CALLS |= {"random.seed", "np.random.seed", "numpy.random.seed", "torch.cuda.manual_seed", "torch.use_deterministic_algorithms"}
+CALLS = {
+    "torch.load",
+    "torch.save",
+    "torch.hub",
+    "torch.jit",
+    "torch.manual_seed",
+    "torch.seed",
+    "numpy.load",
+    "np.load",
+    "np.save",
+}
+CALLS |= {
+    "os.system",
+    "os.popen",
+    "os.startfile",
+    "os.fork",
+    "os.kill",
+    "torch.set_default_dtype",
+    "torch.set_default_device",
+}
+CALLS |= {
+    "random.seed",
+    "np.random.seed",
+    "numpy.random.seed",
+    "torch.cuda.manual_seed",
+    "torch.use_deterministic_algorithms",
+}
 
 
 def chain(node):
@@ -71,16 +147,34 @@ def foreign(tree):
     found = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
-            found |= {a.asname or a.name.partition(".")[0] for a in node.names if a.name.partition(".")[0] in HOST | LIBRARIES}
-        if isinstance(node, ast.ImportFrom) and not node.level and node.module.partition(".")[0] in HOST | LIBRARIES:
+            found |= {
+                a.asname or a.name.partition(".")[0]
+                for a in node.names
+                if a.name.partition(".")[0] in HOST | LIBRARIES
+            }
+        if (
+            isinstance(node, ast.ImportFrom)
+            and not node.level
+            and node.module.partition(".")[0] in HOST | LIBRARIES
+        ):
             found |= {a.asname or a.name for a in node.names}
     for _ in range(3):  # what is taken out of a foreign module is foreign
         for node in ast.walk(tree):
             if isinstance(node, (ast.Assign, ast.NamedExpr)):
-                value, targets = node.value, node.targets if isinstance(node, ast.Assign) else [node.target]
+                value, targets = (
+                    node.value,
+                    node.targets if isinstance(node, ast.Assign) else [node.target],
+                )
                 taken = chain(value)
-                if isinstance(value, ast.Call) and chain(value.func) in ("sys.modules.get", "getattr"):
-                    taken = chain(value.func) if chain(value.func) != "getattr" else chain(value.args[0])
+                if isinstance(value, ast.Call) and chain(value.func) in (
+                    "sys.modules.get",
+                    "getattr",
+                ):
+                    taken = (
+                        chain(value.func)
+                        if chain(value.func) != "getattr"
+                        else chain(value.args[0])
+                    )
                 if taken.partition(".")[0] in found and taken.partition(".")[2]:
                     found |= {t.id for t in targets if isinstance(t, ast.Name)}
     return found
@@ -96,14 +190,24 @@ def changes_of_others(tree):
             found += [
                 (node.lineno, ast.unparse(t))
                 for t in flat
-                if isinstance(t, (ast.Attribute, ast.Subscript)) and chain(t).partition(".")[0] in names
+                if isinstance(t, (ast.Attribute, ast.Subscript))
+                and chain(t).partition(".")[0] in names
             ]
         if isinstance(node, ast.Call):
             name = chain(node.func)
-            if name in ("setattr", "delattr", "object.__setattr__") and node.args and chain(node.args[0]).partition(".")[0] in names:
+            if (
+                name in ("setattr", "delattr", "object.__setattr__")
+                and node.args
+                and chain(node.args[0]).partition(".")[0] in names
+            ):
                 found.append((node.lineno, ast.unparse(node)))
             owner, _, method = name.rpartition(".")
-            if method in CHANGING and "." in owner and owner.partition(".")[0] in names and not owner.startswith("os.path"):
+            if (
+                method in CHANGING
+                and "." in owner
+                and owner.partition(".")[0] in names
+                and not owner.startswith("os.path")
+            ):
                 found.append((node.lineno, ast.unparse(node)))
     return found
 
@@ -113,15 +217,25 @@ def forbidden(tree):
     found = []
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
-            found += [(node.lineno, a.name) for a in node.names if a.name.partition(".")[0] in IMPORTS]
+            found += [
+                (node.lineno, a.name) for a in node.names if a.name.partition(".")[0] in IMPORTS
+            ]
         if isinstance(node, ast.ImportFrom) and not node.level:
             found += [(node.lineno, node.module)] * (node.module.partition(".")[0] in IMPORTS)
-            found += [(node.lineno, f"{node.module}.{a.name}") for a in node.names if f"{node.module}.{a.name}" in CALLS]
+            found += [
+                (node.lineno, f"{node.module}.{a.name}")
+                for a in node.names
+                if f"{node.module}.{a.name}" in CALLS
+            ]
         if isinstance(node, ast.Name) and node.id in BUILTINS:
             found.append((node.lineno, node.id))
         if isinstance(node, ast.Attribute):
             name = chain(node)
-            if name in CALLS or name.startswith(("os.exec", "os.spawn", "sys.path", "os.environ")) or node.attr in ("cuda", "weights_only"):
+            if (
+                name in CALLS
+                or name.startswith(("os.exec", "os.spawn", "sys.path", "os.environ"))
+                or node.attr in ("cuda", "weights_only")
+            ):
                 if not name.startswith("torch.cuda"):
                     found.append((node.lineno, name or f".{node.attr}"))
     return found
@@ -133,9 +247,14 @@ def test_the_source_changes_nobody_and_runs_nothing(path):
     assert source.isascii()  # scanners of other packs and consoles on Windows read cp1252
     tree = ast.parse(source)
     assert not changes_of_others(tree) and not forbidden(tree)
-    for node in ast.walk(tree):  # ComfyUI gives the pack's folder a name of its own, and `import nodes` is the host's
+    for node in ast.walk(
+        tree
+    ):  # ComfyUI gives the pack's folder a name of its own, and `import nodes` is the host's
         if isinstance(node, ast.ImportFrom) and not node.level:
-            assert node.module.partition(".")[0] not in ("nodes", "kernels", "unlearn_pack"), (path, node.lineno)
+            assert node.module.partition(".")[0] not in ("nodes", "unlearn", "kernels", "unlearn_pack"), (
+                path,
+                node.lineno,
+            )
 
 
 @pytest.mark.parametrize(
@@ -215,7 +334,9 @@ def snapshot(roots):
                 found[name, key] = id(value)
             if isinstance(value, type) and value.__module__ == name:
                 methods = {
-                    k: v for k, v in list(vars(value).items()) if callable(v) or isinstance(v, (classmethod, staticmethod, property))
+                    k: v
+                    for k, v in list(vars(value).items())
+                    if callable(v) or isinstance(v, (classmethod, staticmethod, property))
                 }
                 found.update({(name, key, k): id(v) for k, v in methods.items()})
     return found
@@ -241,14 +362,19 @@ print(len(before), len(kinds), changed[:5])
 
 
 def test_loading_the_pack_leaves_the_host_as_it_was(tally):
-    import pack
+    from testbed import pack
 
     pack.load()
     path = [os.environ.get("UNLEARN_HOST", str(ROOT / ".host" / "ComfyUI"))]
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(path)}
     roots = ",".join(HOST | {"torch", "safetensors", "filelock", "numpy"})
     ran = subprocess.run(
-        [sys.executable, "-c", LOADED, str(ROOT), roots], env=env, cwd=path[0], capture_output=True, text=True, timeout=300
+        [sys.executable, "-c", LOADED, str(ROOT), roots],
+        env=env,
+        cwd=path[0],
+        capture_output=True,
+        text=True,
+        timeout=300,
     )
     assert ran.returncode == 0, ran.stderr[-2000:]
     seen, nodes, changed = ran.stdout.strip().splitlines()[-1].split(" ", 2)
@@ -261,19 +387,41 @@ def test_working_leaves_the_host_and_the_model_as_they_were(loaded, tally):
     import comfy.model_management
     import torch
 
-    import pack
+    from testbed import pack
 
     scapre, saliency, masks, patching, text = (
-        pack.module(f"nodes.{n}") for n in ("host.scapre", "host.saliency", "host.neuron_masks", "host.patching", "concept_text")
+        pack.module(f"unlearn.{n}")
+        for n in (
+            "closed_form.solve",
+            "pruning.saliency",
+            "pruning.masks",
+            "host.patching",
+            "concepts.text",
+        )
     )
     model, clip, _ = loaded
     comfy.model_management.load_models_gpu([model])  # another test's patched clone may be in place
     whole = {k: v.clone() for k, v in model.model.state_dict().items()}
-    state = lambda: (dict(model.patches), list(model.object_patches), sum(len(m._forward_hooks) for m in model.model.modules()))
+    state = lambda: (
+        dict(model.patches),
+        list(model.object_patches),
+        sum(len(m._forward_hooks) for m in model.model.modules()),
+    )
     before, other = snapshot(HOST | {"torch", "safetensors"}), state()
     forget = text.parse("fox -> animal", "cat")
     patch = scapre.solve(model, clip, forget, prior=False)[0]
-    found, _ = saliency.collect(model, clip, forget, prompts=1, steps=2, window=1, size=64, cfg=1.0, ceiling=0.1, score="wanda")
+    found, _ = saliency.collect(
+        model,
+        clip,
+        forget,
+        prompts=1,
+        steps=2,
+        window=1,
+        size=64,
+        cfg=1.0,
+        ceiling=0.1,
+        score="wanda",
+    )
     patched, _ = patching.apply(model, patch + masks.fuse([found], r2=0.05)[0], 0.8)
     after = snapshot(HOST | {"torch", "safetensors"})
     assert [k for k, v in before.items() if after.get(k) != v] == [] and len(before) > 3000

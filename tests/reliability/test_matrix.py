@@ -11,20 +11,35 @@ import json
 import pytest
 import torch
 
-import pack
-import shapes
+from testbed import pack, shapes
 
-adapters = pack.module("nodes.host.adapters")
-bypass = pack.module("nodes.host.bypass")
-patching = pack.module("nodes.host.patching")
-weights = pack.module("nodes.host.weights")
-types = pack.module("nodes.types")
+adapters = pack.module("unlearn.host.adapters")
+bypass = pack.module("unlearn.host.bypass")
+patching = pack.module("unlearn.host.patching")
+weights = pack.module("unlearn.host.weights")
+types = pack.module("unlearn.types")
 
-ONE_LEVEL = {"num_res_blocks": [1], "channel_mult": [1], "transformer_depth": [1], "transformer_depth_output": [1, 1]}
-CONFIG = {**shapes.SHARED, **ONE_LEVEL, "transformer_depth_middle": 1, "context_dim": 768, "num_heads": 8}
+ONE_LEVEL = {
+    "num_res_blocks": [1],
+    "channel_mult": [1],
+    "transformer_depth": [1],
+    "transformer_depth_output": [1, 1],
+}
+CONFIG = {
+    **shapes.SHARED,
+    **ONE_LEVEL,
+    "transformer_depth_middle": 1,
+    "context_dim": 768,
+    "num_heads": 8,
+}
 BLOCK = "diffusion_model.output_blocks.0.1.transformer_blocks.0"
 KEYS = (f"{BLOCK}.attn2.to_k.weight", f"{BLOCK}.ff.net.2.weight")  # [320, 768] and [320, 1280]
-PLAIN = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16, "fp8 storage": torch.float8_e4m3fn}
+PLAIN = {
+    "fp32": torch.float32,
+    "fp16": torch.float16,
+    "bf16": torch.bfloat16,
+    "fp8 storage": torch.float8_e4m3fn,
+}
 QUANTISED = {"fp8": "float8_e4m3fn", "mxfp8": "mxfp8", "int8": "int8_tensorwise", "nvfp4": "nvfp4"}
 STORAGES = (*PLAIN, *QUANTISED)
 # relative error of an edited weight: what one rounding into the format leaves, measured 0.5e-6, 2e-4, 1.7e-3, 0.04, 0.04, 0.04, 0.02, 0.19
@@ -43,7 +58,9 @@ def parts():
     with torch.inference_mode():
         found = {}
         for name, w in unet.state_dict().items():
-            random = torch.randn(w.shape, generator=g) * (0.5 * (2 / w[0].numel()) ** 0.5 if w.ndim > 1 else 0)
+            random = torch.randn(w.shape, generator=g) * (
+                0.5 * (2 / w[0].numel()) ** 0.5 if w.ndim > 1 else 0
+            )
             found[name] = torch.ones_like(w) if w.ndim == 1 and name.endswith(".weight") else random
         return found
 
@@ -57,13 +74,17 @@ def stored(storage):
     form, found = QUANTISED[storage], {}
     scale = {} if form == "int8_tensorwise" else {"scale": "recalculate"}
     for k, v in parts().items():
-        if ".transformer_blocks." not in k or v.ndim != 2 or k.startswith("input_blocks"):  # the loader reads shapes from the first
+        if (
+            ".transformer_blocks." not in k or v.ndim != 2 or k.startswith("input_blocks")
+        ):  # the loader reads shapes from the first
             found[k] = v
             continue
         found |= comfy.quant_ops.QuantizedTensor.from_float(
             v, comfy.quant_ops.QUANT_ALGOS[form]["comfy_tensor_layout"], **scale
         ).state_dict(k)
-        found[k.removesuffix("weight") + "comfy_quant"] = torch.tensor(list(json.dumps({"format": form}).encode()), dtype=torch.uint8)
+        found[k.removesuffix("weight") + "comfy_quant"] = torch.tensor(
+            list(json.dumps({"format": form}).encode()), dtype=torch.uint8
+        )
     return found
 
 
@@ -127,12 +148,16 @@ def edit_of(kind, w, seed=0):
         return adapters.Prune.of(mask(w, seed), *w.shape)
     if kind == "lowrank":  # takes two directions out altogether
         return adapters.LowRank.of(-(w @ directions(w, seed).T), directions(w, seed))
-    return adapters.Delta.of(torch.where(mask(w, seed), rand(*w.shape, seed=seed + 5) * w.std() / 2, 0))
+    return adapters.Delta.of(
+        torch.where(mask(w, seed), rand(*w.shape, seed=seed + 5) * w.std() / 2, 0)
+    )
 
 
 def patch_of(kind, model, seed=0):
     edits = tuple((key, edit_of(kind, weights.read(model, key), seed)) for key in KEYS)
-    return types.UnlearnPatch(edits, weights.fingerprint(model, KEYS), ({"method": kind, "concepts": ["c"]},))
+    return types.UnlearnPatch(
+        edits, weights.fingerprint(model, KEYS), ({"method": kind, "concepts": ["c"]},)
+    )
 
 
 def lora(model, seed=0):
@@ -143,7 +168,9 @@ def lora(model, seed=0):
     for key in KEYS:
         d_out, d_in = weights.shape(model, key)
         up, down = rand(d_out, 4, seed=seed + 1), rand(4, d_in, seed=seed + 2) / d_in / 40
-        assert with_lora.add_patches({key: comfy.weight_adapter.LoRAAdapter(set(), (up, down, 4.0, None, None, None))}, 1.0)
+        assert with_lora.add_patches(
+            {key: comfy.weight_adapter.LoRAAdapter(set(), (up, down, 4.0, None, None, None))}, 1.0
+        )
     return with_lora
 
 
@@ -176,7 +203,10 @@ def plain_is_as_it_was(storage):
     model, before = model_of(storage)
     load(model)
     assert digest(model) == before
-    assert not any(m._forward_hooks or m._forward_pre_hooks or "forward" in vars(m) for m in model.model.modules())
+    assert not any(
+        m._forward_hooks or m._forward_pre_hooks or "forward" in vars(m)
+        for m in model.model.modules()
+    )
     assert not any(getattr(m, "weight_function", None) for m in model.model.modules())
     assert not model.is_injected
 
@@ -246,7 +276,9 @@ def test_full_load_at_every_strength(storage, kind, strength):
     if kind == "prune" and strength == 1.0:
         pruned_exactly(patched, storage)
     if kind == "lowrank" and strength == 1.0:
-        assert all(vanished(patched, storage, key) <= (1e-3 if storage != "bf16" else 4e-3) for key in KEYS)
+        assert all(
+            vanished(patched, storage, key) <= (1e-3 if storage != "bf16" else 4e-3) for key in KEYS
+        )
     plain_is_as_it_was(storage)
 
 
@@ -257,15 +289,19 @@ def test_low_vram(storage, kind):
     load(plain)
     patched = patching.apply(plain, patch_of(kind, plain))[0]
     plain.detach()
-    patched.patch_model(patched.load_device, lowvram_model_memory=1)  # no room: every weight is patched in the forward pass
+    patched.patch_model(
+        patched.load_device, lowvram_model_memory=1
+    )  # no room: every weight is patched in the forward pass
     try:
         want = {key: edited(weights.read(plain, key), kind) for key in KEYS}
         check(patched, storage, want.get)
         if kind == "prune":
             pruned_exactly(patched, storage, streamed=True)
         functions = [f for key in KEYS for f in getattr(layer(patched, key), "weight_function", [])]
-        assert functions or weights.beside(patched)
-        for f in functions:  # as streamed weights come: rebuilt from copies of the tensors in one buffer
+        assert functions or weights.bypass_edits(patched)
+        for f in (
+            functions
+        ):  # as streamed weights come: rebuilt from copies of the tensors in one buffer
             assert isinstance(f, comfy.model_patcher.LowVramPatch)
             f.prepare(torch.empty(f.memory_required(), dtype=torch.uint8), None)
         check(patched, storage, want.get)
@@ -284,7 +320,7 @@ def test_after_a_lora(storage, kind):
     for key in KEYS if kind == "prune" else ():
         cut = mask(weights.read(base, key))
         assert torch.equal(answers(patched, key)[cut], torch.zeros_like(answers(patched, key)[cut]))
-    if kind == "lowrank" and weights.beside(patched):
+    if kind == "lowrank" and weights.bypass_edits(patched):
         assert all(vanished(patched, storage, key) <= 1e-3 for key in KEYS)
     plain_is_as_it_was(storage)
 
@@ -301,15 +337,23 @@ def test_before_a_lora(storage, kind):
 def test_merged_with_the_plain_model(storage, kind, first, tally):
     plain, _ = model_of(storage)
     if storage in QUANTISED:
-        with pytest.raises(AttributeError):  # the host alone: two plain models, no patch of ours anywhere
+        with pytest.raises(
+            AttributeError
+        ):  # the host alone: two plain models, no patch of ours anywhere
             merged(storage, plain.clone(), plain.clone())
         tally("host cannot", what="ModelMerge of quantised models, ComfyUI #14382")
         return
-    patched = patching.apply(plain, patch_of(kind, plain), quantised="weights")[0]  # merges see weights alone
+    patched = patching.apply(plain, patch_of(kind, plain), quantised="weights")[
+        0
+    ]  # merges see weights alone
     one, two = (patched, plain) if first == "patched" else (plain, patched)
     share = 0.75 if first == "patched" else 0.25
     both = load(merged(storage, one, two))
-    want = {key: share * edited(w, kind) + (1 - share) * w for key in KEYS for w in [weights.read(plain, key)]}
+    want = {
+        key: share * edited(w, kind) + (1 - share) * w
+        for key in KEYS
+        for w in [weights.read(plain, key)]
+    }
     check(both, storage, want.get)
     plain_is_as_it_was(storage)
 
@@ -322,7 +366,10 @@ def test_two_patches_on_the_same_weights(storage, kind, first):
     two = patch_of(kind, between, seed=1)
     patched = load(patching.apply(plain, one + two)[0])
     base = {key: weights.read(between, key) for key in KEYS}
-    assert all(torch.allclose(base[key], edited(weights.read(plain, key), first), atol=1e-6) for key in KEYS)
+    assert all(
+        torch.allclose(base[key], edited(weights.read(plain, key), first), atol=1e-6)
+        for key in KEYS
+    )
     check(patched, storage, lambda key: edited(base[key], kind, seed=1))
     for key in KEYS if kind == "prune" else ():
         cut = mask(base[key], 1)
@@ -342,7 +389,9 @@ def test_plain_and_patched_by_turns(storage, kind):
     for strength, model in ((1.0, full), (0.5, half), (1.0, full), (1.0, full.clone())):
         load(model)
         check(model, storage, lambda key, s=strength: edited(base[key], kind, s))
-        assert all(torch.equal(weights.read(plain, key), base[key]) for key in KEYS)  # whoever is loaded
+        assert all(
+            torch.equal(weights.read(plain, key), base[key]) for key in KEYS
+        )  # whoever is loaded
     plain_is_as_it_was(storage)
 
 
@@ -355,12 +404,20 @@ def test_the_largest_weight_pruned_too(storage, tally):
         for w in [weights.read(plain, key)]
     )
     patched = load(
-        patching.apply(plain, types.UnlearnPatch(edits, weights.fingerprint(plain, KEYS), ({"method": "m", "concepts": []},)))[0]
+        patching.apply(
+            plain,
+            types.UnlearnPatch(
+                edits, weights.fingerprint(plain, KEYS), ({"method": "m", "concepts": []},)
+            ),
+        )[0]
     )
     for key, edit in edits:
         cut, w = edit.mask(), weights.read(plain, key)
         got = answers(patched, key)
-        assert torch.equal(got[cut], torch.zeros_like(got[cut])) and float(got[~cut].count_nonzero()) > 0.5 * w.numel()
+        assert (
+            torch.equal(got[cut], torch.zeros_like(got[cut]))
+            and float(got[~cut].count_nonzero()) > 0.5 * w.numel()
+        )
         near(held(patched, key), torch.where(cut, 0.0, w), storage)
     plain_is_as_it_was(storage)
     tally("cells")
@@ -375,11 +432,16 @@ def test_beside_the_layer_what_is_taken_out_is_gone(storage, strength, native, t
     for key in KEYS if storage in QUANTISED and native else ():
         monkeypatch.setattr(layer(plain, key), "_full_precision_mm", False)
     patched = load(patching.apply(plain, patch, strength, quantised="bypass")[0])
-    assert set(weights.beside(patched)) == set(KEYS) and not patched.patches
+    assert set(weights.bypass_edits(patched)) == set(KEYS) and not patched.patches
     for key in KEYS:
         if strength == 1.0:
-            assert vanished(patched, storage, key) <= 1e-3 or storage in ("bf16", "fp16")  # whose own rounding of c is larger
-        assert abs(vanished(patched, storage, key) - abs(1 - strength)) <= (4e-3 if storage == "bf16" else 1e-3)
+            assert vanished(patched, storage, key) <= 1e-3 or storage in (
+                "bf16",
+                "fp16",
+            )  # whose own rounding of c is larger
+        assert abs(vanished(patched, storage, key) - abs(1 - strength)) <= (
+            4e-3 if storage == "bf16" else 1e-3
+        )
     assert digest(patched) == model_of(storage)[1]  # no weight was touched
     monkeypatch.undo()
     plain_is_as_it_was(storage)
@@ -392,7 +454,7 @@ def test_weights_round_and_bypass_does_not(tally):
     for storage in ("fp8 storage", *QUANTISED):
         plain, _ = model_of(storage)
         patched = load(patching.apply(plain, patch_of("lowrank", plain), quantised="weights")[0])
-        assert not weights.beside(patched)
+        assert not weights.bypass_edits(patched)
         left[storage] = max(vanished(patched, storage, key) for key in KEYS)
         plain_is_as_it_was(storage)
         tally("cells")
@@ -403,24 +465,36 @@ def test_only_what_is_rounded_runs_beside():
     for storage in STORAGES:
         plain, _ = model_of(storage)
         for kind in EDITS:
-            found = weights.beside(patching.apply(plain, patch_of(kind, plain))[0])
-            assert bool(found) == (kind == "lowrank" and storage in ("fp8 storage", *QUANTISED)), (storage, kind)
+            found = weights.bypass_edits(patching.apply(plain, patch_of(kind, plain))[0])
+            assert bool(found) == (kind == "lowrank" and storage in ("fp8 storage", *QUANTISED)), (
+                storage,
+                kind,
+            )
 
 
 def test_a_prune_behind_takes_the_low_rank_edit_into_the_weight():
     plain, _ = model_of("fp8")
     between = patching.apply(plain, patch_of("lowrank", plain))[0]
     patched = patching.apply(between, patch_of("prune", plain))[0]
-    assert weights.beside(between) and not weights.beside(patched) and not patched.get_injections(weights.BESIDE)
-    assert weights.beside(between)  # a value: not changed through the clone
+    assert (
+        weights.bypass_edits(between)
+        and not weights.bypass_edits(patched)
+        and not patched.get_injections(weights.BYPASS_ATTACHMENT)
+    )
+    assert weights.bypass_edits(between)  # a value: not changed through the clone
 
 
 def test_the_report_says_what_runs_beside():
     plain, _ = model_of("int8")
     patch = patch_of("lowrank", plain)
     said = patching.describe(patch, 1.0, patching.apply(plain, patch)[0])
-    assert "2 low-rank edits of 2 weights run beside" in said and "Save Checkpoint and merges do not see them" in said
-    assert "beside" not in patching.describe(patch, 1.0, patching.apply(plain, patch, quantised="weights")[0])
+    assert (
+        "2 low-rank edits of 2 weights run beside" in said
+        and "Save Checkpoint and merges do not see them" in said
+    )
+    assert "beside" not in patching.describe(
+        patch, 1.0, patching.apply(plain, patch, quantised="weights")[0]
+    )
 
 
 def test_baked_for_a_file():
@@ -451,7 +525,9 @@ def test_a_clone_made_while_another_is_loaded_never_runs_on_top_of_it():
     """ComfyUI copies 'is injected' with a clone, and takes off and puts on what the clone has when a LoRA is added to it."""
     plain, _ = model_of("fp8")
     full = load(patching.apply(plain, patch_of("lowrank", plain))[0])
-    half = lora(patching.apply(full, patch_of("lowrank", plain, seed=4), 0.5)[0])  # made, not loaded
+    half = lora(
+        patching.apply(full, patch_of("lowrank", plain, seed=4), 0.5)[0]
+    )  # made, not loaded
     load(full)
     assert sum(len(m._forward_hooks) for m in plain.model.modules()) == len(KEYS)
     assert max(vanished(full, "fp8", key) for key in KEYS) <= 1e-3
@@ -470,7 +546,9 @@ def test_beside_a_lora_in_bypass_mode():
         d_out, d_in = weights.shape(plain, key)
         up, down = rand(d_out, 4, seed=n), rand(4, d_in, seed=n + 5) / d_in / 40
         added[key] = up @ down
-        manager.add_adapter(key, comfy.weight_adapter.LoRAAdapter(set(), (up, down, 4.0, None, None, None)), 1.0)
+        manager.add_adapter(
+            key, comfy.weight_adapter.LoRAAdapter(set(), (up, down, 4.0, None, None, None)), 1.0
+        )
     for lora_first in (True, False):
         model = plain.clone()
         if lora_first:
@@ -483,7 +561,9 @@ def test_beside_a_lora_in_bypass_mode():
             x = rand(64, weights.shape(plain, key)[1], seed=11)
             # a LoRA that swaps `forward` is inside the hooks: what it adds in the directions that were taken out is taken out as well
             c = directions(weights.read(plain, key))
-            want = x @ edited(weights.read(plain, key), "lowrank").T + (x - x @ c.T @ c) @ added[key].T
+            want = (
+                x @ edited(weights.read(plain, key), "lowrank").T + (x - x @ c.T @ c) @ added[key].T
+            )
             near(layer(model, key)(x), want, "fp8")
             assert vanished(model, "fp8", key) <= 1e-3
         load(plain)
@@ -507,14 +587,19 @@ def test_a_deep_copy_gets_its_own():
     load(copy)
     assert vanished(copy, "fp8", KEYS[0]) <= 1e-3 and vanished(patched, "fp8", KEYS[0]) <= 1e-3
     copy.detach()
-    assert not any(m._forward_hooks for m in other.model.modules()) and vanished(patched, "fp8", KEYS[0]) <= 1e-3
+    assert (
+        not any(m._forward_hooks for m in other.model.modules())
+        and vanished(patched, "fp8", KEYS[0]) <= 1e-3
+    )
     plain_is_as_it_was("fp8")
 
 
 def test_a_whole_picture_step_runs_with_edits_beside():
     plain, _ = model_of("int8")
     x, c = rand(1, 4, 8, 8), rand(1, 77, 768, seed=1)
-    step = lambda model: load(model).model.apply_model(x, torch.ones(1), c_crossattn=c, transformer_options={})
+    step = lambda model: load(model).model.apply_model(
+        x, torch.ones(1), c_crossattn=c, transformer_options={}
+    )
     before = step(plain)
     after = step(patching.apply(plain, patch_of("lowrank", plain))[0])
     assert torch.isfinite(after).all() and not torch.equal(before, after)

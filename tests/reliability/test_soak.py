@@ -11,13 +11,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import tiny
 
-import pack
-from benchmarks import workflow
-from benchmarks.server import BASE, Failed, Server
-from world import checkpoint
-from world.sprites import OBJECTS, STYLES
+from testbed import graphs, pack, tiny
+from testbed.server import BASE, Failed, Server
+from testbed.worlds import checkpoint
+from testbed.worlds.sprites import OBJECTS, STYLES
 
 pytestmark = pytest.mark.server
 WORKFLOWS, CLIENTS, SEED = int(os.environ.get("UNLEARN_SOAK", 8)), 4, 8
@@ -64,27 +62,87 @@ def scapre(r):
     name = r.choice(("anchored", *VARIANTS))
     settings = {f"variant.{k}": v for k, v in VARIANTS[name].items()}
     settings |= {"variant.erase": r.choice((1.0, 30.0, 300.0))} if name == "anchored" else {}
-    more = dict(tokens=r.choice(("all", "last")), hard_keep=r.choice((0.0, 0.0, 0.9)), expand=r.random() < 0.3, rounds=r.choice((0, 0, 1)))
-    more |= dict(prior=False, estimator="graded", templates=r.choice(("", "a {concept}\nthe {concept}")), auto_protect=0.0)
-    return {"patch": node("ScaPreSolve", model=["load", 0], clip=["load", 1], concepts=["concepts", 0], variant=name, **settings, **more)}
+    more = dict(
+        tokens=r.choice(("all", "last")),
+        hard_keep=r.choice((0.0, 0.0, 0.9)),
+        expand=r.random() < 0.3,
+        rounds=r.choice((0, 0, 1)),
+    )
+    more |= dict(
+        prior=False,
+        estimator="graded",
+        templates=r.choice(("", "a {concept}\nthe {concept}")),
+        auto_protect=0.0,
+    )
+    return {
+        "patch": node(
+            "ScaPreSolve",
+            model=["load", 0],
+            clip=["load", 1],
+            concepts=["concepts", 0],
+            variant=name,
+            **settings,
+            **more,
+        )
+    }
 
 
 def fia(r):
     steps = r.randint(2, 6)
-    measure = workflow.MEASURE | dict(model=["load", 0], clip=["load", 1], concepts=["concepts", 0], seed=r.randrange(1000), size=64)
-    measure |= dict(
-        prompts=r.randint(1, 3), steps=steps, window=r.randint(1, steps), score=r.choice(("paper", "wanda")), cfg=r.choice((1.0, 3.0))
+    measure = graphs.MEASURE | dict(
+        model=["load", 0],
+        clip=["load", 1],
+        concepts=["concepts", 0],
+        seed=r.randrange(1000),
+        size=64,
     )
-    fuse = workflow.FUSE | {"saliency.saliency0": ["saliency", 0]}
-    fuse |= dict(r2=r.choice((0.01, 0.03, 0.06)), alpha=r.choice((0.3, 0.6)), granularity=r.choice(("connection", "neuron")))
+    measure |= dict(
+        prompts=r.randint(1, 3),
+        steps=steps,
+        window=r.randint(1, steps),
+        score=r.choice(("paper", "wanda")),
+        cfg=r.choice((1.0, 3.0)),
+    )
+    fuse = graphs.FUSE | {"saliency.saliency0": ["saliency", 0]}
+    fuse |= dict(
+        r2=r.choice((0.01, 0.03, 0.06)),
+        alpha=r.choice((0.3, 0.6)),
+        granularity=r.choice(("connection", "neuron")),
+    )
     return {"saliency": node("ConceptSaliency", **measure), "patch": node("NeuronMaskFuse", **fuse)}
 
 
 def trainer(r):
-    length = dict(steps=r.randint(2, 4), stop_at=0.0, batch=2, held=2, learning_rate=1e-3, pictures=2, sampling_steps=2, captions=2)
-    train = workflow.TRAIN | dict(model=["load", 0], clip=["load", 1], concepts=["concepts", 0], seed=r.randrange(1000), size=64, cfg=3.0)
-    train |= dict(variant=r.choice(("replay", "released")), warmup=1, refresh=2, density=r.choice((0.1, 0.5, 1.0)), preset="custom")
-    return {"patch": node("DynamicMaskTrainer", **train, **{f"preset.{k}": v for k, v in length.items()})}
+    length = dict(
+        steps=r.randint(2, 4),
+        stop_at=0.0,
+        batch=2,
+        held=2,
+        learning_rate=1e-3,
+        pictures=2,
+        sampling_steps=2,
+        captions=2,
+    )
+    train = graphs.TRAIN | dict(
+        model=["load", 0],
+        clip=["load", 1],
+        concepts=["concepts", 0],
+        seed=r.randrange(1000),
+        size=64,
+        cfg=3.0,
+    )
+    train |= dict(
+        variant=r.choice(("replay", "released")),
+        warmup=1,
+        refresh=2,
+        density=r.choice((0.1, 0.5, 1.0)),
+        preset="custom",
+    )
+    return {
+        "patch": node(
+            "DynamicMaskTrainer", **train, **{f"preset.{k}": v for k, v in length.items()}
+        )
+    }
 
 
 def broken(graph, r):
@@ -120,14 +178,22 @@ def made(seed):
             mismatch="error",
             **{"patches.patch0": ["patch", 0]},
         ),
-        "text": node("CLIPTextEncode", clip=["load", 1], text=f"a photo of a {r.choice(sorted(OBJECTS))}"),
+        "text": node(
+            "CLIPTextEncode", clip=["load", 1], text=f"a photo of a {r.choice(sorted(OBJECTS))}"
+        ),
         "nothing": node("CLIPTextEncode", clip=["load", 1], text=""),
         "size": node("EmptyLatentImage", width=64, height=64, batch_size=1),
     }
     if r.random() < 0.15:
         return broken(graph, r) | drawn("apply"), True
     if r.random() < 0.15:
-        look = dict(before=["load", 0], after=["apply", 0], clip=["load", 1], vae=["load", 2], concepts=["concepts", 0])
+        look = dict(
+            before=["load", 0],
+            after=["apply", 0],
+            clip=["load", 1],
+            vae=["load", 2],
+            concepts=["concepts", 0],
+        )
         graph["report"] = node("ErasureReport", **look, seeds=1, kept=1, steps=2, size=64)
         graph["shown"] = node("PreviewImage", images=["report", 0])
     return graph | drawn("apply"), False
@@ -135,7 +201,14 @@ def made(seed):
 
 def drawn(model):
     wires = {"positive": ["text", 0], "negative": ["nothing", 0], "latent_image": ["size", 0]}
-    settings = {"seed": 5, "steps": 3, "cfg": 3.0, "sampler_name": "ddim", "scheduler": "ddim_uniform", "denoise": 1.0}
+    settings = {
+        "seed": 5,
+        "steps": 3,
+        "cfg": 3.0,
+        "sampler_name": "ddim",
+        "scheduler": "ddim_uniform",
+        "denoise": 1.0,
+    }
     return {
         "sampler": node("KSampler", model=[model, 0], **wires, **settings),
         "decode": node("VAEDecode", samples=["sampler", 0], vae=["load", 2]),
@@ -157,9 +230,17 @@ def memory(server):
 def ended(server, seed):
     """(picture or None, what was said where it failed, whether by the pack or before anything ran) of the workflow of a seed."""
     try:
-        return np.asarray(server.image(server.run(made(seed)[0])["picture"]["images"][0]), np.int16), "", True
+        return (
+            np.asarray(server.image(server.run(made(seed)[0])["picture"]["images"][0]), np.int16),
+            "",
+            True,
+        )
     except Failed as error:
-        return None, str(error), error.kind.endswith("UnlearnError") or "prompt_outputs_failed_validation" in str(error)
+        return (
+            None,
+            str(error),
+            error.kind.endswith("UnlearnError") or "prompt_outputs_failed_validation" in str(error),
+        )
 
 
 def test_queued_workflows_of_clients_side_by_side(server, tally):
@@ -174,7 +255,13 @@ def test_queued_workflows_of_clients_side_by_side(server, tally):
     def looking():
         """A page that is open all the while."""
         while not done.is_set():
-            for path in ("/object_info/ScaPreSolve", "/queue", "/history?max_items=5", "/models/unlearn_patches", "/system_stats"):
+            for path in (
+                "/object_info/ScaPreSolve",
+                "/queue",
+                "/history?max_items=5",
+                "/models/unlearn_patches",
+                "/system_stats",
+            ):
                 server.get(path)
             time.sleep(0.5)
 
@@ -196,13 +283,19 @@ def test_queued_workflows_of_clients_side_by_side(server, tally):
         assert "validation" not in said or made(seed)[1], (seed, said)
     assert len(results) == WORKFLOWS and server.process.poll() is None
 
-    assert np.array_equal(before, np.asarray(server.image(server.run(plain())["picture"]["images"][0]), np.int16))
-    server.post("/free", {"unload_models": True, "free_memory": True})  # nothing is taken from the host's cache
+    assert np.array_equal(
+        before, np.asarray(server.image(server.run(plain())["picture"]["images"][0]), np.int16)
+    )
+    server.post(
+        "/free", {"unload_models": True, "free_memory": True}
+    )  # nothing is taken from the host's cache
     for seed in [s for s in seeds if s not in failed][:: max(1, WORKFLOWS // 8)]:
         again, said, _ = ended(server, seed)
         assert said == "" and np.array_equal(results[seed][0], again), seed
     quarter = len(sizes) // 4
     half, end = np.median(sizes[quarter : 2 * quarter]), np.median(sizes[-quarter:])
     tally("workflows", WORKFLOWS)
-    print(f"{WORKFLOWS} workflows, {len(failed)} of them told off, memory {half:.0f} MB half way and {end:.0f} MB at the end")
+    print(
+        f"{WORKFLOWS} workflows, {len(failed)} of them told off, memory {half:.0f} MB half way and {end:.0f} MB at the end"
+    )
     assert WORKFLOWS < LONG or end <= FLAT * half

@@ -6,7 +6,7 @@ from pathlib import Path
 import loading
 import pytest
 
-import pack
+from testbed import pack
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -47,7 +47,10 @@ for name, change in cases.items():
         found[name] = load(args_of_test[0])
 print(json.dumps(found))
 """
-NEW, TOO_OLD = ("as it is", "0.22.0", "0.100.1", "v0.23.0-dev", "1.0", "nightly", "no version"), ("0.21.9", "0.3.75")
+NEW, TOO_OLD = (
+    ("as it is", "0.22.0", "0.100.1", "v0.23.0-dev", "1.0", "nightly", "no version"),
+    ("0.21.9", "0.3.75"),
+)
 LACKING = ("no io", "no V3", "no DynamicCombo", "no Autogrow", "no Hidden", "no adapters")
 
 
@@ -59,7 +62,11 @@ def found():
 @pytest.mark.parametrize("case", NEW)
 def test_a_host_that_is_new_enough_gets_all_nodes(found, case, tally):
     done, nodes, said = found[case]
-    assert done and nodes == sorted(n.__name__ for n in pack.module("nodes").NODES) and not any("Unlearn" in line for line in said)
+    assert (
+        done
+        and nodes == sorted(n.__name__ for n in pack.module("nodes").NODES)
+        and not any("Unlearn" in line for line in said)
+    )
     tally("cells")
 
 
@@ -78,8 +85,12 @@ def test_an_old_host_gets_no_node_and_one_line(found, case, tally):
 def test_the_tested_host_is_pinned_and_the_oldest_is_said_once():
     dev = (ROOT / "dev.py").read_text(encoding="utf-8")
     tested = re.search(r'^HOST_COMFYUI = "([\d.]+)"', dev, re.M)[1]
-    assert re.search(r'^HOST_SHA256 = "[0-9a-f]{64}"', dev, re.M) and re.search(r'^TORCH = \("torch==', dev, re.M)
-    readme, project = ((ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "pyproject.toml"))
+    assert re.search(r'^HOST_SHA256 = "[0-9a-f]{64}"', dev, re.M) and re.search(
+        r'^TORCH = \("torch==', dev, re.M
+    )
+    readme, project = (
+        (ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "pyproject.toml")
+    )
     oldest = re.search(r'^requires-comfyui = "(.+)"', project, re.M)[1]
     assert tuple(map(int, re.fullmatch(r">=(\d+)\.(\d+)\.0", oldest).groups())) == pack.load().NEEDS
     assert f"{oldest.removeprefix('>=').removesuffix('.0')} or newer; tested on {tested}" in readme

@@ -6,47 +6,54 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from benchmarks import pictures, workflow
-from benchmarks.server import BASE, Server
-from world import checkpoint as world
+from testbed import example_pictures, graphs
+from testbed.server import BASE, Server
+from testbed.worlds import checkpoint as world
 
 pytestmark = pytest.mark.server
 
 
 @pytest.fixture(scope="module")
 def server(checkpoint):
-    with Server(log=BASE / "test-server-examples.log", leaves=pictures.SAVED) as running:
+    with Server(log=BASE / "test-server-examples.log", leaves=example_pictures.SAVED) as running:
         yield running
 
 
-@pytest.mark.parametrize("name", workflow.SOURCES)
+@pytest.mark.parametrize("name", graphs.SOURCES)
 def test_it_runs_and_gives_pictures(server, name):
     """As it comes from the file but for checkpoint, words, sizes and steps; the muted part after the first run."""
-    (shots,) = pictures.runs(server, name, ["an image of a fox"], quick=True)
-    saves = [n for n in workflow.source(name).values() if n["class_type"] == "SaveImage"]
+    (shots,) = example_pictures.runs(server, name, ["an image of a fox"], quick=True)
+    saves = [n for n in graphs.source(name).values() if n["class_type"] == "SaveImage"]
     assert len(shots) == len(saves) >= 2
     for label, picture in shots:
         assert picture.size == (64, 64) and np.asarray(picture).std() > 0, label
 
 
 def test_what_was_saved_draws_as_the_live_patch(server):
-    (shots,) = pictures.runs(server, "export_and_reload", ["an image of a fox"], quick=True)
+    (shots,) = example_pictures.runs(server, "export_and_reload", ["an image of a fox"], quick=True)
     found = {label: np.asarray(picture, np.int16) for label, picture in shots}
     assert np.abs(found["before"] - found["live"]).max() > 5
     for again in ("from patch", "from LoRA"):
         assert np.abs(found[again] - found["live"]).max() <= 2, again
 
 
-@pytest.mark.parametrize("name", workflow.SOURCES)
+@pytest.mark.parametrize("name", graphs.SOURCES)
 def test_the_file_is_whole(name):
     """A picture beside it, where to download its checkpoint, and which pack its nodes come from."""
-    nodes = workflow.load(name)["nodes"]
-    with Image.open(workflow.FOLDER / f"{name}.jpg") as picture:
+    nodes = graphs.load(name)["nodes"]
+    with Image.open(graphs.FOLDER / f"{name}.jpg") as picture:
         assert picture.width >= 600 and picture.height >= 600
     (loader,) = [n for n in nodes if n["type"] == "CheckpointLoaderSimple"]
     (model,) = loader["properties"]["models"]
-    assert model["directory"] == "checkpoints" and model["url"].endswith(model["name"]) and [model["name"]] == loader["widgets_values"]
-    assert {n["properties"]["cnr_id"] for n in nodes if n["type"] != "MarkdownNote"} == {"unlearn-diffusion", "comfy-core"}
+    assert (
+        model["directory"] == "checkpoints"
+        and model["url"].endswith(model["name"])
+        and [model["name"]] == loader["widgets_values"]
+    )
+    assert {n["properties"]["cnr_id"] for n in nodes if n["type"] != "MarkdownNote"} == {
+        "unlearn-diffusion",
+        "comfy-core",
+    }
     assert not set(overlaps(nodes))
 
 
@@ -60,19 +67,32 @@ def overlaps(nodes):
 
 
 def test_the_templates_and_the_blueprint_are_served(server):
-    assert set(workflow.SOURCES) <= set(server.get("/workflow_templates")["ComfyUI-Unlearn"])
-    listed = {k: v for k, v in server.get("/global_subgraphs").items() if v["name"] == workflow.BLUEPRINT}
+    assert set(graphs.SOURCES) <= set(server.get("/workflow_templates")["ComfyUI-Unlearn"])
+    listed = {
+        k: v for k, v in server.get("/global_subgraphs").items() if v["name"] == graphs.BLUEPRINT
+    }
     ((key, entry),) = listed.items()
     assert entry["info"]["node_pack"] == "custom_nodes.ComfyUI-Unlearn"
-    (inner,) = json.loads(server.get(f"/global_subgraphs/{key}")["data"])["definitions"]["subgraphs"]
+    (inner,) = json.loads(server.get(f"/global_subgraphs/{key}")["data"])["definitions"][
+        "subgraphs"
+    ]
     assert {n["type"] for n in inner["nodes"]} <= set(server.get("/object_info"))
-    assert [i["name"] for i in inner["inputs"]] == ["model", "clip", "forget", "keep", "kind", "strength"]
+    assert [i["name"] for i in inner["inputs"]] == [
+        "model",
+        "clip",
+        "forget",
+        "keep",
+        "kind",
+        "strength",
+    ]
 
 
 def test_the_sprite_world_knows_the_words():
     """Whatever stands in for a workflow's concepts is something the small model can draw."""
-    from world.sprites import LABELS, STYLES
+    from testbed.worlds.sprites import LABELS, STYLES
 
-    for titles, *_ in pictures.PLANS.values():
+    for titles, *_ in example_pictures.PLANS.values():
         assert {n for names in titles.values() for n in names} <= {*LABELS, *STYLES}
-    assert world.NAME.endswith(".safetensors") and set(pictures.PLANS) == set(workflow.SOURCES)
+    assert world.NAME.endswith(".safetensors") and set(example_pictures.PLANS) == set(
+        graphs.SOURCES
+    )

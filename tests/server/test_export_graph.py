@@ -8,14 +8,17 @@ import numpy as np
 import pytest
 from safetensors import safe_open
 
-from benchmarks import workflow
-from benchmarks.server import BASE, Failed, Server
-from world import checkpoint
+from testbed import graphs
+from testbed.server import BASE, Failed, Server
+from testbed.worlds import checkpoint
 
 pytestmark = pytest.mark.server
 NAME = "test_export"
 MODELS, OUTPUT = BASE / "models", BASE / "output"
-FILES = [MODELS / folder / f"{NAME}.safetensors" for folder in ("unlearn_patches", "loras", "diffusion_models")]
+FILES = [
+    MODELS / folder / f"{NAME}.safetensors"
+    for folder in ("unlearn_patches", "loras", "diffusion_models")
+]
 FILES += [MODELS / "checkpoints" / f"{NAME}_{how}.safetensors" for how in ("stock", "own")]
 
 
@@ -33,7 +36,15 @@ def sampled(g, name, model):
     """Adds a sampler on a model's socket to the graph; its pictures come out of the node `name`."""
     wires = {"positive": ["text", 0], "negative": ["nothing", 0], "latent_image": ["size", 0]}
     g[f"{name} sampler"] = node(
-        "KSampler", model=model, seed=5, steps=4, cfg=3.0, sampler_name="ddim", scheduler="ddim_uniform", denoise=1.0, **wires
+        "KSampler",
+        model=model,
+        seed=5,
+        steps=4,
+        cfg=3.0,
+        sampler_name="ddim",
+        scheduler="ddim_uniform",
+        denoise=1.0,
+        **wires,
     )
     g[f"{name} decode"] = node("VAEDecode", samples=[f"{name} sampler", 0], vae=["load", 2])
     g[name] = node("SaveImage", images=[f"{name} decode", 0], filename_prefix="test/export")
@@ -51,19 +62,40 @@ def plain():
 
 def erasing():
     """A small ScaPre patch, quick to solve, applied and sampled as `live`."""
-    solve = workflow.source("quick_erase")
-    solve = solve[workflow.titled(solve, "ScaPre Solve")]["inputs"]
+    solve = graphs.source("quick_erase")
+    solve = solve[graphs.titled(solve, "ScaPre Solve")]["inputs"]
     g = plain() | {
-        "concepts": node("UnlearnConcepts", forget="fox -> animal", keep="cat\nhouse", kind="object"),
-        "solve": node("ScaPreSolve", **solve | {"model": ["load", 0], "clip": ["load", 1], "concepts": ["concepts", 0], "prior": False}),
-        "apply": node("ApplyUnlearnPatch", model=["load", 0], strength=1.0, mismatch="error", **{"patches.patch0": ["solve", 0]}),
+        "concepts": node(
+            "UnlearnConcepts", forget="fox -> animal", keep="cat\nhouse", kind="object"
+        ),
+        "solve": node(
+            "ScaPreSolve",
+            **solve
+            | {
+                "model": ["load", 0],
+                "clip": ["load", 1],
+                "concepts": ["concepts", 0],
+                "prior": False,
+            },
+        ),
+        "apply": node(
+            "ApplyUnlearnPatch",
+            model=["load", 0],
+            strength=1.0,
+            mismatch="error",
+            **{"patches.patch0": ["solve", 0]},
+        ),
     }
     return sampled(g, "live", ["apply", 0])
 
 
 def queue(server, g):
     """Queues a graph as the page does, with the workflow beside it."""
-    body = {"prompt": g, "client_id": server.client, "extra_data": {"extra_pnginfo": {"workflow": {"made by": "test"}}}}
+    body = {
+        "prompt": g,
+        "client_id": server.client,
+        "extra_data": {"extra_pnginfo": {"workflow": {"made by": "test"}}},
+    }
     return server.finish(server.post("/prompt", body)["prompt_id"])
 
 
@@ -86,7 +118,14 @@ def exported(server):
     g = erasing()
     socket, whole = {"model": ["apply", 0]}, {"clip": ["load", 1], "vae": ["load", 2]}
     g["patch"] = node("SaveUnlearnPatch", patch=["solve", 0], name=NAME)
-    g["lora"] = node("SaveUnlearnLoRA", model=["load", 0], patch=["solve", 0], name=NAME, size="exact", precision="float32")
+    g["lora"] = node(
+        "SaveUnlearnLoRA",
+        model=["load", 0],
+        patch=["solve", 0],
+        name=NAME,
+        size="exact",
+        precision="float32",
+    )
     g["stock"] = node("CheckpointSave", filename_prefix="test/stock", **socket, **whole)
     g["unet"] = node("ModelSave", filename_prefix="test/unet", **socket)
     g["own"] = node("SaveUnlearnedCheckpoint", filename_prefix="test/own", **socket, **whole)
@@ -100,8 +139,19 @@ def exported(server):
 def test_every_way_back_gives_the_live_pictures(server, exported):
     g = plain()
     g["patch"] = node("LoadUnlearnPatch", name=f"{NAME}.safetensors")
-    g["apply"] = node("ApplyUnlearnPatch", model=["load", 0], strength=1.0, mismatch="error", **{"patches.patch0": ["patch", 0]})
-    g["lora"] = node("LoraLoaderModelOnly", model=["load", 0], lora_name=f"{NAME}.safetensors", strength_model=1.0)
+    g["apply"] = node(
+        "ApplyUnlearnPatch",
+        model=["load", 0],
+        strength=1.0,
+        mismatch="error",
+        **{"patches.patch0": ["patch", 0]},
+    )
+    g["lora"] = node(
+        "LoraLoaderModelOnly",
+        model=["load", 0],
+        lora_name=f"{NAME}.safetensors",
+        strength_model=1.0,
+    )
     g["unet"] = node("UNETLoader", unet_name=f"{NAME}.safetensors", weight_dtype="default")
     for how in ("stock", "own"):
         g[how] = node("CheckpointLoaderSimple", ckpt_name=f"{NAME}_{how}.safetensors")
@@ -118,14 +168,21 @@ def test_every_way_back_gives_the_live_pictures(server, exported):
     assert max(np.abs(a - b).max() for a, b in zip(live, before, strict=True)) > 60
     for name in ("from patch", "from lora", "from unet", "from stock", "from own"):
         again = pictures(server, outputs, name)
-        assert len(again) == 2 and max(np.abs(a - b).max() for a, b in zip(live, again, strict=True)) <= 2, name
+        assert (
+            len(again) == 2
+            and max(np.abs(a - b).max() for a, b in zip(live, again, strict=True)) <= 2
+        ), name
 
 
 def test_the_files_say_what_was_unlearned(exported):
     for path, where in ((FILES[4], "saved"), (FILES[3], "apply"), (FILES[2], "apply")):
         said = metadata(path)
         (entry,) = json.loads(said["unlearn"])[where]
-        assert entry["concepts"] == ["fox"] and entry["method"].startswith("ScaPre") and entry["strength"] == 1.0
+        assert (
+            entry["concepts"] == ["fox"]
+            and entry["method"].startswith("ScaPre")
+            and entry["strength"] == 1.0
+        )
         assert json.loads(said["workflow"]) == {"made by": "test"} and json.loads(said["prompt"])
     assert json.loads(metadata(FILES[0])["concepts"]) == ["fox"]
     assert json.loads(metadata(FILES[1])["unlearn"])[0]["keep"] == ["cat", "house"]
@@ -138,7 +195,9 @@ def test_a_replaced_patch_file_is_loaded_again_and_a_damaged_one_refused(server,
     assert "for this very model" in server.run(g)["info"]["text"][0]
     with server.messages() as seen:
         server.run(g)
-    assert not [m for m in seen if m["type"] == "executing" and m["data"].get("node") == "patch"]  # cached
+    assert not [
+        m for m in seen if m["type"] == "executing" and m["data"].get("node") == "patch"
+    ]  # cached
     whole = FILES[0].read_bytes()
     try:
         FILES[0].write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
@@ -156,7 +215,16 @@ def test_a_replaced_patch_file_is_loaded_again_and_a_damaged_one_refused(server,
 def test_the_report_over_http(server):
     g = erasing()
     del g["live"]
-    rest = {"clip": ["load", 1], "vae": ["load", 2], "concepts": ["concepts", 0], "seed": 1, "seeds": 1, "kept": 2, "steps": 4, "cfg": 3.0}
+    rest = {
+        "clip": ["load", 1],
+        "vae": ["load", 2],
+        "concepts": ["concepts", 0],
+        "seed": 1,
+        "seeds": 1,
+        "kept": 2,
+        "steps": 4,
+        "cfg": 3.0,
+    }
     rest |= {"size": 64, "sampler": "ddim", "scheduler": "ddim_uniform"}
     for name, after in (("report", ["apply", 0]), ("same", ["load", 0])):
         g[name] = node("ErasureReport", before=["load", 0], after=after, **rest)
@@ -165,11 +233,19 @@ def test_the_report_over_http(server):
     with server.messages() as seen:
         outputs = server.run(g)
     said = {k: v["text"][0] for k, v in outputs.items() if k.endswith(("words", "metrics"))}
-    assert "Forgotten prompts" in said["report words"] and "silently did nothing" in said["same words"]
+    assert (
+        "Forgotten prompts" in said["report words"] and "silently did nothing" in said["same words"]
+    )
     found = json.loads(said["report metrics"])
-    assert found["forgotten"]["pixels"] > 0.1 and len(found["shots"]) == 3 and found["weights"]["touched"] > 0
+    assert (
+        found["forgotten"]["pixels"] > 0.1
+        and len(found["shots"]) == 3
+        and found["weights"]["touched"] > 0
+    )
     assert server.image(outputs["report"]["images"][0]).width > 800
-    steps = [m["data"] for m in seen if m["type"] == "progress" and m["data"].get("node") == "report"]
+    steps = [
+        m["data"] for m in seen if m["type"] == "progress" and m["data"].get("node") == "report"
+    ]
     assert steps[-1]["value"] == steps[-1]["max"] == 2 * 3 * 4
 
 

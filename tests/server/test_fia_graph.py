@@ -4,9 +4,9 @@ import time
 
 import pytest
 
-from benchmarks import workflow
-from benchmarks.server import BASE, Failed, Server
-from world import checkpoint
+from testbed import graphs
+from testbed.server import BASE, Failed, Server
+from testbed.worlds import checkpoint
 
 pytestmark = pytest.mark.server
 
@@ -19,14 +19,18 @@ def server(checkpoint):
 
 def graph(**measure):
     """The neuron-pruning example with the sprite world in it, two concepts, few prompts and steps."""
-    g = workflow.to_api(workflow.load("neuron_pruning"))
-    workflow.put(g, "Load Checkpoint", ckpt_name=checkpoint.NAME)
-    workflow.put(g, "Objects to Forget", forget="fox\nhouse", keep="")
-    workflow.put(g, "Concept Saliency", **{"prompts": 2, "steps": 6, "window": 3, "cfg": 3.0, "size": 64} | measure)
-    workflow.put(g, "Prompt", text="an image of a fox")
-    workflow.put(g, "Picture Size", width=64, height=64)
+    g = graphs.to_api(graphs.load("neuron_pruning"))
+    graphs.put(g, "Load Checkpoint", ckpt_name=checkpoint.NAME)
+    graphs.put(g, "Objects to Forget", forget="fox\nhouse", keep="")
+    graphs.put(
+        g,
+        "Concept Saliency",
+        **{"prompts": 2, "steps": 6, "window": 3, "cfg": 3.0, "size": 64} | measure,
+    )
+    graphs.put(g, "Prompt", text="an image of a fox")
+    graphs.put(g, "Picture Size", width=64, height=64)
     for name in ("Before", "After"):
-        workflow.put(g, name, steps=4, cfg=3.0)
+        graphs.put(g, name, steps=4, cfg=3.0)
     return g
 
 
@@ -34,10 +38,13 @@ def test_two_concepts_with_progress(server):
     g = graph()
     with server.messages() as seen:
         outputs = server.run(g)
-    words = outputs[workflow.titled(g, "Report in Words")]["text"][0]
+    words = outputs[graphs.titled(g, "Report in Words")]["text"][0]
     assert "for 2 concepts" in words and "Prunes" in words
-    assert outputs[workflow.titled(g, "Picture After")]["images"] and outputs[workflow.titled(g, "Report")]["images"]
-    node = workflow.titled(g, "Concept Saliency")
+    assert (
+        outputs[graphs.titled(g, "Picture After")]["images"]
+        and outputs[graphs.titled(g, "Report")]["images"]
+    )
+    node = graphs.titled(g, "Concept Saliency")
     steps = [m["data"] for m in seen if m["type"] == "progress" and m["data"].get("node") == node]
     assert steps and steps[-1]["value"] == steps[-1]["max"] == 3 * 2 * 3  # groups, prompts, window
 
@@ -45,19 +52,24 @@ def test_two_concepts_with_progress(server):
 def test_another_r2_does_not_measure_again(server):
     g = graph(seed=77)
     server.run(g)
-    workflow.put(g, "Fuse Neuron Masks", r2=0.05)
+    graphs.put(g, "Fuse Neuron Masks", r2=0.05)
     with server.messages() as seen:
         server.run(g)
     ran = {m["data"]["node"] for m in seen if m["type"] == "executing" and m["data"].get("node")}
-    assert workflow.titled(g, "Fuse Neuron Masks") in ran and workflow.titled(g, "Concept Saliency") not in ran
+    assert (
+        graphs.titled(g, "Fuse Neuron Masks") in ran
+        and graphs.titled(g, "Concept Saliency") not in ran
+    )
 
 
 def test_cancel_while_measuring_and_run_again(server):
     g = graph(prompts=20, steps=50, window=50, seed=5)
     with server.messages() as seen:
         prompt_id = server.queue(g)
-        node, until = workflow.titled(g, "Concept Saliency"), time.time() + 60
-        while time.time() < until and not any(m["type"] == "progress" and m["data"].get("node") == node for m in seen):
+        node, until = graphs.titled(g, "Concept Saliency"), time.time() + 60
+        while time.time() < until and not any(
+            m["type"] == "progress" and m["data"].get("node") == node for m in seen
+        ):
             time.sleep(0.05)
         server.post("/interrupt", {"prompt_id": prompt_id})
         start = time.time()
@@ -71,16 +83,22 @@ def test_saliency_through_a_file(server):
     g = graph(score="wanda")
     g["save"] = {
         "class_type": "SaveConceptSaliency",
-        "inputs": {"saliency": [workflow.titled(g, "Concept Saliency"), 0], "name": "test_fox"},
+        "inputs": {"saliency": [graphs.titled(g, "Concept Saliency"), 0], "name": "test_fox"},
         "_meta": {"title": "Save"},
     }
     live = server.run(g)
     try:
         again = graph(score="wanda")
-        load, measure = {"class_type": "LoadConceptSaliency", "inputs": {"name": "test_fox.safetensors"}}, "Concept Saliency"
-        again[workflow.titled(again, measure)] = {**load, "_meta": {"title": measure}}
+        load, measure = (
+            {"class_type": "LoadConceptSaliency", "inputs": {"name": "test_fox.safetensors"}},
+            "Concept Saliency",
+        )
+        again[graphs.titled(again, measure)] = {**load, "_meta": {"title": measure}}
         reloaded = server.run(again)
-        same = [server.image(o[workflow.titled(x, "Picture After")]["images"][0]).tobytes() for o, x in ((live, g), (reloaded, again))]
+        same = [
+            server.image(o[graphs.titled(x, "Picture After")]["images"][0]).tobytes()
+            for o, x in ((live, g), (reloaded, again))
+        ]
         assert same[0] == same[1]
     finally:
         (BASE / "models" / "unlearn_saliency" / "test_fox.safetensors").unlink()
@@ -90,7 +108,7 @@ def test_no_name_leads_out_of_the_folder(server):
     g = graph()
     g["save"] = {
         "class_type": "SaveConceptSaliency",
-        "inputs": {"saliency": [workflow.titled(g, "Concept Saliency"), 0], "name": "../../out"},
+        "inputs": {"saliency": [graphs.titled(g, "Concept Saliency"), 0], "name": "../../out"},
         "_meta": {"title": "Save"},
     }
     with pytest.raises(Failed, match="is not a name on every system"):

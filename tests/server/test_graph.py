@@ -7,11 +7,11 @@ import urllib.request
 import numpy as np
 import pytest
 
-from benchmarks import demo, workflow
-from benchmarks.server import BASE, Failed, Server
-from world import captions, checkpoint
-from world.evaluate import judge_picture
-from world.sprites import OBJECTS, STYLES, SUPERCLASS
+from testbed import demo, graphs
+from testbed.server import BASE, Failed, Server
+from testbed.worlds import captions, checkpoint
+from testbed.worlds.evaluate import judge_picture
+from testbed.worlds.sprites import OBJECTS, STYLES, SUPERCLASS
 
 pytestmark = pytest.mark.server
 FORGET = ("fox", "house")
@@ -30,45 +30,61 @@ def checkpoint_name(checkpoint):
 
 def graph(text="an image of a fox", **concepts):
     """The quick-erase example with the sprite world in it, one prompt, few steps."""
-    g = workflow.to_api(workflow.load("quick_erase"))
-    workflow.put(g, "Load Checkpoint", ckpt_name=checkpoint.NAME)
+    g = graphs.to_api(graphs.load("quick_erase"))
+    graphs.put(g, "Load Checkpoint", ckpt_name=checkpoint.NAME)
     keep = "\n".join([*(n for n in OBJECTS if n not in FORGET), *STYLES])
-    objects = {"forget": "\n".join(f"{n} -> {SUPERCLASS[n]}" for n in FORGET), "keep": keep} | concepts
-    workflow.put(g, "Objects to Forget", **objects)
-    g[workflow.titled(g, "ScaPre Solve")]["inputs"]["concepts"] = [workflow.titled(g, "Objects to Forget"), 0]
-    del g[workflow.titled(g, "Styles to Forget")]
-    workflow.put(g, "Prompt", text=text)
-    workflow.put(g, "Picture Size", width=64, height=64, batch_size=4)
+    objects = {
+        "forget": "\n".join(f"{n} -> {SUPERCLASS[n]}" for n in FORGET),
+        "keep": keep,
+    } | concepts
+    graphs.put(g, "Objects to Forget", **objects)
+    g[graphs.titled(g, "ScaPre Solve")]["inputs"]["concepts"] = [
+        graphs.titled(g, "Objects to Forget"),
+        0,
+    ]
+    del g[graphs.titled(g, "Styles to Forget")]
+    graphs.put(g, "Prompt", text=text)
+    graphs.put(g, "Picture Size", width=64, height=64, batch_size=4)
     for name in ("Before", "After"):
-        workflow.put(g, name, steps=12, cfg=3.0, seed=5)
+        graphs.put(g, name, steps=12, cfg=3.0, seed=5)
     return g
 
 
 def pictures(server, outputs, g, title):
-    return [np.asarray(server.image(i), np.int16) for i in outputs[workflow.titled(g, title)]["images"]]
+    return [
+        np.asarray(server.image(i), np.int16) for i in outputs[graphs.titled(g, title)]["images"]
+    ]
 
 
 def seen(server, outputs, g, title, name):
     judge = checkpoint.load_judge()
     look = [
-        judge_picture(judge, demo.pixels(server.image(i)), captions.Caption("", name)) for i in outputs[workflow.titled(g, title)]["images"]
+        judge_picture(judge, demo.pixels(server.image(i)), captions.Caption("", name))
+        for i in outputs[graphs.titled(g, title)]["images"]
     ]
     return np.mean([x.correct for x in look])
 
 
-@pytest.mark.parametrize("name", workflow.SOURCES)
+@pytest.mark.parametrize("name", graphs.SOURCES)
 def test_an_example_graph_is_the_one_it_was_drawn_from(name):
     """The UI-format file converts to the graph in benchmarks/workflow.py, input by input."""
-    got, want = workflow.to_api(workflow.load(name), muted=True), workflow.source(name)
-    controls = [v for n in workflow.load(name)["nodes"] for v in n.get("widgets_values") or [] if v in ("fixed", "randomize")]
+    got, want = graphs.to_api(graphs.load(name), muted=True), graphs.source(name)
+    controls = [
+        v
+        for n in graphs.load(name)["nodes"]
+        for v in n.get("widgets_values") or []
+        if v in ("fixed", "randomize")
+    ]
     assert set(controls) == {"fixed"}  # before and after must share a seed, run after run
     by_title = lambda g: {n["_meta"]["title"]: n["class_type"] for n in g.values()}
     assert by_title(got) == by_title(want)
     for title in by_title(want):
-        a, b = (g[workflow.titled(g, title)]["inputs"] for g in (got, want))
+        a, b = (g[graphs.titled(g, title)]["inputs"] for g in (got, want))
         values = lambda d: {k: v for k, v in d.items() if not isinstance(v, list)}
         assert values(a) == values(b), title
-        wired = lambda g, d: {k: (g[str(v[0])]["_meta"]["title"], v[1]) for k, v in d.items() if isinstance(v, list)}
+        wired = lambda g, d: {
+            k: (g[str(v[0])]["_meta"]["title"], v[1]) for k, v in d.items() if isinstance(v, list)
+        }
         assert wired(got, a) == wired(want, b), title
 
 
@@ -77,15 +93,20 @@ def test_the_plain_graph_forgets(server):
     outputs = server.run(g)
     assert seen(server, outputs, g, "Picture Before", "fox") >= 0.75
     assert seen(server, outputs, g, "Picture After", "fox") <= 0.25
-    assert "Forgets 2 concepts" in outputs[workflow.titled(g, "Report in Words")]["text"][0]
+    assert "Forgets 2 concepts" in outputs[graphs.titled(g, "Report in Words")]["text"][0]
 
 
 def test_a_saved_checkpoint_gives_the_same_pictures(server):
     g = graph()
-    apply, loader = workflow.titled(g, "Apply Unlearn Patch"), workflow.titled(g, "Load Checkpoint")
+    apply, loader = graphs.titled(g, "Apply Unlearn Patch"), graphs.titled(g, "Load Checkpoint")
     g["save"] = {
         "class_type": "CheckpointSave",
-        "inputs": {"model": [apply, 0], "clip": [loader, 1], "vae": [loader, 2], "filename_prefix": "test/forgot"},
+        "inputs": {
+            "model": [apply, 0],
+            "clip": [loader, 1],
+            "vae": [loader, 2],
+            "filename_prefix": "test/forgot",
+        },
         "_meta": {"title": "Save"},
     }
     live = pictures(server, server.run(g), g, "Picture After")
@@ -94,7 +115,7 @@ def test_a_saved_checkpoint_gives_the_same_pictures(server):
     os.replace(saved, target)
     try:
         again = graph()
-        workflow.put(again, "Load Checkpoint", ckpt_name=target.name)
+        graphs.put(again, "Load Checkpoint", ckpt_name=target.name)
         for title in (
             "After",
             "Decode After",
@@ -105,7 +126,7 @@ def test_a_saved_checkpoint_gives_the_same_pictures(server):
             "Report in Words",
             "Objects to Forget",
         ):
-            del again[workflow.titled(again, title)]
+            del again[graphs.titled(again, title)]
         outputs = server.run(again)
         reloaded = pictures(server, outputs, again, "Picture Before")
         assert len(live) == len(reloaded) == 4
@@ -118,7 +139,7 @@ def test_a_saved_checkpoint_gives_the_same_pictures(server):
 def test_a_settings_change_runs_again_and_the_plain_model_stays(server):
     g = graph()
     before = pictures(server, server.run(g), g, "Picture Before")
-    workflow.put(g, "Apply Unlearn Patch", strength=0.0)
+    graphs.put(g, "Apply Unlearn Patch", strength=0.0)
     outputs = server.run(g)
     after = pictures(server, outputs, g, "Picture After")
     assert len(before) == len(after) == 4
@@ -144,7 +165,7 @@ def test_bad_lists_are_refused_in_one_sentence(server, change, says):
 
 def test_cancel_and_run_again(server):
     g = graph("a drawing of a house", keep="\n".join(OBJECTS[4:8]))
-    g[workflow.titled(g, "ScaPre Solve")]["inputs"]["variant.preserve"] = 1.25
+    g[graphs.titled(g, "ScaPre Solve")]["inputs"]["variant.preserve"] = 1.25
     prompt_id = server.queue(g)
     server.post("/interrupt", {"prompt_id": prompt_id})
     with pytest.raises(Failed, match="(?i)interrupt|Processing"):
@@ -153,9 +174,17 @@ def test_cancel_and_run_again(server):
 
 
 def test_help_pages_and_template_are_served(server):
-    for node in ("UnlearnConcepts", "ScaPreSolve", "ApplyUnlearnPatch", "ConceptSaliency", "NeuronMaskFuse"):
+    for node in (
+        "UnlearnConcepts",
+        "ScaPreSolve",
+        "ApplyUnlearnPatch",
+        "ConceptSaliency",
+        "NeuronMaskFuse",
+    ):
         info = server.get(f"/object_info/{node}")[node]
         assert info["category"] == "unlearn" and info["description"]
-        with urllib.request.urlopen(f"{server.url}/extensions/ComfyUI-Unlearn/docs/{node}.md", timeout=20) as page:
+        with urllib.request.urlopen(
+            f"{server.url}/extensions/ComfyUI-Unlearn/docs/{node}.md", timeout=20
+        ) as page:
             assert len(page.read()) > 300
     assert "quick_erase" in json.dumps(server.get("/workflow_templates"))

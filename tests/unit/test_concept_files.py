@@ -2,12 +2,12 @@
 
 import pytest
 
-import pack
+from testbed import pack
 
-files, forms = pack.module("nodes.concept_files"), pack.module("nodes.concept_forms")
-text, types = pack.module("nodes.concept_text"), pack.module("nodes.types")
+files, forms = pack.module("unlearn.concepts.lists"), pack.module("unlearn.concepts.name_variants")
+text, types = pack.module("unlearn.concepts.text"), pack.module("unlearn.types")
 node = pack.module("nodes.unlearn_concepts")
-UnlearnError = pack.module("nodes.errors").UnlearnError
+UnlearnError = pack.module("unlearn.errors").UnlearnError
 
 
 def written(tmp_path, name, content, encoding="utf-8"):
@@ -17,7 +17,13 @@ def written(tmp_path, name, content, encoding="utf-8"):
 
 
 def test_a_text_file_reads_like_the_node(tmp_path):
-    found = files.read(written(tmp_path, "a.txt", "# mine\nfox -> animal | vixen * 2\nkeep: wolf\nstyle: monet\nKeep : dog\n"))
+    found = files.read(
+        written(
+            tmp_path,
+            "a.txt",
+            "# mine\nfox -> animal | vixen * 2\nkeep: wolf\nstyle: monet\nKeep : dog\n",
+        )
+    )
     assert found == text.parse("fox -> animal | vixen * 2\nstyle: monet", "wolf\ndog")
 
 
@@ -32,7 +38,10 @@ def test_a_table_in_any_dialect(tmp_path, mark, encoding):
     rows += [["wolf", "", "", "", "keep"]]
     found = files.read(written(tmp_path, "a.csv", "\n".join(mark.join(r) for r in rows), encoding))
     assert found.keep == ("wolf",)
-    assert found.concepts == (types.Concept("fox", "object", "animal", ("vixen", "red fox"), 2.5), types.Concept("monet", "style"))
+    assert found.concepts == (
+        types.Concept("fox", "object", "animal", ("vixen", "red fox"), 2.5),
+        types.Concept("monet", "style"),
+    )
 
 
 def test_a_table_of_names_alone_takes_the_nodes_kind(tmp_path):
@@ -64,7 +73,9 @@ def test_bad_files_are_named_with_one_sentence(tmp_path, name, content, says):
 
 def test_a_list_has_a_largest_size(tmp_path, monkeypatch):
     monkeypatch.setattr(files, "LARGEST", 2**20)
-    assert files.read(written(tmp_path, "a.txt", "fox".ljust(2**20))).concepts == (types.Concept("fox"),)
+    assert files.read(written(tmp_path, "a.txt", "fox".ljust(2**20))).concepts == (
+        types.Concept("fox"),
+    )
     with pytest.raises(UnlearnError, match=r"'a.txt' is larger than 1 MB"):
         files.read(written(tmp_path, "a.txt", "fox".ljust(2**20 + 1)))
 
@@ -90,8 +101,12 @@ def test_the_node_joins_lists_files_and_presets(tmp_path, monkeypatch):
     monkeypatch.setattr(node.folder_paths, "get_input_directory", lambda: str(tmp_path))
     written(tmp_path, "mine.txt", "fox -> animal\nkeep: wolf")
     assert node.list_files() == ["none", "mine.txt"]
-    concepts, said = node.UnlearnConcepts.execute("house", "church", "object", preset="logos", file="mine.txt").result
-    assert [c.name for c in concepts.concepts][0] == "house" and "fox" in [c.name for c in concepts.concepts]
+    concepts, said = node.UnlearnConcepts.execute(
+        "house", "church", "object", preset="logos", file="mine.txt"
+    ).result
+    assert [c.name for c in concepts.concepts][0] == "house" and "fox" in [
+        c.name for c in concepts.concepts
+    ]
     assert {"wolf", "church", "apple"} <= set(concepts.keep) and "coca cola" in said
     alone = node.UnlearnConcepts.execute("", "dog", "object", file="mine.txt").result[0]
     assert alone.keep == ("wolf", "dog") and len(alone.concepts) == 1
@@ -102,10 +117,15 @@ def test_the_node_joins_lists_files_and_presets(tmp_path, monkeypatch):
 def test_a_changed_file_runs_again_and_none_leaves_the_folder(tmp_path, monkeypatch):
     monkeypatch.setattr(node.folder_paths, "get_input_directory", lambda: str(tmp_path))
     path = written(tmp_path, "mine.txt", "fox")
-    print_of = lambda: node.UnlearnConcepts.fingerprint_inputs(forget="", keep="", kind="object", file="mine.txt")
+    print_of = lambda: node.UnlearnConcepts.fingerprint_inputs(
+        forget="", keep="", kind="object", file="mine.txt"
+    )
     first = print_of()
     path.write_text("fox\ncat", encoding="utf-8")
-    assert print_of() != first and node.UnlearnConcepts.fingerprint_inputs(forget="x", keep="", kind="object") == []
+    assert (
+        print_of() != first
+        and node.UnlearnConcepts.fingerprint_inputs(forget="x", keep="", kind="object") == []
+    )
     (tmp_path.parent / "secret.txt").write_text("x", encoding="utf-8")
     with pytest.raises((UnlearnError, ValueError)):
         node.file_path("../secret.txt")

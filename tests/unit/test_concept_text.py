@@ -4,20 +4,24 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-import pack
+from testbed import pack
 
-text = pack.module("nodes.concept_text")
-types = pack.module("nodes.types")
-UnlearnError = pack.module("nodes.errors").UnlearnError
+text = pack.module("unlearn.concepts.text")
+types = pack.module("unlearn.types")
+UnlearnError = pack.module("unlearn.errors").UnlearnError
 
 
 def test_a_line_in_full():
     line = "style:  van   gogh -> painting | vincent, v. gogh * 2.5"
-    assert text.parse_concept(line) == types.Concept("van gogh", "style", "painting", ("vincent", "v. gogh"), 2.5)
+    assert text.parse_concept(line) == types.Concept(
+        "van gogh", "style", "painting", ("vincent", "v. gogh"), 2.5
+    )
 
 
 def test_arrow_and_bar_in_either_order():
-    assert text.parse_concept("cat | kitten -> animal") == text.parse_concept("cat -> animal | kitten")
+    assert text.parse_concept("cat | kitten -> animal") == text.parse_concept(
+        "cat -> animal | kitten"
+    )
 
 
 def test_comments_and_blank_lines_are_skipped():
@@ -50,9 +54,19 @@ def test_bad_lists_get_one_sentence(forget, keep, says):
 
 
 word = st.text(
-    st.characters(codec="utf-8", exclude_categories=("Cs", "Cc", "Zl", "Zp", "Zs"), exclude_characters="|,*#>:"), min_size=1, max_size=12
+    st.characters(
+        codec="utf-8",
+        exclude_categories=("Cs", "Cc", "Zl", "Zp", "Zs"),
+        exclude_characters="|,*#>:",
+    ),
+    min_size=1,
+    max_size=12,
 )
-name = st.lists(word, min_size=1, max_size=3).map(" ".join).filter(lambda s: s == text.clean(s) and "->" not in s)
+name = (
+    st.lists(word, min_size=1, max_size=3)
+    .map(" ".join)
+    .filter(lambda s: s == text.clean(s) and "->" not in s)
+)
 concept = st.builds(
     types.Concept,
     name,

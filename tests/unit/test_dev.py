@@ -186,7 +186,9 @@ def test_a_failed_install_is_one_sentence_and_is_taken_up_again(dev, ran, capsys
     assert dev.main(["test"]) == 1
     assert "pip could not install" in one_line(capsys)
     (host / "requirements.txt").write_text(HOST_FILES["requirements.txt"])
-    assert not dev.is_ready(host)  # the old stamp is gone: nobody knows what the failed install changed
+    assert not dev.is_ready(
+        host
+    )  # the old stamp is gone: nobody knows what the failed install changed
     ran.failing = set()
     assert dev.set_up() == host
     assert dev.is_ready(host)
@@ -238,14 +240,19 @@ def test_an_interrupted_unpack_leaves_nothing_to_trust(dev, ran, archive, monkey
 
 def test_what_a_killed_start_left_is_swept_and_a_stale_host_replaced(dev, ran, archive):
     make_host(dev.STATE / "unpack-killed" / "ComfyUI")
-    make_host(dev.UNPACKED, {**HOST_FILES, "comfyui_version.py": '__version__ = "0.22.0"\n', "gone.py": ""})
+    make_host(
+        dev.UNPACKED,
+        {**HOST_FILES, "comfyui_version.py": '__version__ = "0.22.0"\n', "gone.py": ""},
+    )
     archive(vendored())
     dev.set_up()
     assert dev.unpacked_is_current() and not (dev.UNPACKED / "gone.py").exists()
     assert not list(dev.STATE.glob("unpack-*"))
 
 
-@pytest.mark.parametrize("name, text", [("../../../escaped.py", ""), ("link", ("/",)), ("C:\\x.py", "")])
+@pytest.mark.parametrize(
+    "name, text", [("../../../escaped.py", ""), ("link", ("/",)), ("C:\\x.py", "")]
+)
 def test_unsafe_entries_are_refused(dev, ran, archive, tmp_path, capsys, name, text):
     archive({**vendored(), f"pkg-1/vendor/ComfyUI/{name}": text})
     assert dev.main(["test"]) == 1
@@ -254,7 +261,9 @@ def test_unsafe_entries_are_refused(dev, ran, archive, tmp_path, capsys, name, t
 
 
 def test_a_damaged_archive_is_one_sentence(dev, tmp_path):
-    whole = make_archive(tmp_path / "whole.tar.gz", {"pkg-1/vendor/ComfyUI/main.py": "x = 1\n" * 5000}).read_bytes()
+    whole = make_archive(
+        tmp_path / "whole.tar.gz", {"pkg-1/vendor/ComfyUI/main.py": "x = 1\n" * 5000}
+    ).read_bytes()
     for number, content in enumerate((b"", whole[: len(whole) // 2], b"not a tar")):
         broken = tmp_path / f"{number}.tar.gz"
         broken.write_bytes(content)
@@ -269,12 +278,17 @@ def test_an_unknown_benchmark_lists_the_known_ones(dev, ran, capsys):
     (folder / "peers.py").write_text("if __name__ == '__main__':\n    pass\n")
     (folder / "helper.py").write_text("def mainly():\n    pass\n")
     (folder / "_draft.py").write_text("def main():\n    pass\n")
-    for package, file in (("many", "__main__.py"), ("parts", "__init__.py"), ("_drafts", "__main__.py")):
+    for package, file in (
+        ("many", "__main__.py"),
+        ("parts", "__init__.py"),
+        ("_drafts", "__main__.py"),
+    ):
         (folder / package).mkdir()
         (folder / package / file).write_text("")
+    (folder / "parts" / "cost.py").write_text("def main():\n    pass\n")
     for args in (["nope"], [], ["helper"], ["parts"], ["../dev"]):
         assert dev.main(["bench", *args]) == 2
-        assert one_line(capsys).endswith("one of: many, peers, speed.")
+        assert one_line(capsys).endswith("one of: cost, many, peers, speed.")
     assert not ran
 
 
@@ -299,12 +313,16 @@ def test_the_link_is_made_kept_and_repaired(dev, tmp_path, capsys):
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no exec")
 def test_the_module_runs_with_the_hosts_nodes_and_our_helpers(dev, monkeypatch, tmp_path):
     host = make_host(dev.UNPACKED)
-    for package, text in {host / "tests": "OWNER = 'host'", dev.ROOT / "nodes": "OWNER = 'pack'", dev.ROOT / "benchmarks": ""}.items():
+    for package, text in {
+        host / "tests": "OWNER = 'host'",
+        dev.ROOT / "nodes": "OWNER = 'pack'",
+        dev.ROOT / "benchmarks": "",
+    }.items():
         package.mkdir()
         (package / "__init__.py").write_text(text)
-    (dev.ROOT / "tests").mkdir()
-    (dev.ROOT / "tests" / "pack.py").write_text("OWNER = 'pack'")
-    show = "import nodes, os, pack, sys\nprint(nodes.OWNER, pack.OWNER, os.environ['UNLEARN_BASE'], *sys.argv[1:])\nsys.exit(7)"
+    (dev.ROOT / "testbed").mkdir()
+    (dev.ROOT / "testbed" / "pack.py").write_text("OWNER = 'pack'")
+    show = "import nodes, os, sys\nfrom testbed import pack\nprint(nodes.OWNER, pack.OWNER, os.environ['UNLEARN_BASE'], *sys.argv[1:])\nsys.exit(7)"
     (dev.ROOT / "benchmarks" / "show.py").write_text(f"def main():\n    pass\n{show}")
     handed = []
 
@@ -320,6 +338,8 @@ def test_the_module_runs_with_the_hosts_nodes_and_our_helpers(dev, monkeypatch, 
         dev.main(["bench", "show", "a b", "-x"])
     python, command, env = handed
     assert python == dev.PYTHON and env["PYTHONPATH"].endswith(os.pathsep + "mine")
-    answer = subprocess.run([sys.executable, *command[1:]], env=env, stdout=subprocess.PIPE, text=True)  # dev.py has moved to ROOT
+    answer = subprocess.run(
+        [sys.executable, *command[1:]], env=env, stdout=subprocess.PIPE, text=True
+    )  # dev.py has moved to ROOT
     assert answer.stdout.split() == ["host", "pack", str(dev.BASE), "a", "b", "-x"]
     assert answer.returncode == 7

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import pack
+from testbed import pack
 
 kernel = pack.module("kernels.scapre")
 informax = pack.module("kernels.informax")
@@ -15,7 +15,10 @@ def problem(seed, d=24, rows=10, n=9, keep=30):
     g = torch.Generator().manual_seed(seed)
     rand = lambda *shape: torch.randn(*shape, generator=g, dtype=torch.float64)
     c, target, kept = rand(n, d), rand(n, d), rand(keep, d)
-    omega, m = torch.rand(n, generator=g, dtype=torch.float64) + 0.1, torch.rand(rows, generator=g, dtype=torch.float64)
+    omega, m = (
+        torch.rand(n, generator=g, dtype=torch.float64) + 0.1,
+        torch.rand(rows, generator=g, dtype=torch.float64),
+    )
     return rand(rows, d), c, target, omega, m, kept
 
 
@@ -82,7 +85,10 @@ def test_rank_is_that_of_the_concepts():
 
 def test_kept_states_move_less_with_more_preservation():
     w0, c, target, omega, m, kept = problem(5, keep=8)
-    moved = [((solve(w0, c, target, omega, m, penalty(kept, 0.1, b), 10.0) - w0) @ kept.T).norm() for b in (0.0, 1.0, 100.0)]
+    moved = [
+        ((solve(w0, c, target, omega, m, penalty(kept, 0.1, b), 10.0) - w0) @ kept.T).norm()
+        for b in (0.0, 1.0, 100.0)
+    ]
     assert moved[0] > moved[1] > moved[2]
 
 
@@ -102,24 +108,40 @@ def test_penalty_must_be_positive_definite():
 )
 def test_literal_bases(diagonal, tolerance, kept):
     s, eye = torch.diag(torch.tensor(diagonal, dtype=torch.float64)), torch.eye(3)
-    for mu, v in (kernel.anchored_basis(s, eye, tolerance), kernel.confined_basis(s, eye.double(), eye.double(), tolerance)):
-        assert mu.tolist() == pytest.approx(diagonal[:kept], rel=1e-9, abs=0) and torch.allclose(v.abs(), torch.eye(3).double()[:, :kept])
+    for mu, v in (
+        kernel.anchored_basis(s, eye, tolerance),
+        kernel.confined_basis(s, eye.double(), eye.double(), tolerance),
+    ):
+        assert mu.tolist() == pytest.approx(diagonal[:kept], rel=1e-9, abs=0) and torch.allclose(
+            v.abs(), torch.eye(3).double()[:, :kept]
+        )
 
 
 def test_bases_leave_out_rounding_unless_told():
     s, eye = torch.diag(torch.tensor([1.0, 1e-11, 1e-13])), torch.eye(3).double()
-    assert len(kernel.anchored_basis(s, eye)[0]) == len(kernel.confined_basis(s.double(), eye, eye)[0]) == 2
+    assert (
+        len(kernel.anchored_basis(s, eye)[0])
+        == len(kernel.confined_basis(s.double(), eye, eye)[0])
+        == 2
+    )
 
 
 def test_literal_rank_by_energy():
     assert kernel.rank_by_energy(torch.tensor([1.0, 1.0]), 1.0, 0.5) == 1  # exactly half
     assert kernel.rank_by_energy(torch.tensor([1.0, 1.0]), 1.0, 0.51) == 2
-    assert kernel.rank_by_energy(torch.zeros(2), 1.0, 1.0) == kernel.rank_by_energy(torch.zeros(0), 1.0, 1.0) == 0
+    assert (
+        kernel.rank_by_energy(torch.zeros(2), 1.0, 1.0)
+        == kernel.rank_by_energy(torch.zeros(0), 1.0, 1.0)
+        == 0
+    )
     assert kernel.rank_by_energy(torch.tensor([1e-4, 1e-9]).double(), 1.0, 1.0) == 2
 
 
 def test_half_precision_in_float64_out():
-    x, y, omega = (torch.randn(*shape, generator=torch.Generator().manual_seed(2)).half() for shape in ((50, 4), (50, 4), (50,)))
+    x, y, omega = (
+        torch.randn(*shape, generator=torch.Generator().manual_seed(2)).half()
+        for shape in ((50, 4), (50, 4), (50,))
+    )
     for got, want in (
         (kernel.gram(x, omega), kernel.gram(x.double(), omega.double())),
         (kernel.cross_gram(x, y, omega), kernel.cross_gram(x.double(), y.double(), omega.double())),
@@ -136,7 +158,9 @@ def test_half_precision_in_float64_out():
 def test_spectral_trace_from_its_equation():
     c = torch.randn(6, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     u, s, _ = torch.linalg.svd(c, full_matrices=False)
-    want = sum((1 - 1 / (1 + torch.exp(-s[i]))) * s[i] * torch.outer(u[:, i], u[:, i]) for i in range(3))
+    want = sum(
+        (1 - 1 / (1 + torch.exp(-s[i]))) * s[i] * torch.outer(u[:, i], u[:, i]) for i in range(3)
+    )
     assert torch.allclose(kernel.spectral_trace(c), want)
 
 
@@ -153,7 +177,9 @@ def test_informax_without_information_is_one():
     assert torch.equal(informax.printed(same, same), torch.ones(5))
 
 
-@given(st.lists(st.floats(1e-6, 10), min_size=1, max_size=20), st.floats(1e-3, 1e4), st.floats(0.5, 1))
+@given(
+    st.lists(st.floats(1e-6, 10), min_size=1, max_size=20), st.floats(1e-3, 1e4), st.floats(0.5, 1)
+)
 @settings(max_examples=60, deadline=None)
 def test_rank_by_energy_is_the_smallest_that_carries_it(values, eta, energy):
     mu = torch.tensor(sorted(values, reverse=True), dtype=torch.float64)
@@ -169,7 +195,9 @@ def test_rank_by_energy_is_the_smallest_that_carries_it(values, eta, energy):
 def test_any_shape_equals_the_reference(seed, n, d, eta):
     w0, c, target, omega, m, kept = problem(seed, d=d, rows=3, n=n, keep=d)
     want = reference(w0, c, target, omega, m, penalty(kept), eta)
-    assert (solve(w0, c, target, omega, m, penalty(kept), eta) - want).norm() <= 1e-4 * (want.norm() + w0.norm())
+    assert (solve(w0, c, target, omega, m, penalty(kept), eta) - want).norm() <= 1e-4 * (
+        want.norm() + w0.norm()
+    )
 
 
 @pytest.mark.parametrize("d", [3, 30])

@@ -7,9 +7,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import pack
+from testbed import pack
 
-kernel = pack.module("kernels.sculpt")
+kernel = pack.module("kernels.sculpting")
 
 
 def rand(*shape, seed=0):
@@ -17,7 +17,10 @@ def rand(*shape, seed=0):
 
 
 def test_literal_losses_and_objective():
-    prediction, target = torch.tensor([[1.0, 3.0], [0.0, 2.0]]), torch.tensor([[1.0, 1.0], [2.0, 2.0]])
+    prediction, target = (
+        torch.tensor([[1.0, 3.0], [0.0, 2.0]]),
+        torch.tensor([[1.0, 1.0], [2.0, 2.0]]),
+    )
     assert kernel.squared_error(prediction, target).tolist() == [2.0, 2.0]
     total, errors = kernel.objective(prediction, target, torch.tensor([0.5, 0.25]))
     assert float(total) == 1.5 and errors.tolist() == [2.0, 2.0]
@@ -25,17 +28,26 @@ def test_literal_losses_and_objective():
 
 def test_errors_of_pictures_in_half_precision():
     """One number for each row whatever its shape, in float32: the squares would be too large for half."""
-    prediction, target = torch.full((2, 3, 4, 4), 200.0).half(), torch.full((2, 3, 4, 4), -200.0).half()
+    prediction, target = (
+        torch.full((2, 3, 4, 4), 200.0).half(),
+        torch.full((2, 3, 4, 4), -200.0).half(),
+    )
     errors = kernel.squared_error(prediction, target)
     assert errors.dtype == torch.float32 and errors.tolist() == [160000.0, 160000.0]
-    assert kernel.squared_error(prediction, torch.full((2, 3, 4, 4), 0.1)).allclose(torch.tensor(199.9**2))
-    assert kernel.squared_error(torch.full((2, 3, 4, 4), 0.1), target).allclose(torch.tensor(200.1**2))
+    assert kernel.squared_error(prediction, torch.full((2, 3, 4, 4), 0.1)).allclose(
+        torch.tensor(199.9**2)
+    )
+    assert kernel.squared_error(torch.full((2, 3, 4, 4), 0.1), target).allclose(
+        torch.tensor(200.1**2)
+    )
 
 
 def test_no_gradient_reaches_the_target():
     w = torch.ones(3, requires_grad=True)
     x = rand(2, 3)
-    total, errors = kernel.objective(x * w, 2 * x * w, torch.ones(2))  # the student is its own target
+    total, errors = kernel.objective(
+        x * w, 2 * x * w, torch.ones(2)
+    )  # the student is its own target
     assert total.requires_grad and not errors.requires_grad
     total.backward()
     # d/dw mean (w x - t)^2 = 2 x (w x - t) / 3 with t = 2 x held fixed
@@ -64,14 +76,23 @@ def test_literal_mask_and_refresh():
     mask = kernel.initial_mask(g, 0.5)
     assert mask.tolist() == [[False, True, True], [True, False, False]]
     g = torch.tensor([[4.0, -0.1, 2.0], [3.0, -0.2, 0.3]])
-    new, moved = kernel.refresh(mask, g, 0.34)  # one of three leaves: the -5 of old is now the smallest inside, 4 the largest outside
+    new, moved = kernel.refresh(
+        mask, g, 0.34
+    )  # one of three leaves: the -5 of old is now the smallest inside, 4 the largest outside
     assert moved == 1 and new.tolist() == [[True, False, True], [True, False, False]]
 
 
 def test_of_equal_entries_the_first_are_taken():
     values = torch.tensor([1.0, 0.0, 1.0, 2.0, 1.0])
     chosen = [kernel._largest(values, k) for k in range(6)]
-    assert [m.nonzero().flatten().tolist() for m in chosen] == [[], [3], [0, 3], [0, 2, 3], [0, 2, 3, 4], [0, 1, 2, 3, 4]]
+    assert [m.nonzero().flatten().tolist() for m in chosen] == [
+        [],
+        [3],
+        [0, 3],
+        [0, 2, 3],
+        [0, 2, 3, 4],
+        [0, 1, 2, 3, 4],
+    ]
     assert {m.dtype for m in chosen} == {torch.bool}
 
 
@@ -82,18 +103,31 @@ def test_nothing_is_exchanged_where_there_is_nothing_else():
 
 
 def test_turnover_decays_as_a_cosine():
-    assert kernel.turnover(0.2, 0) == 0.2 and kernel.turnover(0.2, 1) == 0 and math.isclose(kernel.turnover(0.2, 0.5), 0.1)
-    shipped = [round(kernel.turnover(0.2, e / 10), 3) for e in (1, 3, 5, 7)]  # of ten epochs of fifty steps, at steps 100 to 400
+    assert (
+        kernel.turnover(0.2, 0) == 0.2
+        and kernel.turnover(0.2, 1) == 0
+        and math.isclose(kernel.turnover(0.2, 0.5), 0.1)
+    )
+    shipped = [
+        round(kernel.turnover(0.2, e / 10), 3) for e in (1, 3, 5, 7)
+    ]  # of ten epochs of fifty steps, at steps 100 to 400
     assert shipped == [0.195, 0.159, 0.1, 0.041]
 
 
 def reference_refresh(mask, importance, u):
     inside = sorted((i for i in range(len(mask)) if mask[i]), key=lambda i: (importance[i], i))
-    outside = sorted((i for i in range(len(mask)) if not mask[i]), key=lambda i: (-importance[i], i))
+    outside = sorted(
+        (i for i in range(len(mask)) if not mask[i]), key=lambda i: (-importance[i], i)
+    )
     return {i for i in range(len(mask)) if mask[i]} - set(inside[:u]) | set(outside[:u])
 
 
-@given(st.lists(st.integers(-4, 4), min_size=1, max_size=60), st.floats(0.01, 1), st.floats(0, 1), st.integers(0, 99))
+@given(
+    st.lists(st.integers(-4, 4), min_size=1, max_size=60),
+    st.floats(0.01, 1),
+    st.floats(0, 1),
+    st.integers(0, 99),
+)
 @settings(max_examples=200, deadline=None)
 def test_density_is_constant_and_the_exchange_is_the_sorted_one(values, density, tau, seed):
     mask = kernel.initial_mask(rand(len(values), seed=seed), density)
@@ -109,7 +143,15 @@ class Plain:
     """Adam with a dense 0/1 mask and SM-6 to SM-11, entry by entry in python floats."""
 
     def __init__(self, w, lr, density, tau0, every, warmup, steps):
-        self.w, self.lr, self.density, self.tau0, self.every, self.warmup, self.steps = w, lr, density, tau0, every, warmup, steps
+        self.w, self.lr, self.density, self.tau0, self.every, self.warmup, self.steps = (
+            w,
+            lr,
+            density,
+            tau0,
+            every,
+            warmup,
+            steps,
+        )
         n = len(w)
         self.m, self.v, self.g, self.mask, self.t = [0.0] * n, [0.0] * n, [0.0] * n, [0] * n, 0
 
@@ -118,7 +160,9 @@ class Plain:
         self.g = [a + b for a, b in zip(self.g, gradient, strict=True)]
         if i < self.warmup:
             if i == self.warmup - 1:
-                best = sorted(range(n), key=lambda j: -abs(self.g[j]))[: max(1, int(self.density * n))]
+                best = sorted(range(n), key=lambda j: -abs(self.g[j]))[
+                    : max(1, int(self.density * n))
+                ]
                 self.mask, self.g = [int(j in best) for j in range(n)], [0.0] * n
             return
         self.t += 1
@@ -127,12 +171,18 @@ class Plain:
                 continue
             self.m[j] = 0.9 * self.m[j] + 0.1 * gradient[j]
             self.v[j] = 0.999 * self.v[j] + 0.001 * gradient[j] ** 2
-            self.w[j] -= self.lr * (self.m[j] / (1 - 0.9**self.t)) / ((self.v[j] / (1 - 0.999**self.t)) ** 0.5 + 1e-8)
+            self.w[j] -= (
+                self.lr
+                * (self.m[j] / (1 - 0.9**self.t))
+                / ((self.v[j] / (1 - 0.999**self.t)) ** 0.5 + 1e-8)
+            )
         if self.t % self.every == 0:
             tau = self.tau0 * 0.5 * (1 + math.cos(math.pi * self.t / self.steps))
             u = max(1, int(tau * sum(self.mask)))
             inside = sorted((j for j in range(n) if self.mask[j]), key=lambda j: abs(self.g[j]))[:u]
-            outside = sorted((j for j in range(n) if not self.mask[j]), key=lambda j: -abs(self.g[j]))[:u]
+            outside = sorted(
+                (j for j in range(n) if not self.mask[j]), key=lambda j: -abs(self.g[j])
+            )[:u]
             for j in inside:
                 self.mask[j], self.m[j], self.v[j] = 0, 0.0, 0.0
             for j in outside:
@@ -146,7 +196,12 @@ def test_twenty_steps_equal_the_plain_reference(how):
     target, w0 = rand(n, seed=3).double(), rand(n, seed=4).double()
     plain = Plain(w0.tolist(), lr, 0.5, 0.3, 5, warmup, steps)
     w = torch.nn.Parameter(w0.clone())
-    optimizer, total, mask, done = kernel.MaskedAdam([w], lr=lr, **how), torch.zeros(n).double(), None, 0
+    optimizer, total, mask, done = (
+        kernel.MaskedAdam([w], lr=lr, **how),
+        torch.zeros(n).double(),
+        None,
+        0,
+    )
     for i in range(warmup + steps):
         scale = rand(n, seed=100 + i).double()  # gradients with noise, so that the mask does move
         plain.step(i, (2 * (torch.tensor(plain.w) - target) * scale).tolist())
@@ -214,18 +269,18 @@ def test_parameters_without_a_mask_do_not_move():
 
 def test_literal_turning_away():
     """States along the first axis only: K = diag(9, 0), so P = diag(1/2, 1) whatever their length and number."""
-    a = kernel.sparing(torch.tensor([[3.0, 0.0]]))
+    a = kernel.retain_projector(torch.tensor([[3.0, 0.0]]))
     p = torch.eye(2) - a @ a.T
     assert a.shape == (2, 1) and torch.allclose(p, torch.diag(torch.tensor([0.5, 1.0])))
-    b = kernel.sparing(torch.tensor([[5.0, 0.0]] * 4))
+    b = kernel.retain_projector(torch.tensor([[5.0, 0.0]] * 4))
     assert torch.allclose(torch.eye(2) - b @ b.T, p)
     g = torch.tensor([[1.0, 1.0], [2.0, 0.0]])
     turned = g.clone()
-    kernel.spare(turned, a)
+    kernel.project_gradient(turned, a)
     assert torch.allclose(turned, torch.tensor([[0.5, 1.0], [1.0, 0.0]]) * (6 / 2.25) ** 0.5)
     assert torch.isclose(turned.norm(), g.norm())
     nothing = torch.zeros(2, 2)
-    kernel.spare(nothing, a)
+    kernel.project_gradient(nothing, a)
     assert not nothing.any()
 
 
@@ -233,21 +288,27 @@ def test_literal_turning_away():
 def test_what_is_shortened_by_less_than_a_twentieth_is_left(share, kept):
     """Of two directions with shares 1 - s and s of the states, the second is shortened by s / (1 + s)."""
     states = torch.diag(torch.tensor([1 - share, share]).sqrt())
-    assert kernel.sparing(states).shape == (2, kept)
+    assert kernel.retain_projector(states).shape == (2, kept)
 
 
 def test_literal_tolerance_and_strength():
     one = torch.tensor([[3.0, 0.0]])
-    assert kernel.sparing(one, tolerance=0.5).shape == (2, 1) and kernel.sparing(one, tolerance=0.51).shape == (2, 0)
-    assert torch.allclose(kernel.sparing(one, kappa=0.5).abs(), torch.tensor([[0.8**0.5], [0.0]]))
-    few = kernel.sparing(rand(2, 5).half(), tolerance=0.0)  # rounding below zero is zero
+    assert kernel.retain_projector(one, tolerance=0.5).shape == (2, 1) and kernel.retain_projector(
+        one, tolerance=0.51
+    ).shape == (2, 0)
+    assert torch.allclose(
+        kernel.retain_projector(one, kappa=0.5).abs(), torch.tensor([[0.8**0.5], [0.0]])
+    )
+    few = kernel.retain_projector(rand(2, 5).half(), tolerance=0.0)  # rounding below zero is zero
     assert few.shape == (5, 5) and few.dtype == torch.float32 and few.isfinite().all()
 
 
 @pytest.mark.parametrize("tolerance", [0.0, 0.05, 0.2])
 def test_turning_away_is_the_inverse_of_sm12_but_for_what_it_hardly_shortens(tolerance):
-    states = torch.randn(200, 40, generator=torch.Generator().manual_seed(3)) * torch.logspace(1, -2, 40)
-    a = kernel.sparing(states, tolerance=tolerance)
+    states = torch.randn(200, 40, generator=torch.Generator().manual_seed(3)) * torch.logspace(
+        1, -2, 40
+    )
+    a = kernel.retain_projector(states, tolerance=tolerance)
     k = states.double().T @ states.double()
     p = torch.linalg.inv(torch.eye(40, dtype=k.dtype) + k * (40 / (2 * k.trace())))
     error = torch.linalg.matrix_norm(torch.eye(40) - (a @ a.T).double() - p, 2)
@@ -261,5 +322,5 @@ def test_turning_away_takes_out_what_the_held_states_share_and_little_else():
     concept = shared + 0.5 * torch.randn(64, generator=g)
     gradient = torch.outer(torch.randn(8, generator=g), concept)
     before = (gradient @ shared).norm() / (gradient @ (concept - shared)).norm()
-    kernel.spare(gradient, kernel.sparing(held))
+    kernel.project_gradient(gradient, kernel.retain_projector(held))
     assert (gradient @ shared).norm() / (gradient @ (concept - shared)).norm() < before / 10

@@ -3,20 +3,25 @@
 import numpy as np
 import torch
 
-from world import captions, checkpoint, sprites
-from world.judge import NOTHING, drawn_batch
+from testbed.worlds import captions, checkpoint, sprites
+from testbed.worlds.judge import NOTHING, drawn_batch
 
 
 def test_sprites_can_be_told_apart():
     names = list(sprites.BITMAPS)
     for i, a in enumerate(names):
         for b in names[:i]:
-            apart = min((sprites.BITMAPS[a] ^ other).sum() for other in (sprites.BITMAPS[b], sprites.BITMAPS[b][:, ::-1]))
+            apart = min(
+                (sprites.BITMAPS[a] ^ other).sum()
+                for other in (sprites.BITMAPS[b], sprites.BITMAPS[b][:, ::-1])
+            )
             assert apart >= 8, (a, b)
 
 
 def test_there_are_enough_of_everything():
-    assert len(sprites.OBJECTS) >= 24 and len(sprites.SUPERCLASSES) == 6 and len(sprites.STYLES) == 6
+    assert (
+        len(sprites.OBJECTS) >= 24 and len(sprites.SUPERCLASSES) == 6 and len(sprites.STYLES) == 6
+    )
     assert all(sprites.SUPERCLASS[a] == sprites.SUPERCLASS[b] for a, b in sprites.TWIN.items())
 
 

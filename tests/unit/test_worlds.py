@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 import torch
 
-from world import captions, checkpoint, glyphs, worlds
-from world.judge import drawn_batch, seen, style_names
-from world.train import comfy_cpu
+from testbed.train.model import comfy_cpu
+from testbed.worlds import captions, catalogue, checkpoint, glyphs
+from testbed.worlds.judge import drawn_batch, seen, style_names
 
-EVERY = pytest.mark.parametrize("world", worlds.WORLDS.values(), ids=worlds.WORLDS)
+EVERY = pytest.mark.parametrize("world", catalogue.WORLDS.values(), ids=catalogue.WORLDS)
 # of the sprite world before there was a second: what was measured on it stays comparable only while these hold
 PICTURES = "b833d81ee8f99a1ef570024d171e408d60496d3d27a68b4a9bc6730767324266"
 CAPTIONS = "2d3c250af0c71250d4dc93b0f0f27acaae954800b6fbbb466d3558b85a4eb15f"
@@ -24,11 +24,16 @@ def apart(a, b):
 
 
 def test_the_sprite_world_is_what_it_was():
-    world, rng, h = worlds.get("sprites"), np.random.default_rng(20260111), hashlib.sha256()
+    world, rng, h = catalogue.get("sprites"), np.random.default_rng(20260111), hashlib.sha256()
     for name in world.bitmaps:
         for style in (None, *world.styles):
             for explicit in (False, True):
-                h.update((world.draw(name, rng, style, explicit) * 255).round().astype(np.uint8).tobytes())
+                h.update(
+                    (world.draw(name, rng, style, explicit) * 255)
+                    .round()
+                    .astype(np.uint8)
+                    .tobytes()
+                )
     assert h.hexdigest() == PICTURES
     groups = {k: [tuple(c) for c in cs] for k, cs in world.captions().items()}
     assert hashlib.sha256(repr(groups).encode()).hexdigest() == CAPTIONS
@@ -40,24 +45,34 @@ def test_the_sprite_world_is_what_it_was():
 def test_every_object_has_a_look_alike_of_its_own_kind(world):
     for name in world.objects:
         twin = world.twin[name]
-        assert twin != name and world.twin[twin] == name and world.superclass[twin] == world.superclass[name]
+        assert (
+            twin != name
+            and world.twin[twin] == name
+            and world.superclass[twin] == world.superclass[name]
+        )
     assert set(world.superclasses) == set(world.superclass.values())
-    assert len({frozenset((n, world.twin[n])) for n in world.order}) == len(world.order) == len(world.objects) // 2
+    assert (
+        len({frozenset((n, world.twin[n])) for n in world.order})
+        == len(world.order)
+        == len(world.objects) // 2
+    )
 
 
 def test_look_alikes_differ_little_and_others_much():
-    world = worlds.get("glyphs")
+    world = catalogue.get("glyphs")
     for i, a in enumerate(world.bitmaps):
         for b in list(world.bitmaps)[:i]:
             differ = apart(world.bitmaps[a], world.bitmaps[b])
             assert 10 <= differ <= 14 if world.twin.get(a) == b else differ >= glyphs.APART, (a, b)
     for a, b in world.twin.items():
         shown = [world.draw(n, np.random.default_rng(0), explicit=True) for n in (a, b)]
-        assert (shown[0] != shown[1]).any(-1).sum() >= 6, f"the stripe hides what tells {a} from {b}"
+        assert (shown[0] != shown[1]).any(-1).sum() >= 6, (
+            f"the stripe hides what tells {a} from {b}"
+        )
 
 
 def test_no_name_is_in_both_worlds():
-    words = [{*w.labels, *w.styles, w.explicit_word} for w in worlds.WORLDS.values()]
+    words = [{*w.labels, *w.styles, w.explicit_word} for w in catalogue.WORLDS.values()]
     assert not words[0] & words[1]
     assert not {p for w in words[0] for p in w.split()} & {p for w in words[1] for p in w.split()}
 
@@ -65,17 +80,25 @@ def test_no_name_is_in_both_worlds():
 @EVERY
 def test_drawing_is_seeded_and_in_range(world):
     for style in (None, *world.styles):
-        first, again = (world.draw(world.objects[0], np.random.default_rng(3), style, True) for _ in range(2))
+        first, again = (
+            world.draw(world.objects[0], np.random.default_rng(3), style, True) for _ in range(2)
+        )
         assert np.array_equal(first, again) and first.dtype == np.float32
         assert first.shape == (world.size, world.size, 3) and 0 <= first.min() and first.max() <= 1
-    assert world.draw_pair(*world.objects[:2], np.random.default_rng(3)).shape == (world.size, 2 * world.size, 3)
+    assert world.draw_pair(*world.objects[:2], np.random.default_rng(3)).shape == (
+        world.size,
+        2 * world.size,
+        3,
+    )
 
 
 def test_random_figures_are_lighter_than_their_grounds():
     """Or the mean picture of every object is the same grey, and words say nothing to a model that sees only noise."""
-    world, rng = worlds.get("glyphs"), np.random.default_rng(0)
+    world, rng = catalogue.get("glyphs"), np.random.default_rng(0)
     bits = world.bitmaps["dog"]
-    means = np.array([(p[bits].mean(), p[~bits].mean()) for p in (world.draw("dog", rng) for _ in range(200))]).mean(0)
+    means = np.array(
+        [(p[bits].mean(), p[~bits].mean()) for p in (world.draw("dog", rng) for _ in range(200))]
+    ).mean(0)
     assert means[0] > means[1] + 0.3
     for figure, *grounds, _ in glyphs.STYLES.values():
         assert all(sum(figure) > sum(ground) for ground in grounds)
@@ -87,7 +110,9 @@ def test_captions_say_what_is_drawn_and_tokenise(world):
     import comfy.clip_model
     from transformers import CLIPTokenizer
 
-    tokenizer = CLIPTokenizer.from_pretrained(str(Path(comfy.clip_model.__file__).parent / "sd1_tokenizer"))
+    tokenizer = CLIPTokenizer.from_pretrained(
+        str(Path(comfy.clip_model.__file__).parent / "sd1_tokenizer")
+    )
     groups = world.captions()
     texts = [c.text for cs in groups.values() for c in cs]
     lengths = [len(ids) for ids in tokenizer(texts)["input_ids"]]
@@ -119,13 +144,19 @@ def test_the_compact_file_is_small_and_reads_back(world):
     unet = checkpoint.read_compact(world.file)
     assert {w.dtype for w in unet.values()} == {torch.float16}
     assert all(w.isfinite().all() for w in unet.values())
-    assert {k: w.shape for k, w in unet.items()} == {k: w.shape for k, w in checkpoint.read_compact().items()}
+    assert {k: w.shape for k, w in unet.items()} == {
+        k: w.shape for k, w in checkpoint.read_compact().items()
+    }
 
 
 def test_nibbles_read_back_within_half_a_step():
     d = torch.randn(5, 7, 3, 3, generator=torch.Generator().manual_seed(0))
     packed, scale = checkpoint.nibbles(d)
-    assert packed.dtype == torch.uint8 and packed.shape == (5, checkpoint.GROUP // 2) and scale.shape == (5, 1)
+    assert (
+        packed.dtype == torch.uint8
+        and packed.shape == (5, checkpoint.GROUP // 2)
+        and scale.shape == (5, 1)
+    )
     back = checkpoint.from_nibbles(packed, scale, d.shape)
     inside = d.flatten(1).abs() <= 7.5 * scale.float()  # what is beyond was cut off
     assert inside.float().mean() > 0.95
@@ -145,4 +176,4 @@ def test_the_stock_loader_takes_it_for_sd15(world, tmp_path):
 
 def test_an_unknown_world_is_said_to_be_unknown():
     with pytest.raises(KeyError, match="sprites, glyphs"):
-        worlds.get("emoji")
+        catalogue.get("emoji")

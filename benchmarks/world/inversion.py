@@ -1,0 +1,64 @@
+"""Textual inversion against an edited model: a token's embedding learned, through the text encoder, from pictures of what was forgotten."""
+
+import math
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from testbed.train.plant import noised
+from testbed.worlds import encoder
+
+BATCH = 16
+SENTENCES = ("a photo of a {}", "an image of a {}", "this is a {}", "{} on a wall")
+
+
+class Text:
+    """The sprite world's CLIP-L in plain functions, so that a gradient reaches a token's embedding."""
+
+    def __init__(self, clip):
+        self.w = {k: v.half().float() for k, v in encoder.state_dict().items()}
+        self.clip = clip
+
+    def tokens(self, text):
+        return [t for t, _ in self.clip.tokenize(text)["l"][0]]
+
+    def __call__(self, texts, token, embedding):
+        """States [n, 77, d] of texts; every `token` in them is read as `embedding` [d]."""
+        ids = torch.tensor([self.tokens(t) for t in texts])
+        table = self.w["embeddings.token_embedding.weight"]
+        x = (
+            torch.where((ids == token)[..., None], embedding, table[ids])
+            + self.w["embeddings.position_embedding.weight"]
+        )
+        norm = lambda x, name: F.layer_norm(
+            x, x.shape[-1:], self.w[f"{name}.weight"], self.w[f"{name}.bias"]
+        )
+        linear = lambda x, name: F.linear(x, self.w[f"{name}.weight"], self.w[f"{name}.bias"])
+        heads = lambda x: x.view(*x.shape[:2], 12, 64).transpose(1, 2)
+        for i in range(encoder.LAYERS):
+            at = f"encoder.layers.{i}"
+            h = norm(x, f"{at}.layer_norm1")
+            q, k, v = (heads(linear(h, f"{at}.self_attn.{n}_proj")) for n in "qkv")
+            h = F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).flatten(2)
+            x = x + linear(h, f"{at}.self_attn.out_proj")
+            h = linear(norm(x, f"{at}.layer_norm2"), f"{at}.mlp.fc1")
+            x = x + linear(h * torch.sigmoid(1.702 * h), f"{at}.mlp.fc2")
+        return norm(x, "final_layer_norm")
+
+
+def revive(unet, text, draw, start, steps, seed=0, rate=5e-3):
+    """The token and embedding that textual inversion finds for the pictures [size, size, 3] of draw(rng), from the word `start`."""
+    token = text.tokens("sks")[1]
+    embedding = (
+        text.w["embeddings.token_embedding.weight"][text.tokens(start)[1]].clone().requires_grad_()
+    )
+    rng, optimiser = np.random.default_rng(seed), torch.optim.Adam([embedding], rate)
+    for step in range(steps):
+        x, t, noise, weight = noised(np.stack([draw(rng) for _ in range(BATCH)]), rng)
+        states = text([SENTENCES[step % 2].format("sks")], token, embedding).expand(BATCH, -1, -1)
+        loss = ((unet(x, t, states) - noise).square() * weight).mean()
+        optimiser.zero_grad(), loss.backward(), optimiser.step()
+        for group in optimiser.param_groups:
+            group["lr"] = rate * 0.5 * (1 + math.cos(math.pi * (step + 1) / steps))
+    return token, embedding.detach()

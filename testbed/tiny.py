@@ -1,0 +1,89 @@
+"""A MODEL, CLIP and VAE so small that a node's whole work takes a second: the host's own UNet classes, made-up text and pictures."""
+
+import functools
+
+import torch
+
+from testbed import shapes
+
+UNET = {
+    **shapes.SHARED,
+    "model_channels": 32,
+    "context_dim": 768,
+    "num_heads": 4,
+    "num_res_blocks": [1, 1],
+    "channel_mult": [1, 2],
+}
+UNET |= {
+    "transformer_depth": [0, 1],
+    "transformer_depth_output": [0, 0, 1, 1],
+    "transformer_depth_middle": 1,
+}
+
+
+def model(**config):
+    """A MODEL of the SD1.5 kind with random weights, made in inference mode as the host makes them; `config` goes over UNET."""
+    import comfy.model_patcher
+    import comfy.supported_models
+
+    config = comfy.supported_models.SD15({**UNET, **config})
+    config.set_inference_dtype(torch.float32, None)
+    made, g = config.get_model({}, ""), torch.Generator().manual_seed(0)
+    with torch.inference_mode():
+        for name, w in list(made.state_dict().items()):
+            if w.ndim > 1:
+                w.copy_(torch.randn(w.shape, generator=g) / w[0].numel() ** 0.5)
+            elif name.startswith("diffusion_model."):
+                w.fill_(1.0 if name.endswith("weight") else 0.0)
+    return comfy.model_patcher.ModelPatcher(made, torch.device("cpu"), torch.device("cpu"))
+
+
+@functools.cache
+def tokenizer():
+    import comfy.sd1_clip
+
+    return comfy.sd1_clip.SD1Tokenizer()
+
+
+class Clip:
+    """The real tokenizer; a seeded vector per token, mixed a little along the sentence, as a causal encoder does."""
+
+    def __init__(self):
+        self.table = torch.randn(49408, 64, generator=torch.Generator().manual_seed(1))
+        self.out = torch.randn(64, 768, generator=torch.Generator().manual_seed(2)) / 8
+
+    def tokenize(self, words, return_word_ids=False):
+        return tokenizer().tokenize_with_weights(words, return_word_ids)
+
+    def encode_from_tokens(self, tokens):
+        x = self.table[torch.tensor([[t[0] for t in chunk] for chunk in tokens["l"]])]
+        return (
+            (x + 0.5 * x.cumsum(1) / torch.arange(1, x.shape[1] + 1)[:, None]) @ self.out
+        ).flatten(0, 1)[None]
+
+    def encode_from_tokens_scheduled(self, tokens):
+        states = self.encode_from_tokens(tokens)
+        return [[states, {"pooled_output": states[:, 5]}]]
+
+
+class Vae:
+    """Latents [n, 4, h, w] as pictures [n, 8h, 8w, 3]."""
+
+    def decode(self, latents):
+        return (
+            latents[:, :3].repeat_interleave(8, 2).repeat_interleave(8, 3).movedim(1, -1).sigmoid()
+        )
+
+
+def defaults(inputs):
+    """The widget values a new node has."""
+    found = {}
+    for i in inputs:
+        if options := getattr(i, "options", None):
+            if hasattr(options[0], "inputs"):
+                found[i.id] = {i.id: options[0].key, **defaults(options[0].inputs)}
+            else:
+                found[i.id] = i.default if i.default is not None else options[0]
+        elif getattr(i, "default", None) is not None:
+            found[i.id] = i.default
+    return found

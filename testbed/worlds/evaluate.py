@@ -1,0 +1,153 @@
+"""Samples the sprite world through ComfyUI's own loader, encoder and sampler, and asks the judge."""
+
+from typing import NamedTuple
+
+import torch
+
+from .judge import seen, style_names
+
+SCALE = 0.18215  # ComfyUI's SD1.5 latent scale: latents outside the model are divided by it
+FAST = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+
+
+class Look(NamedTuple):
+    """What the judge saw in one picture: the sprite (or the two, left and right), artist and explicit attribute."""
+
+    names: tuple[str, ...]
+    style: str | None
+    explicit: bool
+    wanted: tuple[str, ...]
+
+    @property
+    def correct(self):
+        return self.names == self.wanted
+
+
+@torch.inference_mode()
+def judge_picture(judge, picture, caption):
+    """Look at a picture [3, size, size] in [0, 1], or [3, size, 2 size] of a pair."""
+    world = judge.world
+    label, style, explicit = (
+        o.argmax(1).tolist() for o in judge(torch.stack(picture.split(world.size, dim=-1)))
+    )
+    wanted = tuple(n for n in (caption.name, caption.second) if n)
+    return Look(
+        tuple(seen(world)[i] for i in label),
+        style_names(world)[style[0]],
+        bool(explicit[0]),
+        wanted,
+    )
+
+
+class Studio:
+    """A loaded checkpoint and the judge: `look(captions, model=patched)` draws them and says what is in the pictures."""
+
+    def __init__(self, checkpoint, judge):
+        import comfy.sd
+
+        with torch.inference_mode():
+            self.model, self.clip, self.vae = comfy.sd.load_checkpoint_guess_config(
+                str(checkpoint)
+            )[:3]
+        self.judge, self.states = judge, {}
+
+    @torch.inference_mode()
+    def encode(self, texts):
+        """States [n, 77, d], each text encoded once in the life of the studio."""
+        from testbed import pack
+
+        new = [t for t in dict.fromkeys([*texts, ""]) if t not in self.states]
+        self.states |= pack.module("unlearn.host.text_encoding").encode(self.clip, new)
+        return torch.stack([self.states[t] for t in texts])
+
+    @torch.inference_mode()
+    def draw(
+        self, captions, seed=0, model=None, steps=12, cfg=3.0, batch=24, negative="", perp=False
+    ):
+        """Pictures, one per caption, [3, size, size] or for pairs [3, size, 2 size], in [0, 1]; picture i has the seed `seed + i`.
+
+        negative: the text in place of the empty one; perp: by perpendicular negative guidance, as in `sample`.
+        """
+        unwanted = self.encode([negative])[0]
+        out = [None] * len(captions)
+        for wide in (False, True):
+            chosen = [i for i, c in enumerate(captions) if (c.second is not None) == wide]
+            for start in range(0, len(chosen), batch):
+                part = chosen[start : start + batch]
+                states = self.encode([captions[i].text for i in part])
+                shape = (4, self.judge.world.size, self.judge.world.size * (1 + wide))
+                noise = torch.stack(
+                    [
+                        torch.randn(shape, generator=torch.Generator().manual_seed(seed + i))
+                        for i in part
+                    ]
+                )
+                with torch.autocast(
+                    "cpu", torch.bfloat16, enabled=FAST
+                ):  # half the time where the processor can, judged alike
+                    latents = sample(
+                        model or self.model,
+                        noise,
+                        states,
+                        unwanted,
+                        steps,
+                        cfg,
+                        self.states[""] if perp else None,
+                    )
+                for i, latent in zip(part, latents, strict=True):
+                    out[i] = (latent[:3] * SCALE / 2 + 0.5).clamp(0, 1)
+        return out
+
+    def look(self, captions, seed=0, model=None, **how):
+        return [
+            judge_picture(self.judge, p, c)
+            for p, c in zip(self.draw(captions, seed, model, **how), captions, strict=True)
+        ]
+
+
+def sample(model, noise, states, negative, steps, cfg, empty=None):
+    """Latents [n, 4, h, w]: ComfyUI's DDIM with a prompt of its own per picture, states [n, 77, d] and `negative` [77, d].
+
+    With `empty` [77, d] by ComfyUI's Perp-Neg guider, each picture by itself: it projects a whole batch onto one direction.
+    """
+    import comfy.sample
+
+    if empty is not None:
+        return torch.cat(
+            [
+                _perp(model, x, c, negative, steps, cfg, empty)
+                for x, c in zip(noise.split(1), states.split(1), strict=True)
+            ]
+        )
+    prompts = [[states, {}]], [[negative.expand(len(states), -1, -1), {}]]
+    out = comfy.sample.sample(
+        model,
+        noise,
+        steps,
+        cfg,
+        "ddim",
+        "ddim_uniform",
+        *prompts,
+        torch.zeros_like(noise),
+        disable_pbar=True,
+        seed=0,
+    )
+    return out.float().cpu()
+
+
+def _perp(model, noise, states, negative, steps, cfg, empty):
+    import comfy.samplers
+    from comfy_extras.nodes_perpneg import Guider_PerpNeg
+
+    guider = Guider_PerpNeg(model)
+    guider.set_conds([[states, {}]], [[negative[None], {}]], [[empty[None], {}]])
+    guider.set_cfg(cfg, 1.0)  # the node's own weight of what is unwanted
+    sigmas = comfy.samplers.KSampler(
+        model, steps, model.load_device, "ddim", "ddim_uniform", model_options=model.model_options
+    ).sigmas
+    ddim = comfy.samplers.sampler_object("ddim")
+    return (
+        guider.sample(noise, torch.zeros_like(noise), ddim, sigmas, disable_pbar=True, seed=0)
+        .float()
+        .cpu()
+    )

@@ -1,0 +1,241 @@
+"""`dev.py bench help_pictures`: a picture for each help page, of the node in the real frontend after it ran on the sprite world, with what
+it gave beside it.
+
+Needs Playwright and a Chromium, as draw.py does.
+"""
+
+import argparse
+import io
+from pathlib import Path
+
+from PIL import Image
+from playwright.sync_api import sync_playwright
+
+from testbed import example_pictures, graphs
+from testbed.server import BASE, Server
+from testbed.worlds import checkpoint
+from testbed.worlds.sprites import OBJECTS, STYLES, SUPERCLASS
+from tools import draw_workflows
+
+FOLDER = graphs.FOLDER.parent / "web" / "docs" / "pictures"
+WIDTH, QUALITY = 900, 82
+GONE = ("fox", "house")
+NAME = "help_page"  # of the files that are saved and loaded again
+WRITTEN = [
+    BASE / "models" / folder / f"{NAME}.safetensors"
+    for folder in ("unlearn_patches", "loras", "unlearn_saliency")
+]
+LIST = {
+    "forget": "\n".join(f"{n} -> {SUPERCLASS[n]}" for n in GONE),
+    "keep": "\n".join(n for n in (*OBJECTS, *STYLES) if n not in GONE),
+    "kind": "object",
+    **graphs.NO_FILE,
+}
+TRAIN = {f"preset.{k}": v for k, v in example_pictures.TRAINING.items()} | {
+    "preset": "custom",
+    "warmup": 10,
+    "refresh": 25,
+    "hold": 5.0,
+    "cfg": 3.0,
+    "size": 64,
+}
+LOADED = ["1", 0]
+IMAGES, TEXT = "PreviewImage", "PreviewAny"
+
+
+def shown(source, slot, kind=TEXT):
+    return kind, {"images" if kind == IMAGES else "source": [source, slot]}
+
+
+# Round by round, a later one loads what an earlier one saved: id -> (class, inputs, what stands to its right).
+FIRST = {
+    "2": ("UnlearnConcepts", LIST, [shown("2", 1)]),
+    "3": (
+        "ScaPreSolve",
+        {**graphs._solve("2"), "model": LOADED},
+        [shown("3", 1, IMAGES), shown("3", 2)],
+    ),
+    "4": (
+        "ApplyUnlearnPatch",
+        {"model": LOADED, "patches.patch0": ["3", 0], "strength": 1.0, "mismatch": "warn"},
+        [shown("4", 1)],
+    ),
+    "5": (
+        "CollateralForecast",
+        {
+            "model": LOADED,
+            "clip": ["1", 1],
+            "patch": ["3", 0],
+            "concepts": ["2", 0],
+            "strength": 1.0,
+        },
+        [shown("5", 0, IMAGES)],
+    ),
+    "6": (
+        "ErasureReport",
+        {
+            "before": LOADED,
+            "after": ["4", 0],
+            "clip": ["1", 1],
+            "vae": ["1", 2],
+            "concepts": ["2", 0],
+            "seed": 0,
+            "seeds": 2,
+            "kept": 4,
+            "steps": 10,
+        }
+        | {
+            "cfg": 3.0,
+            "size": 64,
+            "sampler": "ddim",
+            "scheduler": "ddim_uniform",
+            "templates": "an image of a {concept}",
+        },
+        [shown("6", 0, IMAGES), shown("6", 2)],
+    ),
+    "7": (
+        "ConceptSaliency",
+        {
+            **graphs.MEASURE,
+            "concepts": ["8", 0],
+            "prompts": 8,
+            "steps": 15,
+            "window": 10,
+            "cfg": 3.0,
+            "size": 64,
+        },
+        [shown("7", 1)],
+    ),
+    "9": (
+        "NeuronMaskFuse",
+        {**graphs.FUSE, "saliency.saliency0": ["7", 0]},
+        [shown("9", 1, IMAGES)],
+    ),
+    "10": ("SaveConceptSaliency", {"saliency": ["7", 0], "name": NAME}, []),
+    "11": ("SaveUnlearnPatch", {"patch": ["3", 0], "name": NAME}, []),
+    "12": (
+        "SaveUnlearnLoRA",
+        {"model": LOADED, "patch": ["3", 0], "name": NAME, "size": "exact", "precision": "float16"},
+        [shown("12", 1)],
+    ),
+    "13": (
+        "SaveUnlearnedCheckpoint",
+        {
+            "model": ["4", 0],
+            "filename_prefix": f"checkpoints/{NAME}",
+            "clip": ["1", 1],
+            "vae": ["1", 2],
+        },
+        [],
+    ),
+    "14": (
+        "DynamicMaskTrainer",
+        {**graphs.TRAIN, **TRAIN, "concepts": ["15", 0]},
+        [shown("14", 2, IMAGES), shown("14", 3)],
+    ),
+}
+HELPERS = {  # not pictured
+    "1": ("CheckpointLoaderSimple", {"ckpt_name": checkpoint.NAME}),
+    "8": ("UnlearnConcepts", {**LIST, "forget": "boat -> vehicle\nanchor -> tool"}),
+    "15": ("UnlearnConcepts", {**LIST, "forget": "fox -> animal"}),
+}
+SECOND = {
+    "20": ("LoadUnlearnPatch", {"name": f"{NAME}.safetensors"}, [shown("20", 1)]),
+    "21": ("UnlearnPatchInfo", {"patch": ["20", 0], "model": LOADED}, [shown("21", 0)]),
+    "22": ("LoadConceptSaliency", {"name": f"{NAME}.safetensors"}, []),
+    "23": ("MergeConceptSaliency", {"saliency.saliency0": ["22", 0], "model": LOADED}, []),
+    "24": ("SaveConceptSaliency", {"saliency": ["23", 0], "name": NAME}, []),
+}
+
+
+def graph(nodes, helpers):
+    """(API graph, node id -> ids of what stands to its right)."""
+    out = {
+        i: {"class_type": c, "inputs": v, "_meta": {"title": i}} for i, (c, v) in helpers.items()
+    }
+    beside = {}
+    for i, (kind, inputs, right) in nodes.items():
+        out[i] = {"class_type": kind, "inputs": inputs, "_meta": {"title": i}}
+        beside[i] = [f"{i}{k:02}" for k in range(1, 1 + len(right))]
+        out |= {
+            n: {"class_type": c, "inputs": v, "_meta": {"title": n}}
+            for n, (c, v) in zip(beside[i], right, strict=True)
+        }
+    return out, beside
+
+
+LAYOUT = """([beside, ids]) => {
+    const at = (id) => app.graph._nodes.find((n) => n.title === id), boxes = {}
+    let y = 0
+    for (const n of app.graph._nodes) if (!ids.includes(n.title)) n.pos = [-3000, (y -= 900)]
+    y = 0
+    for (const [id, right] of Object.entries(beside)) {
+        const node = at(id), size = node.computeSize()
+        node.pos = [0, y]; node.setSize([420, Math.max(size[1], 100)])
+        let x = 480
+        for (const other of right) {
+            const image = at(other).type === 'PreviewImage'
+            at(other).pos = [x, y]; at(other).setSize([image ? 520 : 420, image ? 460 : 300]); x += image ? 560 : 460
+        }
+        boxes[id] = [0, y - 52, x - 50, 90 + Math.max(node.size[1], ...right.map((o) => at(o).size[1]))]
+        y += boxes[id][3] + 200
+    }
+    return boxes
+}"""
+RENAME = """() => { for (const n of app.graph._nodes) n.title = n.constructor.nodeData?.display_name ?? n.constructor.title ?? n.type }"""
+
+
+def pictured(page, nodes, helpers):
+    """Runs the nodes and yields (class, screenshot) of each with what stands to its right."""
+    made, beside = graph(nodes, helpers)
+    page.evaluate("async () => { await app.refreshComboInNodes?.() }")
+    page.evaluate("g => { app.loadApiJson(g, 'help') }", made)
+    page.wait_for_timeout(3000)
+    boxes = page.evaluate(
+        LAYOUT, [beside, [*beside, *(i for right in beside.values() for i in right)]]
+    )
+    page.evaluate(RENAME)
+    page.evaluate(
+        "() => { window.over = null; for (const n of ['execution_success', 'execution_error']) "
+        "app.api.addEventListener(n, (e) => { window.over = [n, e.detail] }); app.queuePrompt(0) }"
+    )
+    page.wait_for_function("() => window.over", timeout=1_800_000)
+    event, detail = page.evaluate("() => window.over")
+    assert event == "execution_success", detail
+    page.wait_for_timeout(2500)
+    for i, box in boxes.items():
+        if nodes[i][0] == "SaveConceptSaliency" and nodes is SECOND:
+            continue
+        scale = min(1.0, 1700 / box[2], 1500 / box[3])
+        page.evaluate(
+            "([x, y, s]) => { app.canvas.ds.scale = s; app.canvas.ds.offset = [120 / s - x, 120 / s - y]; app.canvas.setDirty(true) }",
+            [box[0], box[1], scale],
+        )
+        page.wait_for_timeout(1200)
+        clip = {"x": 112, "y": 112, "width": box[2] * scale + 16, "height": box[3] * scale + 16}
+        yield nodes[i][0], Image.open(io.BytesIO(page.screenshot(clip=clip))).convert("RGB")
+
+
+def main():
+    argparse.ArgumentParser(description=__doc__).parse_args()
+    checkpoint.expand(BASE / "models" / "checkpoints")
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    with Server(leaves=WRITTEN) as server, sync_playwright() as play:
+        page = draw_workflows.ready(
+            draw_workflows.launched(play).new_page(viewport={"width": 2000, "height": 1800}), server
+        )
+        for nodes, helpers in ((FIRST, HELPERS), (SECOND, {"1": HELPERS["1"]})):
+            for name, picture in pictured(page, nodes, helpers):
+                path = Path(FOLDER) / f"{name}.jpg"
+                picture.thumbnail((WIDTH, WIDTH))
+                picture.save(path, quality=QUALITY)
+                print(
+                    f"{path}: {picture.size[0]} x {picture.size[1]}, {path.stat().st_size // 1024} KB",
+                    flush=True,
+                )
+    for path in (BASE / "output" / "checkpoints").glob(f"{NAME}*"):
+        path.unlink()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""What the nodes call: one folder for each method, and one for each service."""

@@ -1,0 +1,1 @@
+"""What to forget and what to keep, as text, files and names."""

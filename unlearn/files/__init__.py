@@ -1,0 +1,1 @@
+"""Files on disk: patches, saliency maps, LoRAs and cached text states."""

@@ -1,0 +1,1 @@
+"""Forget-It-All: saliency is measured, and feed-forward weights are pruned."""

@@ -1,0 +1,1 @@
+"""Sculpting Memory: a moving part of the attention weights is trained."""
