@@ -20,7 +20,7 @@ def change(states, before, cross, after):
     return (moved.clamp_min(0) / _form(states, before).clamp_min(1e-30)).sqrt()
 
 
-def survival(contrasts, before, cross, weights=None):
+def retention(contrasts, before, cross, weights=None):
     """Share of a contrast's outputs that is still there, <W0 x, W x> / |W0 x|^2 over all layers; 1 untouched, 0 gone, below 0 reversed.
 
     contrasts [n, d] -> [n]; or [n, k, d] with weights [n, k]: several roles (own token, end token, padding) of each word as one.

@@ -6,7 +6,7 @@ from pathlib import Path
 import folder_paths
 from comfy_api.latest import io
 
-from ..unlearn.concepts import lists, text
+from ..unlearn.concepts import lists, notation
 from ..unlearn.errors import UnlearnError
 from ..unlearn.files import storage
 from ..unlearn.types import KINDS
@@ -31,7 +31,7 @@ def file_path(name):
     plain, folder = folder_paths.annotated_filepath(name)  # 'x.txt [output]' and the like
     path = storage.inside(folder or folder_paths.get_input_directory(), plain.strip())
     if path.suffix.lower() not in (".txt", ".csv") or not storage.is_file(path):
-        said = text.short(name)
+        said = notation.short(name)
         raise UnlearnError(
             f"There is no concept list '{said}' in ComfyUI's input folder; put a .txt or .csv there and choose it again."
         )
@@ -119,11 +119,11 @@ class UnlearnConcepts(io.ComfyNode):
             sets.append(lists.read_preset(preset, kind))
         if file not in (None, NONE):
             sets.append(lists.read(file_path(file), kind))
-        if text.has_lines(forget) or not sets:
-            sets.insert(0, text.parse(forget, keep, kind))
+        if notation.has_lines(forget) or not sets:
+            sets.insert(0, notation.parse(forget, keep, kind))
         else:
-            sets[0] = text.keeping(sets[0], keep)
+            sets[0] = notation.keeping(sets[0], keep)
         concepts = sets[0]
         for other in sets[1:]:
-            concepts = text.merge(concepts, other)
-        return io.NodeOutput(concepts, text.format_set(concepts)[0])
+            concepts = notation.merge(concepts, other)
+        return io.NodeOutput(concepts, notation.format_set(concepts)[0])

@@ -26,7 +26,7 @@ SENTENCES = {
         "style of {concept}",
     ),
 }
-sentences = pack.module("unlearn.closed_form.sentence_plan")
+sentences = pack.module("unlearn.concepts.sentences")
 prompts = _shared.prompts
 
 

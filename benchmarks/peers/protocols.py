@@ -14,7 +14,7 @@ from testbed.demo import PAIR, PLAIN, STYLED
 from testbed.worlds.captions import Caption
 from testbed.worlds.evaluate import judge_picture
 
-text = pack.module("unlearn.concepts.text")
+text = pack.module("unlearn.concepts.notation")
 
 FORMS = ("a painting of {a}", "a sketch of {a}")
 EXPLICIT = ("this is {x}", "a painting of {x}")

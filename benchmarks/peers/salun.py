@@ -16,7 +16,7 @@ from . import _shared
 
 NAME = "SalUn"
 SHARE, ALPHA, RATE, STEPS, BATCH, PICTURES, CAPTIONS = 0.5, 0.1, 3e-4, 100, 4, 8, 16
-sentences = pack.module("unlearn.closed_form.sentence_plan")
+sentences = pack.module("unlearn.concepts.sentences")
 
 
 def masks(grads, share=SHARE):

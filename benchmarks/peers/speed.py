@@ -16,7 +16,7 @@ from . import _shared, uce
 
 NAME = "SPEED"
 THRESHOLD, RHO, COPIES, CENTRES = 0.1, 1.0, 10, 3
-statistics = pack.module("unlearn.closed_form.token_statistics")
+statistics = pack.module("unlearn.analysis.prior_words")
 states = pack.module("unlearn.files.text_cache")
 scapre = pack.module("kernels.scapre")
 
@@ -61,7 +61,7 @@ def refined(retain, w0, plain, g, copies=COPIES):
 def erase(model, clip, concepts, seed=0):
     c, n, keep = uce.states(clip, concepts)
     names = [name for name, _ in _shared.pairs(concepts)]
-    words = statistics.read_words(clip, states.TextStateCache(clip, None).fetch, names)[1]
+    words = statistics.read_words(clip, states.TextStateCache(clip, None).get, names)[1]
     null = _shared.all_states(clip, [""])
     k = torch.cat([null[:1], centres(null[1:], CENTRES, seed)]).T
     g, edits = torch.Generator().manual_seed(seed), []

@@ -7,11 +7,7 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from .real import (  # before ComfyUI's modules: it says which device the host has
-    UnlearnError,
-    need,
-    weights_file,
-)
+from .real import UnlearnError, need, weights_file
 
 import comfy.model_management  # isort: skip
 import comfy.utils  # isort: skip

@@ -32,7 +32,7 @@ lockstep = pack.module("unlearn.host.batched_sampling")
 patching = pack.module("unlearn.host.patching")
 patch_files = pack.module("unlearn.files.patch_file")
 files = pack.module("unlearn.concepts.lists")
-text = pack.module("unlearn.concepts.text")
+text = pack.module("unlearn.concepts.notation")
 UnlearnError = pack.module("unlearn.errors").UnlearnError
 
 STATES = (
@@ -343,7 +343,7 @@ def draw(loaded, model, chosen, folder, given, patch=None):
     """Paths of the pictures of all rows, by ComfyUI's own sampler; one that lies in the folder and was made just so stays."""
     import comfy.sample
 
-    size = given.size or saliency.own_size(model)
+    size = given.size or pack.module("unlearn.host.architectures.unet").native_size(model)
     shape = lockstep.latent_shape(model, size)
     how = {
         "checkpoint": loaded.stamp,

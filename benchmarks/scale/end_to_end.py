@@ -24,7 +24,7 @@ from .scaling import names
 
 prompts = pack.module("unlearn.host.text_encoding")
 scapre = pack.module("unlearn.closed_form.solve")
-text = pack.module("unlearn.concepts.text")
+text = pack.module("unlearn.concepts.notation")
 PEERS = ("uce", "rece", "mace_cfr", "speed", "oce")
 WIDER = (
     "animal",

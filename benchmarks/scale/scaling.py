@@ -121,11 +121,7 @@ def names(n):
     """n concepts: objects of the sprite world, then common words."""
     return [
         *ORDER,
-        *(
-            w
-            for w in pack.module("unlearn.closed_form.sentence_plan").prior_words()
-            if w not in ORDER
-        ),
+        *(w for w in pack.module("unlearn.concepts.sentences").prior_words() if w not in ORDER),
     ][:n]
 
 

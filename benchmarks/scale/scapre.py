@@ -156,7 +156,7 @@ def size(concepts=50, log=print):
 
     from ..world.scapre_world import CACHE, patching, scapre, text
 
-    words = pack.module("unlearn.closed_form.sentence_plan").prior_words()[200 : 200 + concepts]
+    words = pack.module("unlearn.concepts.sentences").prior_words()[200 : 200 + concepts]
     model, clip = random_model("SD1.5"), studio().clip
     with torch.inference_mode(), tempfile.TemporaryDirectory() as folder:
         start = time.perf_counter()

@@ -245,8 +245,6 @@ def main():
 
 
 if __name__ == "__main__":
-    from benchmarks.scale import (
-        shard,  # workers look for its functions under this name, not in __main__
-    )
+    from benchmarks.scale import shard
 
     shard.main()

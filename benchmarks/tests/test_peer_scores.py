@@ -136,7 +136,7 @@ def test_the_meter_sees_time_and_memory():
 @pytest.mark.parametrize("name", catalogue.WORLDS)
 def test_judged_sentences_are_none_that_ours_was_given(name):
     sentences, prompts = (
-        pack.module("unlearn.closed_form.sentence_plan"),
+        pack.module("unlearn.concepts.sentences"),
         pack.module("unlearn.host.text_encoding"),
     )
     world = catalogue.get(name)

@@ -133,7 +133,7 @@ def bench(checkpoint, loaded, tmp_path, monkeypatch, capsys):
     import comfy.sd
 
     monkeypatch.setattr(
-        pack.module("unlearn.closed_form.sentence_plan"),
+        pack.module("unlearn.concepts.sentences"),
         "prior_words",
         lambda: ("bread", "river", "hat"),
     )

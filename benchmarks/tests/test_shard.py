@@ -9,7 +9,7 @@ import pytest
 from benchmarks.scale import shard
 from testbed import pack
 
-text = pack.module("unlearn.concepts.text")
+text = pack.module("unlearn.concepts.notation")
 SMALL = [
     x
     for s in ("prompts=2", "steps=2", "window=1", "size=64", "cfg=3", "score=wanda", "ceiling=0.02")

@@ -27,7 +27,7 @@ networks = pack.module("unlearn.host.training_network")
 rounds = pack.module("unlearn.sculpting.trainer")
 material = pack.module("unlearn.sculpting.training_data")
 patching = pack.module("unlearn.host.patching")
-text = pack.module("unlearn.concepts.text")
+text = pack.module("unlearn.concepts.notation")
 
 SEQUENCE = ("fox", "house", "truck", "sword", "rose", "pear")
 PLAIN = (

@@ -20,7 +20,7 @@ from testbed.worlds.studio import studio
 
 scapre = pack.module("unlearn.closed_form.solve")
 patching = pack.module("unlearn.host.patching")
-text = pack.module("unlearn.concepts.text")
+text = pack.module("unlearn.concepts.notation")
 
 SETTINGS = {
     "default": {},

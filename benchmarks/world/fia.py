@@ -24,7 +24,7 @@ saliency = pack.module("unlearn.pruning.saliency")
 masks = pack.module("unlearn.pruning.masks")
 lockstep = pack.module("unlearn.host.batched_sampling")
 patching = pack.module("unlearn.host.patching")
-text = pack.module("unlearn.concepts.text")
+text = pack.module("unlearn.concepts.notation")
 saliency_prompts = pack.module("unlearn.pruning.prompts")
 
 GIVEN = ("a photo of {a}", "{bare}", "a close-up of {a}", "a picture of {a}")

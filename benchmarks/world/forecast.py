@@ -41,7 +41,7 @@ def moments_of(model, patch):
     edits, out = dict(patch.edits), forecast.WeightGrams()
     for layer in layers.cross_attention(model):
         w0 = weights.read(model, layer.key)
-        out.edited(w0, edits[layer.key].change(w0, 1.0))
+        out.add_edited(w0, edits[layer.key].change(w0, 1.0))
     return out
 
 
@@ -51,9 +51,9 @@ def measured(s, patch, names, studied):
     hits = [forecast.WordImpact(n, 1.0, False) for n in names]
     seen = forecast.glanced(s.model, patching.apply(s.model, patch)[0], s.clip, hits, 64)
     return {
-        "glance": {h.name: h.survival for h in seen},
+        "glance": {h.name: h.retention for h in seen},
         "survival": {
-            n: float(kernel.survival(x[None], m.before, m.cross, w[None]))
+            n: float(kernel.retention(x[None], m.before, m.cross, w[None]))
             for n, (x, w) in studied.items()
             if n in names
         },
@@ -92,7 +92,7 @@ def main():
     bench = Bench(studio(), shots(plain=given.pictures, styled=0), given.steps)
     s, before, rows = bench.studio, bench.objects(bench.before), []
     with torch.inference_mode():
-        studied = forecast.study(s.clip, states.TextStateCache(s.clip, CACHE).fetch, OBJECTS)
+        studied = forecast.study(s.clip, states.TextStateCache(s.clip, CACHE).get, OBJECTS)
     table = []
     for k in range(given.sets):
         order = ORDER[3 * k % len(ORDER) :] + ORDER

@@ -18,7 +18,7 @@ from testbed.worlds.sprites import OBJECTS, STYLES, SUPERCLASS
 
 scapre = pack.module("unlearn.closed_form.solve")
 patching = pack.module("unlearn.host.patching")
-text = pack.module("unlearn.concepts.text")
+text = pack.module("unlearn.concepts.notation")
 
 COUNTS = (1, 4, 8, 12)
 # one of each look-alike pair, superclass by superclass

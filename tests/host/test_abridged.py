@@ -161,7 +161,7 @@ def test_an_encoder_that_sees_ahead_is_read_in_full(monkeypatch):
     store = states.TextStateCache(clip)
     assert store.reader is None
     whole = prompts.encode(clip, TEXTS)
-    assert all(torch.equal(s, whole[t]) for t, s in store.fetch(located(clip)).items())
+    assert all(torch.equal(s, whole[t]) for t, s in store.get(located(clip)).items())
 
 
 @pytest.mark.parametrize("broken", ["no model", "another build", "an encoder of another build"])

@@ -16,7 +16,7 @@ adapters = pack.module("unlearn.host.adapters")
 weights = pack.module("unlearn.host.weights")
 layers = pack.module("unlearn.host.architectures.unet")
 types = pack.module("unlearn.types")
-text = pack.module("unlearn.concepts.text")
+text = pack.module("unlearn.concepts.notation")
 UnlearnError = pack.module("unlearn.errors").UnlearnError
 CONCEPTS = text.parse("cat\nhouse", "key\ntree")
 QUICK = dict(seed=3, seeds=1, kept=2, steps=4, cfg=3.0, size=64)
@@ -108,11 +108,11 @@ def test_the_forecast_stands_beside_the_pictures(loaded, monkeypatch):
         "tree",
     } <= {h.name for h in hits}
     assert [f["survival"] for f in metrics["forecast"]] == pytest.approx(
-        [h.survival for h in hits], abs=1e-4
+        [h.retention for h in hits], abs=1e-4
     )
     assert all(line in words for line in erasure.forecast.describe(hits))
     monkeypatch.setattr(
-        erasure.forecast.statistics, "read_words", lambda *_: (["cat"], torch.ones(1, 1024))
+        erasure.forecast.prior_words, "read_words", lambda *_: (["cat"], torch.ones(1, 1024))
     )
     _, plain, words, metrics = compare(loaded, patched)
     assert (
@@ -198,7 +198,7 @@ def test_pairs_are_what_a_ksampler_with_that_seed_draws(loaded):
         "a photo of a tree",
     }
     live = erasure._Live(shots, model, 4, None)
-    positive, negative = erasure.lockstep.conditioning(clip, [s.text for s in shots], 64)
+    positive, negative = erasure.batched_sampling.conditioning(clip, [s.text for s in shots], 64)
     erasure._draw(
         model, shots, 0, positive, negative, [4, 8, 8], {**erasure.DEFAULTS, **QUICK}, live
     )

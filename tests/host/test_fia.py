@@ -18,7 +18,7 @@ patching = pack.module("unlearn.host.patching")
 layers_of = pack.module("unlearn.host.architectures.unet")
 weights = pack.module("unlearn.host.weights")
 types = pack.module("unlearn.types")
-text = pack.module("unlearn.concepts.text")
+text = pack.module("unlearn.concepts.notation")
 UnlearnError = pack.module("unlearn.errors").UnlearnError
 fia = pack.module("kernels.fia")
 
@@ -438,7 +438,10 @@ def test_the_size_a_model_was_made_for(kind, velocity, side):
         model_config=type(kind, (), {})(),
         model_type=SimpleNamespace(name="V_PREDICTION" if velocity else "EPS"),
     )
-    assert saliency.own_size(SimpleNamespace(model=model)) == side
+    assert (
+        pack.module("unlearn.host.architectures.unet").native_size(SimpleNamespace(model=model))
+        == side
+    )
 
 
 @pytest.mark.parametrize("free, batch", [(10**9, 8), (24, 8), (23, 4), (12, 4), (11, 2), (0, 1)])

@@ -18,7 +18,7 @@ progress = pack.module("unlearn.host.progress")
 states = pack.module("unlearn.files.text_cache")
 types = pack.module("unlearn.types")
 weights = pack.module("unlearn.host.weights")
-text = pack.module("unlearn.concepts.text")
+text = pack.module("unlearn.concepts.notation")
 collateral = pack.module("nodes.collateral_forecast")
 UnlearnError = pack.module("unlearn.errors").UnlearnError
 
@@ -115,7 +115,7 @@ def test_a_forecast_leaves_out_what_was_to_be_forgotten(monkeypatch, given, forg
     monkeypatch.setattr(
         collateral.forecast,
         "of_patch",
-        lambda *args: asked.append(args[3:5]) or [collateral.forecast.Hit("wolf", 0.4, False)],
+        lambda *args: asked.append(args[3:5]) or [collateral.forecast.WordImpact("wolf", 0.4, False)],
     )
     patch = types.UnlearnPatch(
         (), types.Fingerprint({}), ({"method": "m", "concepts": ["fox", "vixen"]},)
@@ -125,7 +125,7 @@ def test_a_forecast_leaves_out_what_was_to_be_forgotten(monkeypatch, given, forg
 
 
 def test_a_forecast_says_what_of_the_keep_list_is_harmed():
-    hit = collateral.forecast.Hit
+    hit = collateral.forecast.WordImpact
     said = collateral.forecast.describe(
         [hit("dog", 0.5, True), hit("wolf", 0.2, False), hit("key", 0.95, True)]
     )

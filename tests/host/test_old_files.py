@@ -26,7 +26,7 @@ TRAINING = {
 
 nodes = {n.__name__: n for n in pack.module("nodes").NODES}
 weights = pack.module("unlearn.host.weights")
-concept_text = pack.module("unlearn.concepts.text")
+concept_text = pack.module("unlearn.concepts.notation")
 rounds = pack.module("unlearn.sculpting.trainer")
 
 

@@ -9,8 +9,10 @@ from testbed import pack
 
 prompts = pack.module("unlearn.host.text_encoding")
 statistics = pack.module("unlearn.closed_form.token_statistics")
-sentences = pack.module("unlearn.closed_form.sentence_plan")
-text = pack.module("unlearn.concepts.text")
+plans = pack.module("unlearn.closed_form.sentence_plan")
+sentences = pack.module("unlearn.concepts.sentences")
+prior_words = pack.module("unlearn.analysis.prior_words")
+text = pack.module("unlearn.concepts.notation")
 PAD_SAMPLES = pack.module("unlearn.files.text_cache").PAD_SAMPLES
 UnlearnError = pack.module("unlearn.errors").UnlearnError
 
@@ -64,7 +66,7 @@ def test_a_template_needs_its_place_holder(loaded):
 
 
 def test_the_plan_never_keeps_what_it_forgets(loaded):
-    plan = sentences.plan(loaded[1], text.parse("cat -> animal\nhouse -> building", "dog"))
+    plan = plans.plan(loaded[1], text.parse("cat -> animal\nhouse -> building", "dog"))
     kept = {p.text for p in plan.kept}
     assert "cat" not in kept and not any("house" in t.split() for t in kept)
     assert (
@@ -77,7 +79,7 @@ def test_the_plan_never_keeps_what_it_forgets(loaded):
 def test_statistics_from_their_definition(loaded):
     """Two sentences: the erased rows are the mean differences, their weights sum to the concept's own."""
     clip = loaded[1]
-    plan = sentences.plan(
+    plan = plans.plan(
         clip, text.parse("fox -> wolf * 3"), templates=("{concept}", "a {concept}"), prior=False
     )
     states = prompts.encode(clip, plan.texts)
@@ -95,9 +97,9 @@ def test_statistics_from_their_definition(loaded):
     own = (difference("{}", 1) + difference("a {}", 2)) / 2
     end = (difference("{}", 2) + difference("a {}", 3)) / 2
     rest = (
-        stats.erase - torch.outer(own, own) - torch.outer(end, end)
+        stats.concept_gram - torch.outer(own, own) - torch.outer(end, end)
     )  # of weight 3 a third each: own, end, padding
-    assert torch.allclose(stats.move, -stats.erase)
+    assert torch.allclose(stats.target_shift, -stats.concept_gram)
     values = torch.linalg.eigvalsh(rest)
     assert (
         values[0] > -1e-6 * values[-1] and (values > 1e-6 * values[-1]).sum() == 1
@@ -112,17 +114,19 @@ def test_statistics_from_their_definition(loaded):
         / scale
     )
     own = statistics.NEUTRAL_WEIGHT * float(neutral.square().mean())
-    assert abs(float(torch.trace(stats.keep)) / 768 - 1 - own) < 1e-9
+    assert abs(float(torch.trace(stats.preserve_gram)) / 768 - 1 - own) < 1e-9
 
 
 def test_state_targets_keep_every_sentence(loaded):
     clip = loaded[1]
-    plan = sentences.plan(
+    plan = plans.plan(
         clip, text.parse("fox -> wolf"), templates=("{concept}", "a {concept}"), prior=False
     )
     stats = statistics.measure(plan, prompts.encode(clip, plan.texts), target="state")
     assert (
-        torch.linalg.matrix_rank(stats.erase, rtol=1e-9) == len(stats.rows) == 2 * (2 + PAD_SAMPLES)
+        torch.linalg.matrix_rank(stats.concept_gram, rtol=1e-9)
+        == len(stats.rows)
+        == 2 * (2 + PAD_SAMPLES)
     )
 
 
@@ -136,7 +140,7 @@ def test_judged_sentences_are_never_studied(loaded):
     from benchmarks.world import erase
     from testbed import demo
 
-    studied = set(sentences.plan(loaded[1], erase.concepts()).texts)
+    studied = set(plans.plan(loaded[1], erase.concepts()).texts)
     judged = {shot.caption.text for shot in (*demo.shots(), *erase.shots(3))}
     assert len(judged) > 60 and not judged & studied
     bare = {t.replace("{concept}", "{a}") for ts in sentences.TEMPLATES.values() for t in ts}
@@ -154,7 +158,7 @@ def test_streaming_concept_by_concept_changes_nothing(loaded):
         ],
     )
     many = text.parse("\n".join(f"{n} -> thing" for n in names), "cat")
-    plan = sentences.plan(clip, many, ("{concept}", "a {concept}"), prior=False)
+    plan = plans.plan(clip, many, ("{concept}", "a {concept}"), prior=False)
     states = prompts.encode(clip, plan.texts)
     whole = statistics.measure(plan, states)
     asked = []
@@ -165,20 +169,20 @@ def test_streaming_concept_by_concept_changes_nothing(loaded):
 
     streamed = statistics.measure(plan, fetch)
     assert (
-        torch.equal(streamed.erase, whole.erase)
-        and torch.equal(streamed.keep, whole.keep)
+        torch.equal(streamed.concept_gram, whole.concept_gram)
+        and torch.equal(streamed.preserve_gram, whole.preserve_gram)
         and max(asked) <= 2 * 2 * statistics.BLOCK
     )
     assert whole.concepts.shape[1] == len(names) and torch.allclose(
-        whole.rows.T @ (whole.rows * whole.rows_weight[:, None]), whole.erase
+        whole.rows.T @ (whole.rows * whole.rows_weight[:, None]), whole.concept_gram
     )
 
 
 def test_the_prior_holds_words_but_not_forgotten_ones(loaded):
-    plan = sentences.plan(
+    plan = plans.plan(
         loaded[1], text.parse("green car -> vehicle\nhouses"), templates=("{concept}",)
     )
-    words, states = statistics._words(
+    words, states = prior_words.word_states(
         plan.packed,
         plan.forgotten,
         lambda wanted, progress=None: prompts.encode(loaded[1], [p.text for p in wanted]),
@@ -191,9 +195,7 @@ def test_the_prior_holds_words_but_not_forgotten_ones(loaded):
 
 
 def test_expansion_studies_other_forms_unless_they_are_kept(loaded):
-    plan = sentences.plan(
-        loaded[1], text.parse("fox\nice cream", "foxes"), prior=False, expand=True
-    )
+    plan = plans.plan(loaded[1], text.parse("fox\nice cream", "foxes"), prior=False, expand=True)
     studied = {a.name for _, _, a, _ in plan.pairs}
     assert {
         "fox",
@@ -220,7 +222,7 @@ def test_words_side_by_side_have_their_places(loaded):
 def test_words_of_many_tokens_are_packed_fewer_to_a_prompt(loaded, monkeypatch):
     listed = ["zzyzxian"] * 80
     monkeypatch.setattr(sentences, "prior_words", lambda: listed)
-    packed = sentences.packed_words(loaded[1])
+    packed = prior_words.packed_words(loaded[1])
     assert [word for _, words in packed for word, _ in words] == listed and len(packed) > 1
     assert all(words[-1][1] == prompt.end - 1 <= 75 for prompt, words in packed)
 
@@ -235,7 +237,7 @@ def test_a_damaged_text_encoder_is_named(loaded):
 
 
 def test_last_token_mode_spares_the_first_word(loaded):
-    plan = sentences.plan(loaded[1], text.parse("ice cream", ""), ("a {concept}",), prior=False)
+    plan = plans.plan(loaded[1], text.parse("ice cream", ""), ("a {concept}",), prior=False)
     states = prompts.encode(loaded[1], plan.texts)
     assert (
         len(statistics.measure(plan, states, "all").rows)

@@ -13,7 +13,7 @@ from testbed import pack
 scapre = pack.module("unlearn.closed_form.solve")
 patching = pack.module("unlearn.host.patching")
 weights = pack.module("unlearn.host.weights")
-text = pack.module("unlearn.concepts.text")
+text = pack.module("unlearn.concepts.notation")
 types = pack.module("unlearn.types")
 nodes = pack.module("nodes")
 UnlearnError = pack.module("unlearn.errors").UnlearnError
@@ -326,9 +326,9 @@ def test_each_concept_is_pushed_until_little_is_left_of_it_in_new_sentences(load
     patch = solve(loaded, kept_list, overshoot=5.0, drift=1.0)[0]
     plain = solve(loaded, kept_list, overshoot=0.0)[0]
     sentences, weights, host = (
-        pack.module("unlearn.closed_form.sentence_plan"),
+        pack.module("unlearn.concepts.sentences"),
         pack.module("unlearn.host.weights"),
-        scapre,
+        pack.module("unlearn.host.text_encoding"),
     )
     left = {}
     for name, which in (("pushed", patch), ("plain", plain)):
@@ -336,10 +336,10 @@ def test_each_concept_is_pushed_until_little_is_left_of_it_in_new_sentences(load
             sums = torch.zeros(2, dtype=torch.float64)
             for template in sentences.CHECKED[c.kind]:
                 a, b = (
-                    host.prompts.locate(loaded[1], host.prompts.grammar(template, c.name), n)
+                    host.locate(loaded[1], host.fix_article(template, c.name), n)
                     for n in (c.name, c.superclass)
                 )
-                read = host.prompts.encode(loaded[1], [a.text, b.text])
+                read = host.encode(loaded[1], [a.text, b.text])
                 share = torch.zeros(2, dtype=torch.float64)
                 added = (read[a.text][a.end] - read[b.text][b.end]).double()
                 for key, edit in which.edits:
@@ -350,7 +350,7 @@ def test_each_concept_is_pushed_until_little_is_left_of_it_in_new_sentences(load
             left[name, c.name] = float(sums[0] / sums[1])
     for c in kept_list.concepts:
         assert left["plain", c.name] > 0.15
-        assert left["pushed", c.name] == pytest.approx(host.LEFT, abs=0.03)
+        assert left["pushed", c.name] == pytest.approx(scapre.TARGET_RESIDUAL, abs=0.03)
 
 
 def test_of_very_many_concepts_some_are_looked_at(loaded, kept_list, monkeypatch):
@@ -516,7 +516,7 @@ def test_auto_protect_raises_the_worst(loaded):
         hits = forecast.of_patch(
             loaded[0], loaded[1], patch, ["fox", "house"], concepts.keep, glance=True, size=64
         )
-        worst.append(min(h.survival for h in hits if h.asked))
+        worst.append(min(h.retention for h in hits if h.on_keep_list))
     assert worst[1] > worst[0]
 
 
@@ -525,7 +525,7 @@ def test_forecast_of_an_empty_patch_is_quiet(loaded, patch):
     empty = types.UnlearnPatch((), patch.fingerprint, ())
     hits = forecast.of_patch(loaded[0], loaded[1], empty, ["fox"], ["cat"])
     assert (
-        all(abs(h.survival - 1) < 1e-5 for h in hits)
+        all(abs(h.retention - 1) < 1e-5 for h in hits)
         and hits[0].name
         and "none loses" in forecast.describe(hits)[0]
     )
@@ -536,14 +536,14 @@ def test_a_glance_sees_what_an_edit_took_and_leaves_the_model(loaded, patch):
         pack.module("unlearn.analysis.forecast"),
         loaded[0].model.state_dict()["diffusion_model.out.2.weight"].clone(),
     )
-    hits = [forecast.Hit(n, 1.0, n != "fox") for n in ("fox", "cat", "church", "apple")]
+    hits = [forecast.WordImpact(n, 1.0, n != "fox") for n in ("fox", "cat", "church", "apple")]
     same = forecast.glanced(loaded[0], loaded[0], loaded[1], hits, 64)
-    assert all(abs(h.survival - 1) < 1e-4 for h in same)
+    assert all(abs(h.retention - 1) < 1e-4 for h in same)
     seen = forecast.glanced(loaded[0], patching.apply(loaded[0], patch)[0], loaded[1], hits, 64)
     assert (
         seen[0].name == "fox"
-        and seen[0].survival < 0.5 < seen[1].survival
-        and [h.asked for h in seen] == [False, True, True, True]
+        and seen[0].retention < 0.5 < seen[1].retention
+        and [h.on_keep_list for h in seen] == [False, True, True, True]
     )
     assert torch.equal(before, loaded[0].model.state_dict()["diffusion_model.out.2.weight"])
 
@@ -556,7 +556,7 @@ def test_the_forecast_names_a_patch_or_clip_of_another_model(loaded, patch, monk
     with pytest.raises(UnlearnError, match="'model' lacks 1 of the weights"):
         forecast.of_patch(loaded[0], loaded[1], stranger)
     monkeypatch.setattr(
-        forecast.statistics, "read_words", lambda *_: (["cat"], torch.ones(1, 1024))
+        forecast.prior_words, "read_words", lambda *_: (["cat"], torch.ones(1, 1024))
     )
     with pytest.raises(
         UnlearnError, match="'clip' gives states of width 1024 and the model reads width 768"
@@ -569,16 +569,16 @@ def test_states_are_kept_on_disk_and_bounded(loaded, kept_list, tmp_path):
     first = solve(loaded, kept_list, folder=tmp_path)[0]
     files = list(tmp_path.rglob("*.safetensors"))
     assert files and solve(loaded, kept_list, folder=tmp_path)[0] == first
-    store = states.States(loaded[1], tmp_path)
+    store = states.TextStateCache(loaded[1], tmp_path)
     plan = pack.module("unlearn.closed_form.sentence_plan").plan(
         loaded[1], kept_list, SENTENCES, prior=False
     )
-    got = store.fetch([n for *_, n in plan.pairs])
+    got = store.get([n for *_, n in plan.pairs])
     assert store.encoded == 0 and len(got) == 4
     files[0].write_bytes(b"damaged")
     assert solve(loaded, kept_list, folder=tmp_path)[0] == first
-    small = states.States(loaded[1], tmp_path, limit=0)
-    small.fetch(
+    small = states.TextStateCache(loaded[1], tmp_path, limit=0)
+    small.get(
         [
             pack.module("unlearn.host.text_encoding").locate(
                 loaded[1], "a {concept} unheard of", "bicycle"
@@ -592,7 +592,7 @@ def test_another_clip_skip_meets_no_old_states(loaded, tmp_path):
     states = pack.module("unlearn.files.text_cache")
     skipped = loaded[1].clone()
     skipped.clip_layer(-2)
-    said = lambda clip: states.fingerprint(states.prompts.encode(clip, states.PROBES))
+    said = lambda clip: states.fingerprint(states.text_encoding.encode(clip, states.PROBES))
     assert said(skipped) != said(loaded[1])
 
 

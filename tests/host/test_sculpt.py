@@ -14,10 +14,10 @@ sculpt = pack.module("unlearn.sculpting.train")
 networks = pack.module("unlearn.host.training_network")
 rounds = pack.module("unlearn.sculpting.trainer")
 material = pack.module("unlearn.sculpting.training_data")
-resuming = pack.module("unlearn.sculpting.resume")
+resuming = pack.module("unlearn.sculpting.saved_run")
 patching = pack.module("unlearn.host.patching")
 weights = pack.module("unlearn.host.weights")
-text = pack.module("unlearn.concepts.text")
+text = pack.module("unlearn.concepts.notation")
 nodes = pack.module("nodes")
 UnlearnError = pack.module("unlearn.errors").UnlearnError
 

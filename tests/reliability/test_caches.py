@@ -26,7 +26,7 @@ from testbed import pack
 states = pack.module("unlearn.files.text_cache")
 files = pack.module("unlearn.files.storage")
 material = pack.module("unlearn.sculpting.training_data")
-sentences = pack.module("unlearn.closed_form.sentence_plan")
+sentences = pack.module("unlearn.concepts.sentences")
 concept_files = pack.module("unlearn.concepts.lists")
 UnlearnError = pack.module("unlearn.errors").UnlearnError
 WIDTH = 16
@@ -70,7 +70,7 @@ def work(folder, number, seconds, limit, damage):
         while time.time() < until or rounds < 3:
             store = states.TextStateCache(None, folder, limit)
             wanted = prompts(12, first=(number * 5 + rounds * 7) % 60)
-            if not right(store.fetch(wanted)) or not right(store.fetch(wanted)):
+            if not right(store.get(wanted)) or not right(store.get(wanted)):
                 return "other states than the encoder's"
             rounds, encoded = rounds + 1, encoded + store.encoded
             if damage and rounds % 5 == number:  # somebody else's disk error
@@ -131,25 +131,25 @@ def test_a_lock_that_somebody_holds_costs_seconds_and_nothing_else(tmp_path, mon
     monkeypatch.setattr(states, "WAIT", 0.3)
     with states.FileLock(tmp_path / "lock"):
         start, store = time.time(), states.TextStateCache(None, tmp_path)
-        assert right(store.fetch(prompts(3))) and time.time() - start < 5
+        assert right(store.get(prompts(3))) and time.time() - start < 5
         assert not list(tmp_path.rglob("*.safetensors"))
-    assert right(store.fetch(prompts(3))) and list(tmp_path.rglob("*.safetensors"))
+    assert right(store.get(prompts(3))) and list(tmp_path.rglob("*.safetensors"))
     tally("faults")
 
 
 def test_a_process_killed_while_it_writes_leaves_what_the_next_sweeps(tmp_path, tally):
     store = states.TextStateCache(None, tmp_path)
-    store.fetch(prompts(2))
+    store.get(prompts(2))
     (whole,) = tmp_path.rglob("*.safetensors")
     old, new = (whole.with_name(f"{whole.name}.part{n}-1") for n in (1, 2))
     for left in (old, new):
         left.write_bytes(b"half")
     os.utime(old, (1, 1))  # nobody has written to it for years; the other may be somebody's
-    store.fetch(prompts(2, first=9))
+    store.get(prompts(2, first=9))
     assert (
         not old.exists()
         and new.exists()
-        and right(states.TextStateCache(None, tmp_path).fetch(prompts(2)))
+        and right(states.TextStateCache(None, tmp_path).get(prompts(2)))
     )
     files.write(tmp_path / "x.safetensors", {"a": torch.zeros(1)}, {})
     tally("faults")
@@ -251,7 +251,7 @@ def read_only(folder):
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no such rights")
 def test_a_read_only_folder_is_no_reason_to_stop(tmp_path, tally):
     folder = tmp_path / "user"
-    states.TextStateCache(None, folder).fetch(prompts(3))
+    states.TextStateCache(None, folder).get(prompts(3))
     empty = tmp_path / "empty"
     empty.mkdir()
     before = sorted(folder.rglob("*"))
@@ -260,18 +260,18 @@ def test_a_read_only_folder_is_no_reason_to_stop(tmp_path, tally):
         with pytest.raises(OSError):
             (empty / "x").write_bytes(b"")  # so this test can fail
         store = states.TextStateCache(None, empty)
-        assert right(store.fetch(prompts(3))) and store.encoded == 3 and not list(empty.iterdir())
+        assert right(store.get(prompts(3))) and store.encoded == 3 and not list(empty.iterdir())
         with pytest.raises(UnlearnError, match="cannot be written"):
             files.write(empty / "sub" / "x.safetensors", {"a": torch.zeros(1)}, {})
     with read_only(folder):
         store = states.TextStateCache(None, folder)
         assert (
-            right(store.fetch([*prompts(3), *prompts(2, first=20)])) and store.encoded == 2
+            right(store.get([*prompts(3), *prompts(2, first=20)])) and store.encoded == 2
         )  # what lies there is read
     damaged.write_bytes(b"damaged")
     with read_only(folder):
         assert right(
-            states.TextStateCache(None, folder).fetch(prompts(3))
+            states.TextStateCache(None, folder).get(prompts(3))
         )  # and what is damaged there is encoded, each time
     assert sorted(folder.rglob("*")) == before
     tally("faults", 3)
@@ -280,7 +280,7 @@ def test_a_read_only_folder_is_no_reason_to_stop(tmp_path, tally):
 def test_a_folder_that_cannot_be_made_is_no_reason_to_stop(tmp_path, tally):
     (tmp_path / "file").write_text("in the way")
     store = states.TextStateCache(None, tmp_path / "file" / "states")
-    assert right(store.fetch(prompts(3))) and store.encoded == 3
+    assert right(store.get(prompts(3))) and store.encoded == 3
     with pytest.raises(UnlearnError, match="cannot be written"):
         files.write(tmp_path / "file" / "x.safetensors", {"a": torch.zeros(1)}, {})
     tally("faults")
@@ -293,7 +293,7 @@ def test_a_full_disk_keeps_nothing_and_goes_on(tmp_path, monkeypatch, tally):
 
     monkeypatch.setattr(files, "save_file", full)
     store = states.TextStateCache(None, tmp_path)
-    assert right(store.fetch(prompts(3))) and not [
+    assert right(store.get(prompts(3))) and not [
         p for p in tmp_path.rglob("*") if ".safetensors" in p.name
     ]
     tally("faults")
@@ -309,7 +309,7 @@ module = sys.modules  # the names the host gives are gone again; load once more 
 done = asyncio.run(nodes.load_custom_node(folder, module_parent="custom_nodes"))
 pack = folder.replace(".", "_x_")
 import importlib
-lists, cached = importlib.import_module(pack + ".unlearn.concepts.lists"), importlib.import_module(pack + ".unlearn.closed_form.sentence_plan")
+lists, cached = importlib.import_module(pack + ".unlearn.concepts.lists"), importlib.import_module(pack + ".unlearn.concepts.sentences")
 said = [len(lists.read_preset(n).concepts) for n in lists.presets()[1:]]
 web = nodes.EXTENSION_WEB_DIRS[os.path.basename(folder)]
 print(json.dumps([*found, said, len(cached.prior_sentences()), os.path.isdir(web)]))

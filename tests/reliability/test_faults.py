@@ -26,13 +26,13 @@ adapters = pack.module("unlearn.host.adapters")
 files = pack.module("unlearn.files.storage")
 patch_files = pack.module("unlearn.files.patch_file")
 patching = pack.module("unlearn.host.patching")
-resuming = pack.module("unlearn.sculpting.resume")
+resuming = pack.module("unlearn.sculpting.saved_run")
 rounds = pack.module("unlearn.sculpting.trainer")
 sculpt = pack.module("unlearn.sculpting.train")
 states = pack.module("unlearn.files.text_cache")
 weights = pack.module("unlearn.host.weights")
 types = pack.module("unlearn.types")
-text = pack.module("unlearn.concepts.text")
+text = pack.module("unlearn.concepts.notation")
 nodes = {n.__name__: n for n in pack.module("nodes").NODES}
 UnlearnError = pack.module("unlearn.errors").UnlearnError
 
@@ -401,14 +401,14 @@ def test_a_full_disk_does_not_stop_a_solve(bench, tmp_path, tally):
     ]
     for share in (0.0, 0.5, 1.0):
         with disk_full(1, share):
-            found = states.TextStateCache(bench.clip, tmp_path).fetch(wanted)
+            found = states.TextStateCache(bench.clip, tmp_path).get(wanted)
         assert len(found) == 3 and not list(tmp_path.rglob("*.*"))
         tally("faults")
-    once = states.TextStateCache(bench.clip, tmp_path).fetch(wanted)
+    once = states.TextStateCache(bench.clip, tmp_path).get(wanted)
     again = states.TextStateCache(bench.clip, tmp_path)
     assert (
         len(list(tmp_path.rglob("*.safetensors"))) == 1
-        and again.fetch(wanted).keys() == once.keys()
+        and again.get(wanted).keys() == once.keys()
         and not again.encoded
     )
 

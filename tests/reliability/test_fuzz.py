@@ -29,14 +29,14 @@ patch_files = pack.module("unlearn.files.patch_file")
 saliency_files = pack.module("unlearn.files.saliency_file")
 saliency = pack.module("unlearn.pruning.saliency")
 masks = pack.module("unlearn.pruning.masks")
-resuming = pack.module("unlearn.sculpting.resume")
+resuming = pack.module("unlearn.sculpting.saved_run")
 states = pack.module("unlearn.files.text_cache")
 files = pack.module("unlearn.files.storage")
 adapters = pack.module("unlearn.host.adapters")
 sculpt = pack.module("kernels.sculpting")
 types = pack.module("unlearn.types")
 lists = pack.module("unlearn.concepts.lists")
-text = pack.module("unlearn.concepts.text")
+text = pack.module("unlearn.concepts.notation")
 concepts_node = pack.module("nodes.unlearn_concepts")
 UnlearnError = pack.module("unlearn.errors").UnlearnError
 TIMES = float(os.environ.get("UNLEARN_FUZZ", "1"))
@@ -565,7 +565,7 @@ def words(monkeypatch):
 
 def test_files_of_token_states(box, words, wholes, tally):
     prompts = [states.prompts.Prompt(t, "", 1, 2, 5) for t in ("a cat", "a dog", "a fox")]
-    states.TextStateCache(None, box / "st").fetch(prompts)
+    states.TextStateCache(None, box / "st").get(prompts)
     (file,) = (box / "st").rglob("*.safetensors")
     whole, truth = file.read_bytes(), words(None, [p.text for p in prompts])
     where = states.kept_positions(5, 77)
@@ -577,13 +577,13 @@ def test_files_of_token_states(box, words, wholes, tally):
                 else knows_nothing(rng, whole, list(wholes.values()))
             )
             file.write_bytes(raw)
-            found = watch(i, lambda: states.TextStateCache(None, box / "st").fetch(prompts))
+            found = watch(i, lambda: states.TextStateCache(None, box / "st").get(prompts))
             assert found is not None and found.keys() == truth.keys(), (
                 i
             )  # a cache never refuses: what is damaged is encoded anew
             assert all(s.shape[1] == 8 and torch.isfinite(s).all() for s in found.values()), i
         file.write_bytes(whole)
-        found = states.TextStateCache(None, box / "st").fetch(prompts)
+        found = states.TextStateCache(None, box / "st").get(prompts)
         assert all(torch.equal(found[t][where], truth[t][where]) for t in truth)
 
 

@@ -251,7 +251,12 @@ def test_the_source_changes_nobody_and_runs_nothing(path):
         tree
     ):  # ComfyUI gives the pack's folder a name of its own, and `import nodes` is the host's
         if isinstance(node, ast.ImportFrom) and not node.level:
-            assert node.module.partition(".")[0] not in ("nodes", "unlearn", "kernels", "unlearn_pack"), (
+            assert node.module.partition(".")[0] not in (
+                "nodes",
+                "unlearn",
+                "kernels",
+                "unlearn_pack",
+            ), (
                 path,
                 node.lineno,
             )
@@ -396,7 +401,7 @@ def test_working_leaves_the_host_and_the_model_as_they_were(loaded, tally):
             "pruning.saliency",
             "pruning.masks",
             "host.patching",
-            "concepts.text",
+            "concepts.notation",
         )
     )
     model, clip, _ = loaded

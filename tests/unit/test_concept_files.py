@@ -5,7 +5,7 @@ import pytest
 from testbed import pack
 
 files, forms = pack.module("unlearn.concepts.lists"), pack.module("unlearn.concepts.name_variants")
-text, types = pack.module("unlearn.concepts.text"), pack.module("unlearn.types")
+text, types = pack.module("unlearn.concepts.notation"), pack.module("unlearn.types")
 node = pack.module("nodes.unlearn_concepts")
 UnlearnError = pack.module("unlearn.errors").UnlearnError
 
@@ -157,6 +157,6 @@ def test_plurals(name, expected):
 
 
 def test_forms_of_names():
-    assert forms.forms("ice cream") == ("ice creams", "ice-cream", "icecream")
-    assert forms.forms("spider-man") == ("spider-men", "spider man")
-    assert forms.forms("van gogh", "style") == () and forms.forms("nude", "explicit") == ()
+    assert forms.name_variants("ice cream") == ("ice creams", "ice-cream", "icecream")
+    assert forms.name_variants("spider-man") == ("spider-men", "spider man")
+    assert forms.name_variants("van gogh", "style") == () and forms.name_variants("nude", "explicit") == ()

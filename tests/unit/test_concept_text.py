@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from testbed import pack
 
-text = pack.module("unlearn.concepts.text")
+text = pack.module("unlearn.concepts.notation")
 types = pack.module("unlearn.types")
 UnlearnError = pack.module("unlearn.errors").UnlearnError
 

@@ -684,10 +684,12 @@ def test_forecast_moments(g):
         atol=1e-5,
     )
     survival = (outs * outs0).sum(1) / outs0.square().sum(1)
-    assert torch.allclose(forecast.survival(x, before, cross), survival, atol=1e-5)
+    assert torch.allclose(forecast.retention(x, before, cross), survival, atol=1e-5)
     weights = torch.tensor([[1.0, 2.0, 0.0]]).double()
     pooled = (outs * outs0).sum(1)[:3] @ weights[0] / (outs0.square().sum(1)[:3] @ weights[0])
-    assert torch.allclose(forecast.survival(x[None, :3], before, cross, weights), pooled, atol=1e-5)
+    assert torch.allclose(
+        forecast.retention(x[None, :3], before, cross, weights), pooled, atol=1e-5
+    )
 
 
 def test_forecast_of_a_shared_factor(g):
@@ -720,7 +722,7 @@ def test_forecast_knows_no_unit(g):
     small = [1e-9 * m for m in moments]
     assert torch.allclose(forecast.change(1e-3 * x, *small), forecast.change(x, *moments))
     assert torch.allclose(
-        forecast.survival(1e-3 * x, *small[:2]), forecast.survival(x, *moments[:2])
+        forecast.retention(1e-3 * x, *small[:2]), forecast.retention(x, *moments[:2])
     )
     assert torch.allclose(
         forecast.agreement(1e-6 * x, 1e-6 * x.flip(1)), forecast.agreement(x, x.flip(1))
@@ -728,7 +730,7 @@ def test_forecast_knows_no_unit(g):
     nothing = torch.zeros(2, D)
     assert (
         forecast.change(nothing, *moments).tolist()
-        == forecast.survival(nothing, *moments[:2]).tolist()
+        == forecast.retention(nothing, *moments[:2]).tolist()
         == [0.0, 0.0]
     )
     assert forecast.agreement(nothing, nothing).tolist() == [0.0, 0.0]

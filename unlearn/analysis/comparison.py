@@ -16,10 +16,10 @@ import comfy.utils
 import latent_preview
 import torch
 
-from ..closed_form import sentence_plan
+from ..concepts import sentences
 from ..errors import UnlearnError
 from ..host import batched_sampling, text_encoding, weights
-from ..pruning.saliency import own_size
+from ..host.architectures.unet import native_size
 from . import charts, forecast
 
 DEFAULTS = {
@@ -87,9 +87,7 @@ def build_comparisons(clip, concepts, templates=(), kept=4, seeds=(7,)):
             )
         )
     names = [n.casefold() for c in concepts.concepts for n in c.names]
-    everyday = (
-        s for s in sentence_plan.prior_sentences() if not any(n in s.casefold() for n in names)
-    )
+    everyday = (s for s in sentences.prior_sentences() if not any(n in s.casefold() for n in names))
     texts += [
         ("everyday", s, False)
         for s in itertools.islice(everyday, max(0, kept - len(concepts.keep)))
@@ -119,7 +117,7 @@ def compare(
     does not. Cancelling raises within one step. Raises UnlearnError for two models that do not go together, or text that cannot be used.
     """
     settings = {**DEFAULTS, **settings}
-    settings["size"] = settings["size"] or own_size(before)
+    settings["size"] = settings["size"] or native_size(before)
     shape = batched_sampling.latent_shape(before, settings["size"])
     if shape != batched_sampling.latent_shape(after, settings["size"]):
         raise UnlearnError(
@@ -143,7 +141,9 @@ def compare(
         else None,
     }
     hits, told = _forecast(before, after, clip, concepts, touched, lambda: live.step(0))
-    metrics["forecast"] = [h._asdict() for h in hits]
+    metrics["forecast"] = [
+        {"name": h.name, "survival": h.retention, "asked": h.on_keep_list} for h in hits
+    ]
     code, words = verdict(metrics)
     metrics["verdict"] = {
         "code": code,
@@ -541,7 +541,7 @@ def _label(key):
 
 
 def _chart(shots, touched, metrics, hits=()):
-    rows, charts = [], []
+    rows, sections = [], []
     for name, gone in dict.fromkeys((s.name, s.forgotten) for s in shots):
         part = [s.change["pixels"] for s in shots if (s.name, s.forgotten) == (name, gone)]
         x = sum(part) / len(part)
@@ -554,7 +554,7 @@ def _chart(shots, touched, metrics, hits=()):
                 charts.GOOD if good else charts.BAD,
             )
         )
-    charts.append(("Change of pictures (100%: as far apart as two different prompts)", rows[:48]))
+    sections.append(("Change of pictures (100%: as far apart as two different prompts)", rows[:48]))
     if clip := metrics["clip"]:
         scores = [(g, f, v) for g in ("forgotten", "kept") for f, v in clip[g].items()]
         named = {
@@ -562,25 +562,25 @@ def _chart(shots, touched, metrics, hits=()):
             "clip_after": "to the prompt, after",
             "clip_image": "before to after",
         }
-        charts.append(
+        sections.append(
             (
                 "CLIP score",
                 [(f"{g}: {named[f]}", v / 100, f"{v:.1f}", charts.NEUTRAL) for g, f, v in scores],
             )
         )
     if hits:
-        charts.append((forecast.TITLE, forecast.bars(hits)))
+        sections.append((forecast.TITLE, forecast.bars(hits)))
     layers = [(_label(key), change) for key, _, _, change in touched["layers"]]
     top = max([c for _, c in layers] + [1e-9])
     shown = [(label, c / top, f"{c:.2%}", charts.NEUTRAL) for label, c in layers[:40]]
     more = f", the first 40 of {len(layers)}" if len(layers) > 40 else ""
-    charts.append(
+    sections.append(
         (
             f"Relative change of each layer's weights{more}",
             shown or [("no weight differs", 0, "0%", charts.BAD)],
         )
     )
-    return charts.bar_charts("Erasure Report", charts)
+    return charts.bar_charts("Erasure Report", sections)
 
 
 def _text(metrics, touched, words, forecast_lines=()):

@@ -11,17 +11,16 @@ from typing import NamedTuple
 import torch
 
 from ...kernels import forecast as kernel
-from ..closed_form import sentence_plan, token_statistics
+from ..concepts import sentences
 from ..files.text_cache import TextStateCache, default_folder
 from ..host import batched_sampling, patching, text_encoding, weights
-from ..host.architectures.unet import cross_attention
+from ..host.architectures.unet import cross_attention, native_size
 from ..host.progress import Progress
-from ..pruning.saliency import own_size
-from . import charts
+from . import charts, contrasts, prior_words
 
 MAX_WEIGHT_ROWS = 640  # of each matrix, evenly spread, that moments are taken from; sums over hundreds of rows tell as much as over all
 SUSPECTS = 16  # words of the prior that get a second look
-STUDY_SENTENCE = sentence_plan.KEPT[1]  # what they are studied in; each sentence more costs time
+STUDY_SENTENCE = sentences.KEPT[1]  # what they are studied in; each sentence more costs time
 SHOWN = 12
 GLANCES = (11, 12, 13, 14)  # seeds of the noise; more were measured to add nothing
 LEVEL = 0.5  # of the noise schedule, where predictions told most: nearer to pure noise all words look more alike
@@ -36,43 +35,48 @@ class WordImpact(NamedTuple):
     """A word or a kept text, and the share of what it adds to keys and values that survives: 1 untouched, 0 gone."""
 
     name: str
-    survival: float
-    asked: bool  # it is on the keep list
+    retention: float
+    on_keep_list: bool  # it is on the keep list
 
 
 class WeightGrams:
     """before = sum W0^T W0, cross = sum W0^T W, after = sum W^T W [d, d] float64 over layers, from at most ROWS rows of each.
 
-    Where W0 holds earlier patches of this pack, V being the weights without them: start = sum V^T V, apart = sum V^T W; else None."""
+    Where W0 holds earlier patches of this pack, V being the weights without them: base_gram = sum V^T V, base_cross = sum V^T W; else None."""
 
     def __init__(self):
         self.before = self.cross = self.after = 0.0
-        self.start = self.apart = None
+        self.base_gram = self.base_cross = None
 
     @staticmethod
     def rows(w0):
         """Every k-th row of a layer's matrix."""
         return w0[:: -(-len(w0) // MAX_WEIGHT_ROWS)]
 
-    def plain(self, w0, unpatched=None):
+    def add_original(self, w0, unpatched=None):
         """Adds a layer to `before` alone; unpatched: the same without earlier patches of this pack, where there are any."""
         w0 = self.rows(w0).float()
         self.before = self.before + (w0.T @ w0).double()
         if unpatched is not None:
             v = self.rows(unpatched).float()
-            self.start = (0 if self.start is None else self.start) + (v.T @ v).double()
-            self.apart = (0 if self.apart is None else self.apart) + (v.T @ w0).double()
+            self.base_gram = (0 if self.base_gram is None else self.base_gram) + (v.T @ v).double()
+            self.base_cross = (0 if self.base_cross is None else self.base_cross) + (
+                v.T @ w0
+            ).double()
 
-    def shared(self, multiplier):
+    def after_shared_edit(self, multiplier):
         """The moments of the same layers after W = W0 (I + M)."""
         out = WeightGrams()
         out.before = self.before
         out.cross, out.after = kernel.shared(self.before, multiplier)
-        if self.start is not None:
-            out.start, out.apart = self.start, self.apart + self.apart @ multiplier
+        if self.base_gram is not None:
+            out.base_gram, out.base_cross = (
+                self.base_gram,
+                self.base_cross + self.base_cross @ multiplier,
+            )
         return out
 
-    def changed(self, mixed, square):
+    def after_edit(self, mixed, square):
         """The moments of the same layers after an edit D of them, mixed = sum W0^T D and square = sum D^T D."""
         out = WeightGrams()
         out.before, out.cross, out.after = (
@@ -86,7 +90,9 @@ class WeightGrams:
         """How far the keys and values of states with second moment keep [d, d] move, relative, root mean square: from where they were
         before the first patch of this pack."""
         before, cross = (
-            (self.before, self.cross) if self.start is None else (self.start, self.apart)
+            (self.before, self.cross)
+            if self.base_gram is None
+            else (self.base_gram, self.base_cross)
         )
         square = self.after - cross - cross.T + before
         return (
@@ -94,7 +100,7 @@ class WeightGrams:
             ** 0.5
         )
 
-    def edited(self, w0, delta):
+    def add_edited(self, w0, delta):
         """Adds a layer with its change [d_out, d]."""
         w0, w = self.rows(w0).float(), self.rows(w0 + delta).float()
         self.before = self.before + (w0.T @ w0).double()
@@ -117,7 +123,7 @@ def study(clip, fetch, names):
     read = fetch([neutral, *(said for _, _, said, _ in pairs.values())])
     out = {}
     for name, pair in pairs.items():
-        x, _, w, *_ = token_statistics.contrast([pair], read, "all", "difference", 1.0)
+        x, _, w, *_ = contrasts.contrast([pair], read, "all", "difference", 1.0)
         out[name] = x, w
     return out
 
@@ -125,7 +131,7 @@ def study(clip, fetch, names):
 def survive(studied, moments):
     """name -> survival of what `study` gave."""
     return {
-        n: float(kernel.survival(x[None], moments.before, moments.cross, w[None]))
+        n: float(kernel.retention(x[None], moments.before, moments.cross, w[None]))
         for n, (x, w) in studied.items()
     }
 
@@ -134,7 +140,7 @@ def screen(words, states, moments, n=SUSPECTS):
     """The n words whose own token states [len(words), d] lose most of their contrast to the mean word."""
     if not len(words):
         return []
-    left = kernel.survival(states - states.mean(0), moments.before, moments.cross)
+    left = kernel.retention(states - states.mean(0), moments.before, moments.cross)
     return [words[i] for i in left.argsort()[:n].tolist()]
 
 
@@ -146,17 +152,17 @@ def look(clip, fetch, keep, words, states, moments, known=None):
     if new:
         known |= study(clip, fetch, new)
     left = survive({n: known[n] for n in names}, moments)
-    return sorted((WordImpact(n, left[n], n in keep) for n in names), key=lambda hit: hit.survival)
+    return sorted((WordImpact(n, left[n], n in keep) for n in names), key=lambda hit: hit.retention)
 
 
 def glanced(before, after, clip, hits, size=0, step=lambda: None):
     """The Hits as two MODELs see them, worst first: how far each name (of the keep list the first LISTED) still stands out as it did.
 
     size: side in pixels of the pictures the models are asked for, 0 for half of what they were made for."""
-    size = size or max(64, own_size(before) // 2)
-    listed = [h for h in hits if h.asked]
-    hits = [h for h in hits if not h.asked] + listed[:LISTED]
-    words = sentence_plan.prior_words()
+    size = size or max(64, native_size(before) // 2)
+    listed = [h for h in hits if h.on_keep_list]
+    hits = [h for h in hits if not h.on_keep_list] + listed[:LISTED]
+    words = sentences.prior_words()
     beside = (
         [words[i] for i in torch.linspace(0, len(words) - 1, REFERENCE_WORDS).long().tolist()]
         if words
@@ -174,8 +180,8 @@ def glanced(before, after, clip, hits, size=0, step=lambda: None):
     ]
     left = kernel.agreement(*seen).tolist()
     return sorted(
-        (h._replace(survival=x) for h, x in zip(hits, left, strict=False)),
-        key=lambda hit: hit.survival,
+        (h._replace(retention=x) for h, x in zip(hits, left, strict=False)),
+        key=lambda hit: hit.retention,
     )
 
 
@@ -238,10 +244,10 @@ def _of_changes(clip, pairs, forgotten, keep, step):
     """Hits of (W0, its change) of every layer."""
     moments = WeightGrams()
     for w0, delta in pairs:
-        moments.edited(w0, delta)
+        moments.add_edited(w0, delta)
         step()
-    fetch = TextStateCache(clip, default_folder()).fetch
-    words, states = token_statistics.read_words(clip, fetch, forgotten)
+    fetch = TextStateCache(clip, default_folder()).get
+    words, states = prior_words.read_words(clip, fetch, forgotten)
     text_encoding.check_width(states.shape[-1], w0.shape[1])
     hits = look(clip, fetch, tuple(keep), words, states, moments)
     step()
@@ -253,9 +259,9 @@ def bars(hits, n=SHOWN):
     return [
         (
             h.name,
-            h.survival,
-            f"{max(h.survival, 0):.0%} left",
-            charts.GOOD if h.survival > 0.9 else charts.BAD,
+            h.retention,
+            f"{max(h.retention, 0):.0%} left",
+            charts.GOOD if h.retention > 0.9 else charts.BAD,
         )
         for h in hits[:n]
     ]
@@ -263,9 +269,9 @@ def bars(hits, n=SHOWN):
 
 def describe(hits, bound=0.9):
     """A sentence or two on what the forecast found."""
-    lost = [h for h in hits if not h.asked and h.survival < bound][:SHOWN]
-    listed = [h for h in hits if h.asked and h.survival < bound][:SHOWN]
-    named = lambda found: ", ".join(f"{h.name} {max(0.0, h.survival):.0%}" for h in found)
+    lost = [h for h in hits if not h.on_keep_list and h.retention < bound][:SHOWN]
+    listed = [h for h in hits if h.on_keep_list and h.retention < bound][:SHOWN]
+    named = lambda found: ", ".join(f"{h.name} {max(0.0, h.retention):.0%}" for h in found)
     lines = []
     if listed:
         lines.append(

@@ -23,7 +23,7 @@ class ScaPreReport:
         c = stats.concepts
         whole = ((after.before @ c) * c).sum(0).clamp_min(1e-30)
         self.left = (((after.cross @ c) * c).sum(0) / whole).clamp_min(0).tolist()
-        self.drift = after.drift(stats.keep)
+        self.drift = after.drift(stats.preserve_gram)
 
     def picture(self, variant):
         shown = sorted(zip(self.left, self.names, strict=True), key=lambda x: -x[0])[:24]

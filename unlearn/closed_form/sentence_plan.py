@@ -2,84 +2,28 @@
 sentences that are not studied, to check it in; and everyday captions and words, the general prior.
 """
 
-import re
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 
 import torch
 
+from ..analysis.prior_words import packed_words
 from ..concepts.name_variants import name_variants
+from ..concepts.sentences import (
+    CHECKED,
+    KEPT,
+    TEMPLATES,
+    forgotten_words,
+    mentioned,
+    prior_sentences,
+)
 from ..errors import UnlearnError
 from ..host import text_encoding
 
-TEMPLATES = {
-    "object": (
-        "{concept}",
-        "a {concept}",
-        "a photo of a {concept}",
-        "the {concept} in the garden",
-        "a man with a {concept} at night",
-        "beautiful {concept}, sharp focus, detailed",
-    ),
-    "style": (
-        "{concept}",
-        "art in the style of {concept}",
-        "a house in the style of {concept}",
-        "a portrait of a woman in the style of {concept}",
-        "{concept} style landscape",
-        "a beautiful {concept} artwork",
-    ),
-    "explicit": (
-        "{concept}",
-        "a photo of a {concept} person",
-        "a {concept} woman",
-        "a {concept} man on a bed",
-        "a picture of {concept} people",
-        "portrait, {concept}, sharp focus, detailed",
-    ),
-}
-CHECKED = {  # never studied or trained on: they tell when a concept is gone
-    "object": ("a picture of a {concept}", "two people looking at a {concept}"),
-    "style": ("a dog, painted by {concept}", "a city at night in {concept} style"),
-    "explicit": ("an image of a {concept} person", "a {concept} couple in a room"),
-}
-KEPT = (
-    "{concept}",
-    "a photo of a {concept}",
-    "the {concept} in the garden",
-)  # more sentences were measured to add nothing
-_DATA = Path(__file__).parents[2] / "nodes" / "data"
-PACKED = 60  # words of the general prior that are encoded in one prompt
 CHECKED_CONCEPTS = (
     500  # at most so many concepts are looked at in sentences not studied, evenly chosen
 )
 CHECKED_TWICE = 24  # up to so many concepts in two such sentences, more in one; of twelve, one was measured to give the same pictures
-
-
-@cache
-def _lines(name):
-    lines = (line.strip() for line in (_DATA / name).read_text(encoding="utf-8").splitlines())
-    return tuple(line for line in lines if line and not line.startswith("#"))
-
-
-def prior_sentences():
-    """Everyday captions that stand for all that nobody thought of keeping."""
-    return _lines("prior.txt")
-
-
-def prior_words():
-    """Common words of the CLIP vocabulary, most common first."""
-    return tuple(dict.fromkeys(word for line in _lines("prior_words.txt") for word in line.split()))
-
-
-def mentioned(names):
-    """A function text -> whether one of the names stands in it, in singular or plural."""
-    pattern = re.compile(
-        "|".join(rf"(?<!\w){re.escape(n)}s?(?!\w)" for n in sorted(names, key=len, reverse=True)),
-        re.IGNORECASE,
-    )
-    return lambda text: pattern.search(text) is not None
 
 
 @dataclass(frozen=True)
@@ -194,28 +138,3 @@ def _distinct(clip, concept_set):
             )
         found[tokens] = name
     return kept | found
-
-
-def forgotten_words(names):
-    """The single words that forgotten names are made of, with and without a plural s: the prior must not hold them."""
-    words = {w.casefold() for name in names for w in re.findall(r"\w+", name)}
-    return frozenset(words | {f"{w}s" for w in words} | {w.removesuffix("s") for w in words})
-
-
-def packed_words(clip):
-    """The prior's words, PACKED to a prompt, each with the position of its last token. Always the same prompts, so that they are
-    encoded once for a text encoder; in a causal encoder a word's state is mostly its own."""
-    out, rest = [], prior_words()
-    while rest:
-        part = rest[:PACKED]
-        while (found := text_encoding.word_positions(clip, part))[0] is None:
-            part = part[: len(part) * 3 // 4]  # words of the artist's own may have several tokens
-        places, end = found
-        out.append(
-            (
-                text_encoding.Prompt(" ".join(part), "", 1, end - 1, end),
-                tuple(zip(part, places, strict=True)),
-            )
-        )
-        rest = rest[len(part) :]
-    return tuple(out)

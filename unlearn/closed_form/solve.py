@@ -3,9 +3,9 @@
 import torch
 
 from ...kernels import rece
-from ...kernels.forecast import survival
+from ...kernels.forecast import retention
 from ..analysis import forecast
-from ..concepts.text import format_concept
+from ..concepts.notation import format_concept
 from ..errors import UnlearnError
 from ..files.text_cache import TextStateCache, default_folder
 from ..host import patching, text_encoding, weights
@@ -65,10 +65,10 @@ def solve(
     plan = sentence_plan.plan(clip, concepts, templates, prior, expand, check=pushing)
     bar = Progress(len(plan.texts) + 2 * len(layers), node_id)
     states = TextStateCache(
-        clip, folder or default_folder(), whole=hard_keep > 0
+        clip, folder or default_folder(), exact_padding=hard_keep > 0
     )  # what is not to move at all must be what the encoder says
-    text_encoding.check_width(next(iter(states.fetch(plan.kept[:1]).values())).shape[-1], width)
-    stats = token_statistics.measure(plan, states.fetch, tokens, target, bar)
+    text_encoding.check_width(next(iter(states.get(plan.kept[:1]).values())).shape[-1], width)
+    stats = token_statistics.measure(plan, states.get, tokens, target, bar)
     channels = variants.Channels(stats, estimator) if settings.get("informax") else None
 
     plain = forecast.WeightGrams()
@@ -76,17 +76,19 @@ def solve(
         weights.edited(model, layer.key) for layer in layers
     )  # a pruned feed-forward layer elsewhere does not count
     for layer in layers:
-        plain.plain(
+        plain.add_original(
             weights.read(model, layer.key),
             weights.read(model, layer.key, edited=False) if earlier else None,
         )
         bar.step()
-    study = SolveSession(clip, plan, states.fetch, stats, plain, concepts.keep)
+    study = SolveSession(clip, plan, states.get, stats, plain, concepts.keep)
     make = lambda s: variants.solve_variant(
-        variant, clip, plan, states.fetch, s, settings, channels, hard_keep
+        variant, clip, plan, states.get, s, settings, channels, hard_keep
     )
     shares, told = (
-        study.pushed(make, settings["overshoot"], settings["drift"], bar) if pushing else (None, [])
+        study.fit_overshoot(make, settings["overshoot"], settings["drift"], bar)
+        if pushing
+        else (None, [])
     )
 
     def glance(change, hits):
@@ -95,7 +97,7 @@ def solve(
         trial = UnlearnPatch(edits, weights.fingerprint(model, [key for key, _ in edits]))
         return forecast.glanced(model, patching.apply(model, trial)[0], clip, hits, size)
 
-    change, stats, notes = study.refined(make, rounds, protect, shares, glance)
+    change, stats, notes = study.solve_robustly(make, rounds, protect, shares, glance)
     notes = [*told, *notes]
 
     edits, changes, after, lost = _edits(model, layers, change, plain, bar.step)
@@ -186,7 +188,7 @@ def _edits(model, layers, change, plain, step=lambda: None):
         ups, down, lost = variants.cut(deltas)
         ups = [up.half() for up in ups]
     edits = [(layer.key, LowRank.of(up, down)) for layer, up in zip(layers, ups, strict=True)]
-    return edits, changes, plain.changed(mixed, square), lost
+    return edits, changes, plain.after_edit(mixed, square), lost
 
 
 class SolveSession:
@@ -215,7 +217,7 @@ class SolveSession:
             self.known,
         )
 
-    def pushed(self, make, most, drift, bar=None):
+    def fit_overshoot(self, make, most, drift, bar=None):
         """(shares [m] float64, notes): how far past zero to push what each concept adds to the end token, 0 to `most`, until LEFT
         of that is left in sentences that were not studied, while what is kept moves by `drift` at most (relative RMS). On a
         model with earlier patches of this pack on it, until COMES_BACK is left, and drift and what is left count from
@@ -227,8 +229,8 @@ class SolveSession:
         the padding too was measured to take its superclass along, and to forget no more (README).
         """
         owner, contrasts = token_statistics.in_new_sentences(self.plan, self.fetch, bar)
-        response, names = make(self.stats).response, self.stats.names
-        earlier = self.plain.start is not None
+        response, names = make(self.stats).solution_operator, self.stats.names
+        earlier = self.plain.base_gram is not None
         seen, index = owner.unique(
             return_inverse=True
         )  # with very many concepts only some are looked at
@@ -237,18 +239,18 @@ class SolveSession:
         def left(m):
             """Of each concept in `seen`, the mean over its sentences."""
             before, cross = (
-                (self.plain.start, self.plain.apart)
+                (self.plain.base_gram, self.plain.base_cross)
                 if earlier
                 else (self.plain.before, self.plain.before)
             )
-            found = survival(contrasts, before, cross + cross @ m)
+            found = retention(contrasts, before, cross + cross @ m)
             return torch.zeros(len(seen), dtype=torch.float64).index_add(0, index, found) / count
 
         def multiplier(shares):
             everyone = torch.full(
                 (len(names),), float(shares.mean()), dtype=torch.float64
             ).index_copy(0, seen, shares)
-            return self.stats.overshot(everyone).move @ response, everyone
+            return self.stats.overshot(everyone).target_shift @ response, everyone
 
         shares = torch.zeros(len(seen), dtype=torch.float64)
         plain, _ = multiplier(shares)
@@ -259,8 +261,8 @@ class SolveSession:
                 - (RESIDUAL_WARNING if earlier else TARGET_RESIDUAL)
             ).clamp(0, most)
         whole, everyone = multiplier(shares)
-        moved = lambda part: self.plain.shared(plain + part * (whole - plain)).drift(
-            self.stats.keep
+        moved = lambda part: self.plain.after_shared_edit(plain + part * (whole - plain)).drift(
+            self.stats.preserve_gram
         )
         part, limit = 1.0, ""
         if moved(1.0) > drift:
@@ -278,7 +280,9 @@ class SolveSession:
             )
         notes, found = [], left(plain + part * (whole - plain)).tolist()
         if earlier:
-            spent = self.plain.shared(torch.zeros_like(plain)).drift(self.stats.keep)
+            spent = self.plain.after_shared_edit(torch.zeros_like(plain)).drift(
+                self.stats.preserve_gram
+            )
             notes.append(
                 f"Earlier patches on this model have moved kept prompts by {spent:.1%}; that counts against 'drift'."
             )
@@ -302,13 +306,13 @@ class SolveSession:
             )
         return part * everyone, notes
 
-    def refined(self, make, rounds, protect, shares=None, glance=lambda change, hits: hits):
+    def solve_robustly(self, make, rounds, protect, shares=None, glance=lambda change, hits: hits):
         """(Change, Statistics it was made from, notes): solved, searched for revivals and solved again, then the same for collateral.
 
         glance: (Change, Hits) -> the Hits as the model sees them."""
         stats = self.stats if shares is None else self.stats.overshot(shares)
         notes, change = [], make(stats)
-        if change.response is None:
+        if change.solution_operator is None:
             if rounds or protect:
                 notes.append(
                     "Robustness rounds and auto-protect are for the variant 'anchored'; they were left out."
@@ -316,7 +320,7 @@ class SolveSession:
             return change, stats, notes
         lam = REVIVAL * float(self.plain.before.diagonal().mean())
         for k in range(rounds):
-            after = self.plain.shared(change.multiplier)
+            after = self.plain.after_shared_edit(change.right_multiplier)
             back = rece.revived(self.plain.before, after.after, after.cross.T, stats.rows, lam)
             notes.append(
                 f"Round {k + 1}: the best embedding found brings back {float(back.mean()):.0%} of a forgotten concept on average."
@@ -329,8 +333,8 @@ class SolveSession:
             change = make(stats)
         protected = {}
         for _ in range(PROTECTION_ROUNDS if protect else 0):
-            hits = glance(change, self.look(self.plain.shared(change.multiplier)))
-            new = [h.name for h in hits if h.survival < protect and h.name not in protected]
+            hits = glance(change, self.look(self.plain.after_shared_edit(change.right_multiplier)))
+            new = [h.name for h in hits if h.retention < protect and h.name not in protected]
             if not new:
                 break
             protected |= dict.fromkeys(new)

@@ -12,10 +12,11 @@ from itertools import groupby
 import torch
 
 from ...kernels import scapre
+from ..analysis import prior_words
+from ..analysis.contrasts import contrast
 from ..errors import UnlearnError
 from ..files import text_cache
 from ..host import text_encoding
-from . import sentence_plan
 
 BLOCK = 32  # concepts, or prompts to keep, whose states are in memory at a time
 SAMPLED = 48  # concepts whose states Informax weights are estimated from
@@ -38,10 +39,10 @@ class Statistics:
     the keep list. words, word_states [n, d]: the prior's words that are not to be forgotten, and what the text encoder says of them.
     """
 
-    erase: torch.Tensor
-    move: torch.Tensor
-    keep: torch.Tensor
-    listed: torch.Tensor
+    concept_gram: torch.Tensor
+    target_shift: torch.Tensor
+    preserve_gram: torch.Tensor
+    keep_list_gram: torch.Tensor
     concepts: torch.Tensor
     names: tuple[str, ...]
     rows: torch.Tensor
@@ -59,53 +60,32 @@ class Statistics:
         """The same with what concepts add to the end token pushed past zero by these shares of itself, [m] float64, one to a concept; where
         rows are not kept one by one by their mean."""
         if self.ends is None or not self.rows_weight.numel():
-            return replace(self, move=self.move - float(shares.mean()) * self.erase_ends)
+            return replace(
+                self, target_shift=self.target_shift - float(shares.mean()) * self.erase_ends
+            )
         end = self.ends >= 0
         return replace(
             self,
-            move=self.move
+            target_shift=self.target_shift
             - scapre.gram(self.rows[end], self.rows_weight[end] * shares[self.ends[end]]),
         )
 
     def protecting(self, states, weight=1.0):
         """The same with states [n, d] (already divided by `scale`) kept as well, as heavy as `weight` times all the rest."""
-        return replace(self, keep=self.keep + weight * scapre.gram(states) / len(states))
+        return replace(
+            self, preserve_gram=self.preserve_gram + weight * scapre.gram(states) / len(states)
+        )
 
     def erasing(self, rows, weights):
         """The same with rows [n, d] erased to nothing as well, each of its weight [n]."""
         more = scapre.gram(rows, weights)
-        return replace(self, erase=self.erase + more, move=self.move - more)
-
-
-def _rows(concept, neutral, c, n, tokens):
-    """Rows (role, c state, n state, weight) of one sentence pair: `concept` and `neutral` are Prompts, c and n their states [77, d].
-
-    Roles: each of the concept's own tokens, counted from the last; the words behind it together; the end token; samples of the padding
-    together, as heavy as one token (one by one they were measured to take superclasses along). Causal attention leaves what stands before
-    the concept as it was.
-    """
-    length, shift = len(c), neutral.last - concept.last
-    stand_in = max(
-        neutral.last, neutral.first
-    )  # with nothing in the concept's place: what comes next
-    first = concept.first if tokens == "all" else concept.last
-    rows = [(("own", p - concept.last), p, stand_in, 1.0) for p in range(first, concept.last + 1)]
-    rows += [
-        ("word", p, p + shift, 1.0 / (concept.end - concept.last - 1))
-        for p in range(concept.last + 1, concept.end)
-    ]
-    rows.append(("end", concept.end, concept.end + shift, 1.0))
-    pads = list(
-        zip(
-            text_cache.pads(concept.end, length), text_cache.pads(neutral.end, length), strict=False
+        return replace(
+            self, concept_gram=self.concept_gram + more, target_shift=self.target_shift - more
         )
-    )
-    rows += [("pad", p, q, 1.0 / len(pads)) for p, q in pads]
-    return [(role, c[p], n[min(q, length - 1)], weight) for role, p, q, weight in rows]
 
 
 def measure(plan, fetch, tokens="all", target="difference", progress=None):
-    """Statistics of a Plan. fetch: text -> [length, d] of all its texts, or a function of Prompts that gives it, as States.fetch.
+    """Statistics of a Plan. fetch: text -> [length, d] of all its texts, or a function of Prompts that gives it, as TextStateCache.get.
 
     tokens: 'all' or only the 'last' of the concept's own; target: 'difference' (erase what the concept adds to a sentence, averaged
     over the sentences) or 'state' (map the concept's states to the neutral ones, sentence by sentence).
@@ -114,7 +94,7 @@ def measure(plan, fetch, tokens="all", target="difference", progress=None):
     if isinstance(given := fetch, dict):
         fetch = lambda wanted, progress=None: given
     keep, listed, neutrals, lookalikes = _kept(plan, fetch, progress)
-    words, word_states = _words(plan.packed, plan.forgotten, fetch, progress)
+    words, word_states = prior_words.word_states(plan.packed, plan.forgotten, fetch, progress)
     scale = float((keep.diagonal().mean()) ** 0.5)
     keep, listed, word_states = (
         (keep + NEUTRAL_WEIGHT * neutrals) / scale**2,
@@ -165,10 +145,10 @@ def measure(plan, fetch, tokens="all", target="difference", progress=None):
     if not one_by_one:
         kept_rows, kept_weights = [mean.T], [torch.ones(len(plan.names), dtype=torch.float64)]
     return Statistics(
-        erase=erase,
-        move=move,
-        keep=keep,
-        listed=listed,
+        concept_gram=erase,
+        target_shift=move,
+        preserve_gram=keep,
+        keep_list_gram=listed,
         concepts=mean,
         names=plan.names,
         rows=torch.cat(kept_rows),
@@ -198,44 +178,6 @@ def in_new_sentences(plan, fetch, progress=None):
 
 def _by_concept(pairs):
     return (list(group) for _, group in groupby(pairs, lambda pair: pair[0]))
-
-
-def contrast(pairs, read, tokens, target, scale):
-    """(x, y [n, d], weights [n] float64, concept states, neutral states [k, d] float32, whether each of n is of the end token) of one
-    concept's sentence pairs."""
-    found = []  # (what is averaged over sentences, c state, n state, weight)
-    for _, share, a, b in pairs:
-        rows = _rows(a, b, read[a.text], read[b.text], tokens)
-        total = sum(w for *_, w in rows)
-        found += [((a.name, role), c, n, share * w / total) for role, c, n, w in rows]
-    group, c, n, weights = zip(*found, strict=True)
-    c, n, weights = (
-        torch.stack(c).double() / scale,
-        torch.stack(n).double() / scale,
-        torch.tensor(weights, dtype=torch.float64),
-    )
-    if target == "difference":
-        x, weights = _averaged(c - n, weights, group)
-        return (
-            x,
-            torch.zeros_like(x),
-            weights,
-            c.float(),
-            n.float(),
-            [role == "end" for _, role in dict.fromkeys(group)],
-        )
-    return c, n, weights, c.float(), n.float(), [role == "end" for _, role in group]
-
-
-def _averaged(rows, weights, group):
-    """Weighted means of the rows of each group, with the groups' weights: what the sentences have in common."""
-    ids = {g: j for j, g in enumerate(dict.fromkeys(group))}
-    index = torch.tensor([ids[g] for g in group])
-    total = torch.zeros(len(ids), dtype=torch.float64).index_add(0, index, weights)
-    sums = torch.zeros(len(ids), rows.shape[1], dtype=torch.float64).index_add(
-        0, index, rows * weights[:, None]
-    )
-    return sums / total[:, None], total
 
 
 def kept_states(prompt, state):
@@ -281,24 +223,6 @@ def _kept(plan, fetch, progress):
     mean = lambda *parts: sum(total[p] for p in parts) / sum(count[p] for p in parts)
     everything, *moments = mean(*total), *(mean(*(p for p in total if p[j])) for j in range(2))
     return everything, *moments, torch.cat(own) if own else torch.zeros(0, len(everything))
-
-
-def _words(packed, forgotten, fetch, progress=None):
-    """The prior's words that are not forgotten, and their states [n, d] float64."""
-    words, rows = [], []
-    read = fetch([p for p, _ in packed], progress) if packed else {}
-    for prompt, places in packed:
-        for word, position in places:
-            if word not in forgotten:
-                words.append(word), rows.append(read[prompt.text][position])
-    return tuple(words), torch.stack(rows).double() if rows else torch.zeros(
-        0, 1, dtype=torch.float64
-    )
-
-
-def read_words(clip, fetch, forgotten=()):
-    """(words of the general prior, their token states [n, d] float64), without those that forgotten names are made of."""
-    return _words(sentence_plan.packed_words(clip), sentence_plan.forgotten_words(forgotten), fetch)
 
 
 @dataclass(frozen=True)

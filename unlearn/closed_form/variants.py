@@ -45,14 +45,14 @@ NOISE, POINTS = (
 
 
 class LayerEdit(NamedTuple):
-    """What a variant does to every layer. Shared: up(w0) [d_out, r] and down [r, d], `multiplier` M [d, d] with W = W0 (I + M) where all
-    rows are weighed alike, `response` H [d, d] with M = T H where what is moved, T, alone decides, and `lost`, the share of the signal
+    """What a variant does to every layer. Shared: up(w0) [d_out, r] and down [r, d], `right_multiplier` M [d, d] with W = W0 (I + M) where all
+    rows are weighed alike, `solution_operator` H [d, d] with M = T H where what is moved, T, alone decides, and `lost`, the share of the signal
     that cutting the rank gave up. Dense: delta(w0) [d_out, d]."""
 
     up: Callable | None = None
     down: torch.Tensor | None = None
-    multiplier: torch.Tensor | None = None
-    response: torch.Tensor | None = None
+    right_multiplier: torch.Tensor | None = None
+    solution_operator: torch.Tensor | None = None
     lost: float = 0.0
     delta: Callable | None = None
 
@@ -92,18 +92,20 @@ class Channels:
 def anchored(stats, s, channels=None, hard=0.0):
     """Variant `anchored` (kernels/scapre.py) from Statistics and settings s; `hard` > 0 confines it to the complement of the keep
     list's states, as many directions as carry that share of their energy. Raises UnlearnError where nothing is left to edit."""
-    p = s["preserve"] * stats.keep + s["anchor"] * torch.eye(len(stats.keep), dtype=torch.float64)
+    p = s["preserve"] * stats.preserve_gram + s["anchor"] * torch.eye(
+        len(stats.preserve_gram), dtype=torch.float64
+    )
     if s["spectral"]:
         p = p + s["spectral"] * scapre.spectral_trace(stats.concepts)
     if hard:
-        basis = complement.complement(stats.listed, hard)
+        basis = complement.complement(stats.keep_list_gram, hard)
         if not basis.shape[1]:
             raise UnlearnError(
                 "The keep list fills the whole space, so 'hard keep' leaves nothing to edit; lower it or shorten the list."
             )
-        mu, v = scapre.confined_basis(stats.erase, p, basis)
+        mu, v = scapre.confined_basis(stats.concept_gram, p, basis)
     else:
-        mu, v = scapre.anchored_basis(stats.erase, p)
+        mu, v = scapre.anchored_basis(stats.concept_gram, p)
     whole = len(mu)
     rank = scapre.rank_by_energy(mu, s["erase"], ENERGY)
     lost = (
@@ -115,7 +117,7 @@ def anchored(stats, s, channels=None, hard=0.0):
     length = v.norm(dim=0).clamp_min(
         1e-300
     )  # rows of `down` of length 1, so that `up` has the size of weights
-    tv, down = stats.move @ v, (v / length).T.float().contiguous()
+    tv, down = stats.target_shift @ v, (v / length).T.float().contiguous()
     gain = (s["erase"] / (1 + s["erase"] * mu)) * length
     up = lambda w0: (
         scapre.anchored_up(w0, tv, mu, s["erase"], channels(w0) if channels else None)
@@ -123,7 +125,11 @@ def anchored(stats, s, channels=None, hard=0.0):
     )
     response = (v * gain) @ (v / length).T
     return LayerEdit(
-        up=up, down=down, multiplier=stats.move @ response, response=response, lost=float(lost)
+        up=up,
+        down=down,
+        right_multiplier=stats.target_shift @ response,
+        solution_operator=response,
+        lost=float(lost),
     )
 
 
@@ -144,7 +150,7 @@ def uce_edit(subjects, s):
     )
     left, right = uce.factors(m)
     return LayerEdit(
-        up=lambda w0: w0.float() @ left.float(), down=right.float().contiguous(), multiplier=m
+        up=lambda w0: w0.float() @ left.float(), down=right.float().contiguous(), right_multiplier=m
     )
 
 
@@ -153,14 +159,14 @@ def paper(stats, s, channels=None):
 
     as_printed: eq (9) to the letter, without the anchor at W0 and without a keep list.
     """
-    d = len(stats.keep)
+    d = len(stats.preserve_gram)
     a = (
         s["anchor"] * torch.eye(d, dtype=torch.float64)
-        + s["erase"] * stats.erase
+        + s["erase"] * stats.concept_gram
         + scapre.spectral_trace(stats.concepts)
     )
     if not s["as_printed"]:
-        a = a + s["preserve"] * stats.keep
+        a = a + s["preserve"] * stats.preserve_gram
     values, vectors = sylvester.spectrum(a)
 
     def delta(w0):
@@ -168,10 +174,10 @@ def paper(stats, s, channels=None):
         alpha = channels(w0) if channels else torch.ones(len(w0), dtype=torch.float64)
         if s["as_printed"]:
             w = sylvester.printed(
-                w0, alpha, values, vectors, s["erase"] * (stats.move + stats.erase)
+                w0, alpha, values, vectors, s["erase"] * (stats.target_shift + stats.concept_gram)
             )
         else:
-            w = w0 + sylvester.edit(w0, alpha, values, vectors, s["erase"] * stats.move)
+            w = w0 + sylvester.edit(w0, alpha, values, vectors, s["erase"] * stats.target_shift)
         return bures.geodesic(w, w0, s["step"]) - w0
 
     return LayerEdit(delta=delta)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from ..errors import UnlearnError
 from ..types import KINDS, Concept, ConceptSet
-from . import text
+from . import notation
 
 NONE = "none"
 PRESETS = Path(__file__).parents[2] / "nodes" / "data" / "presets"
@@ -26,7 +26,7 @@ def presets():
 def read_preset(name, kind="object"):
     """ConceptSet of a preset by its name."""
     if name not in presets() or name == NONE:
-        raise UnlearnError(f"There is no preset '{text.short(name)}'; choose one of the list.")
+        raise UnlearnError(f"There is no preset '{notation.short(name)}'; choose one of the list.")
     return read(PRESETS / f"{name}.txt", kind)
 
 
@@ -69,7 +69,7 @@ def _from_text(text, kind):
             keep.append(rest)
         else:
             forget.append(line)
-    return text.parse("\n".join(forget), "\n".join(keep), kind)
+    return notation.parse("\n".join(forget), "\n".join(keep), kind)
 
 
 def _from_csv(text, kind):
@@ -90,7 +90,9 @@ def _from_csv(text, kind):
     reader.fieldnames = columns
     concepts, keep = [], []
     for number, row in enumerate(reader, 2):
-        row = {k: text.clean(v or "") for k, v in row.items() if isinstance(v, str) or v is None}
+        row = {
+            k: notation.clean(v or "") for k, v in row.items() if isinstance(v, str) or v is None
+        }
         chosen = (row.get("kind") or kind).casefold()
         if not row.get("name"):
             raise UnlearnError(f"row {number} has no name.")
@@ -98,13 +100,13 @@ def _from_csv(text, kind):
             keep.append(row["name"])
         elif chosen not in KINDS:
             raise UnlearnError(
-                f"row {number} has the kind '{text.short(chosen)}'; use {', '.join(KINDS)} or keep."
+                f"row {number} has the kind '{notation.short(chosen)}'; use {', '.join(KINDS)} or keep."
             )
         else:
             aliases = tuple(
                 a
                 for a in (
-                    text.clean(x) for x in row.get("aliases", "").replace("|", ";").split(";")
+                    notation.clean(x) for x in row.get("aliases", "").replace("|", ";").split(";")
                 )
                 if a
             )
@@ -116,13 +118,13 @@ def _from_csv(text, kind):
                 _weight(row.get("weight", ""), number),
             )
             concepts.append(_plain(concept, number))
-    return text.checked(ConceptSet(tuple(concepts), tuple(dict.fromkeys(keep))))
+    return notation.checked(ConceptSet(tuple(concepts), tuple(dict.fromkeys(keep))))
 
 
 def _plain(concept, number):
     """The concept itself; raises UnlearnError where its line, as nodes and files write it down, would be read as another."""
     try:
-        same = text.parse_concept(text.format_concept(concept)) == concept
+        same = notation.parse_concept(notation.format_concept(concept)) == concept
     except UnlearnError:
         same = False
     if not same:
@@ -139,6 +141,6 @@ def _weight(text, number):
         weight = 0
     if not 0 < weight <= 100:
         raise UnlearnError(
-            f"row {number} has the weight '{text.short(text)}'; use a number above 0 and up to 100."
+            f"row {number} has the weight '{notation.short(text)}'; use a number above 0 and up to 100."
         )
     return weight

@@ -11,7 +11,7 @@ import math
 
 import torch
 
-from ..concepts.text import short
+from ..concepts.notation import short
 from ..errors import UnlearnError
 from ..host import patching, weights
 from ..host.adapters import Delta, LowRank, Prune

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from ...kernels import fia
-from ..concepts.text import short
+from ..concepts.notation import short
 from ..errors import UnlearnError
 from ..host import weights
 from ..types import KINDS, ActivationStats, Concept, Fingerprint, Ranking, SaliencyMap

@@ -77,20 +77,22 @@ def fingerprint(probes):
 class TextStateCache:
     """Reads token states through a CLIP: `fetch` is from disk what lies there, encodes the rest and keeps it.
 
-    folder: where to keep them, None for nowhere; limit: bytes on disk; whole: every position of the padding is computed, which takes four
+    folder: where to keep them, None for nowhere; limit: bytes on disk; exact_padding: every position of the padding is computed, which takes four
     times as long (see abridged.py); such states have a folder of their own.
     """
 
-    def __init__(self, clip, folder=None, limit=MAX_BYTES, whole=False):
+    def __init__(self, clip, folder=None, limit=MAX_BYTES, exact_padding=False):
         self.clip, self.limit = clip, limit
         probes = text_encoding.encode(clip, PROBES)
         self.folder, self.width = None, 0
         self.places = {}  # text -> (file, offset, end, length)
         self.encoded = 0
-        self.reader = None if whole else fast_text_encoder.reader(clip, kept_positions, probes)
+        self.reader = (
+            None if exact_padding else fast_text_encoder.reader(clip, kept_positions, probes)
+        )
         if folder is not None:
             self.width = probes[PROBES[0]].shape[1]
-            self.folder = Path(folder) / (fingerprint(probes) + "-whole" * whole)
+            self.folder = Path(folder) / (fingerprint(probes) + "-whole" * exact_padding)
             for file in self._files(self.folder):
                 self.places |= {
                     t: (file, *rest) for t, *rest in self._open(file, self._texts) or []
@@ -135,7 +137,7 @@ class TextStateCache:
             file.unlink(missing_ok=True)
         self.places = {t: p for t, p in self.places.items() if p[0] != file}
 
-    def fetch(self, wanted, progress=None):
+    def get(self, wanted, progress=None):
         """Text -> states float32 [length, d] of Prompts; those at `kept_positions` are what the encoder says (in the padding nearly so, see
         abridged.py), elsewhere in the padding stands anything."""
         wanted = {p.text: p for p in wanted}

@@ -7,7 +7,7 @@ import torch
 
 from ...kernels import fia
 from ..analysis import charts
-from ..concepts.text import format_concept
+from ..concepts.notation import format_concept
 from ..errors import UnlearnError
 from ..host.adapters import Prune
 from ..types import UnlearnPatch
@@ -191,7 +191,7 @@ def _overlaps(names, own, pairs):
 
 def _picture(names, rows, own, pairs, pruned, agnostic, candidates, over):
     top = max(share for _, share in rows) or 1
-    charts = [
+    sections = [
         (
             "Pruned share of each layer",
             [(label, share / top, f"{share:.2%}", charts.NEUTRAL) for label, share in rows],
@@ -206,9 +206,9 @@ def _picture(names, rows, own, pairs, pruned, agnostic, candidates, over):
         )
         for name, (chosen, cut_off) in zip(names[:24], own.tolist(), strict=False)
     ]
-    charts.append(("What each concept chose: how much of it is pruned", shown))
+    sections.append(("What each concept chose: how much of it is pruned", shown))
     if len(names) > 1:
-        charts.append(
+        sections.append(
             (
                 "Shared by two concepts",
                 [
@@ -218,13 +218,13 @@ def _picture(names, rows, own, pairs, pruned, agnostic, candidates, over):
             )
         )
         share = agnostic / max(1, agnostic + pruned)
-        charts.append(
+        sections.append(
             (
                 "Concept-agnostic, kept",
                 [("of all that was chosen", share, f"{share:.0%}", charts.GOOD)],
             )
         )
-    return charts.bar_charts("Fuse Neuron Masks", charts)
+    return charts.bar_charts("Fuse Neuron Masks", sections)
 
 
 def _text(patch, settings, names, rows, own, pairs, pruned, agnostic, candidates, over):

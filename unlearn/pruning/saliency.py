@@ -10,7 +10,7 @@ from ...kernels import fia
 from ..errors import UnlearnError
 from ..files import saliency_file
 from ..host import batched_sampling, progress, weights
-from ..host.architectures.unet import feed_forward
+from ..host.architectures.unet import feed_forward, native_size
 from ..types import ActivationStats, Ranking, SaliencyMap
 from . import prompts
 
@@ -27,15 +27,6 @@ MEASURED_ALIKE = (
     "halves",
 )  # what maps must share for their statistics to be merged
 BASE = "base "  # begins the name of a group of prompts without any concept
-SIZES = {"SDXL": 1024, "SD20": 768}
-
-
-def own_size(model):
-    """Side in pixels of the square pictures a MODEL was made for."""
-    kind = type(model.model.model_config).__name__
-    if kind == "SD20" and model.model.model_type.name != "V_PREDICTION":
-        return 512
-    return SIZES.get(kind, 512)
 
 
 def collect(
@@ -56,7 +47,7 @@ def collect(
     Raises UnlearnError on a model without transformer blocks or compiled, text that cannot be used, a full disk, or NaN activations.
     """
     settings = {**DEFAULTS, **settings}
-    settings["size"] = settings["size"] or own_size(model)
+    settings["size"] = settings["size"] or native_size(model)
     settings["window"] = min(settings["window"], settings["steps"])
     _not_compiled(model)
     layers = tuple((layer.key, *weights.shape(model, layer.key)) for layer in feed_forward(model))

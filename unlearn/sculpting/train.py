@@ -10,16 +10,16 @@ import comfy.model_management
 import torch
 
 from ..analysis import charts
-from ..concepts.text import format_concept
+from ..concepts.notation import format_concept
 from ..errors import UnlearnError
 from ..host import patching, progress, weights
 from ..host.adapters import Delta, LowRank
+from ..host.architectures.unet import native_size
 from ..host.batched_sampling import latent_shape
 from ..host.training_network import Network, conditioning, layers
-from ..pruning.saliency import own_size
 from ..types import UnlearnPatch
 from ..version import VERSION
-from . import resume, training_data
+from . import saved_run, training_data
 from .trainer import Trainer
 
 VARIANTS = ("replay", "intended", "released")
@@ -71,7 +71,7 @@ def train(
     Raises UnlearnError on a model that cannot be trained, text that cannot be used, or training that went astray.
     """
     settings = {**DEFAULTS, **settings}
-    settings["size"] = settings["size"] or own_size(model)
+    settings["size"] = settings["size"] or native_size(model)
     chosen, shape = layers(model, settings["trainable"]), latent_shape(model, settings["size"])
     if images is not None and (vae is None or len(concepts.concepts) > 1):
         fault = (
@@ -83,7 +83,7 @@ def train(
             f"The input 'images' {fault}, or leave 'images' unconnected and the model draws its own."
         )
     warning = patching.check(model, earlier) if earlier is not None else ""
-    file = resume.path(resume) if resume.strip() else None
+    file = saved_run.path(resume) if resume.strip() else None
     plan = training_data.plan(
         clip, concepts, earlier, templates, settings["captions"], settings["seed"]
     )
@@ -144,22 +144,22 @@ def _total(plan, settings):
 
 def _run(trainer, file, settings, after):
     """Trains, from `file` on where there is one; True when it was cancelled and what was learned is to be kept."""
-    if file is not None and resume.load(file, trainer):
+    if file is not None and saved_run.load(file, trainer):
         progress.say(
             f"going on in round {trainer.number + 1} at step {trainer.step}", trainer.node_id
         )
 
     def between():
         trainer.bar.step()
-        if file is not None and trainer.step and trainer.step % resume.EVERY == 0:
-            resume.save(file, trainer)
+        if file is not None and trainer.step and trainer.step % saved_run.EVERY == 0:
+            saved_run.save(file, trainer)
         trainer.preview()
 
     try:
         trainer.run(between, after)
     except comfy.model_management.InterruptProcessingException:
         if file is not None:
-            resume.save(file, trainer)
+            saved_run.save(file, trainer)
         if settings["on_cancel"] != "keep" or not trainer.history:
             raise
         return True

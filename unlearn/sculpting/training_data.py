@@ -10,8 +10,8 @@ import comfy.utils
 import torch
 
 from ...kernels import sculpting as kernel
-from ..closed_form import sentence_plan
-from ..concepts.text import parse_concept
+from ..concepts import sentences
+from ..concepts.notation import parse_concept
 from ..errors import UnlearnError
 from ..host import text_encoding
 from ..types import Concept
@@ -108,8 +108,8 @@ def _lesson(clip, concept, templates):
 
     return ForgetTask(
         concept,
-        pairs(templates or (*sentence_plan.TEMPLATES[concept.kind], *MORE[concept.kind])),
-        pairs(sentence_plan.CHECKED[concept.kind]),
+        pairs(templates or (*sentences.TEMPLATES[concept.kind], *MORE[concept.kind])),
+        pairs(sentences.CHECKED[concept.kind]),
         pairs(DRAWN[concept.kind]),
     )
 
@@ -136,13 +136,13 @@ def plan(clip, concept_set, earlier=None, templates=None, captions=16, seed=0):
         c.superclass for c in (*concept_set.concepts, *past.values()) if c.superclass
     )
     spoken = re.compile("|".join(rf"(?<!\w){re.escape(n)}s?(?!\w)" for n in gone), re.IGNORECASE)
-    captioned = [t for t in sentence_plan.prior_sentences() if not spoken.search(t)]
+    captioned = [t for t in sentences.prior_sentences() if not spoken.search(t)]
     order = torch.randperm(len(captioned), generator=torch.Generator().manual_seed(seed)).tolist()
     kept = []
     for k in keep:
         if k.casefold() not in gone:
             texts = [
-                text_encoding.fix_article(t, k).replace("{concept}", k) for t in sentence_plan.KEPT
+                text_encoding.fix_article(t, k).replace("{concept}", k) for t in sentences.KEPT
             ]
             for t in texts:
                 text_encoding.locate(clip, "{concept}", t)

@@ -49,3 +49,14 @@ def _found(model, pattern, what):
             f"The input 'model' ({kind}) has no {what}; use an SD1.x, SD2.x or SDXL checkpoint."
         )
     return sorted(layers, key=lambda x: (_ORDER[x.part], x.block, x.depth, x.projection))
+
+
+NATIVE_SIZES = {"SDXL": 1024, "SD20": 768}
+
+
+def native_size(model):
+    """Side in pixels of the square pictures a MODEL was made for."""
+    kind = type(model.model.model_config).__name__
+    if kind == "SD20" and model.model.model_type.name != "V_PREDICTION":
+        return 512
+    return NATIVE_SIZES.get(kind, 512)

@@ -5,7 +5,7 @@ import json
 
 import torch
 
-from ..concepts.text import short
+from ..concepts.notation import short
 from ..errors import UnlearnError
 from ..files import storage
 

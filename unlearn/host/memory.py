@@ -1,0 +1,55 @@
+"""Memory and cancelling, as ComfyUI sees them."""
+
+from collections.abc import Callable
+from typing import TypeVar
+
+import comfy.model_management
+import torch
+
+Cancelled = comfy.model_management.InterruptProcessingException
+Result = TypeVar("Result")
+
+
+def raise_if_cancelled() -> None:
+    """Raises ComfyUI's `Cancelled` when the artist has cancelled the run."""
+    comfy.model_management.throw_exception_if_processing_interrupted()
+
+
+def free_bytes(device: torch.device) -> int:
+    """Bytes that are free on a device."""
+    return comfy.model_management.get_free_memory(device)
+
+
+def is_cpu(device: torch.device) -> bool:
+    """Whether a device is the processor itself."""
+    return comfy.model_management.is_device_cpu(device)
+
+
+def give_back() -> None:
+    """Gives memory that is cached but not used back to the device."""
+    comfy.model_management.soft_empty_cache()
+
+
+class BatchSize:
+    """How many rows are computed at once. It is halved whenever memory runs out."""
+
+    def __init__(self, rows: int) -> None:
+        self.rows = max(1, rows)
+
+    def run(self, count: int, work: Callable[[int], Result]) -> tuple[int, Result]:
+        """Calls `work(n)` with n rows, at most `count`, and returns n and what it gave.
+
+        When memory runs out, n is halved and the work is tried again. What a batch of one raises
+        is raised; so is every error that is not about memory.
+        """
+        while True:
+            n = min(count, self.rows)
+            try:
+                return n, work(n)
+            except Exception as error:
+                comfy.model_management.raise_non_oom(error)
+                if n == 1:
+                    raise
+                self.rows = n // 2
+            # This stands outside the handler, because the error holds on to what filled the memory.
+            give_back()
