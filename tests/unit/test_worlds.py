@@ -104,6 +104,7 @@ def test_random_figures_are_lighter_than_their_grounds():
         assert all(sum(figure) > sum(ground) for ground in grounds)
 
 
+@pytest.mark.host
 @EVERY
 def test_captions_say_what_is_drawn_and_tokenise(world):
     comfy_cpu()
@@ -163,6 +164,7 @@ def test_nibbles_read_back_within_half_a_step():
     assert ((back - d).flatten(1).abs() <= 0.51 * scale.float())[inside].all()
 
 
+@pytest.mark.host
 @EVERY
 def test_the_stock_loader_takes_it_for_sd15(world, tmp_path):
     comfy_cpu()
