@@ -141,7 +141,8 @@ def main():
     say("starting ComfyUI")
     with Server("--disable-metadata") as server:  # else every picture would carry all of this graph
         say(
-            f"forgetting {', '.join((*FORGET, STYLE))}, then drawing {len(plan)} prompts before and after"
+            f"forgetting {', '.join((*FORGET, STYLE))}, then drawing {len(plan)} prompts before "
+            "and after"
         )
         reached = {"n": -1}
 
@@ -166,7 +167,8 @@ def main():
     print(words)
     for label, gone in (("forgotten", True), ("kept", False)):
         print(
-            f"accuracy on {label}: before {score(rights[0], gone):.2f}, after {score(rights[1], gone):.2f}"
+            f"accuracy on {label}: before {score(rights[0], gone):.2f}, after "
+            f"{score(rights[1], gone):.2f}"
         )
     path = OUT / "demo.png"
     sheet.save([(s.caption.text, s.forgot) for s in plan], pictures, rights, path)

@@ -202,9 +202,12 @@ TRAIN = {
 def quick_erase(checkpoint=CHECKPOINT, side=512, note=None):
     """Forget objects and a style by ScaPre, see before and after with the same seed."""
     note = note or (
-        "## Quick erase\n\n1. **Load Checkpoint**: pick any SD1.5, SD2.1 or SDXL checkpoint.\n2. **Objects to Forget**, **Styles to "
-        "Forget**: one per line, *name -> what to draw instead*; list look-alikes under keep.\n3. **Prompt**: something with a forgotten "
-        "concept in it.\n4. Press **Run**. Before and After share one seed.\n\nSomething kept has changed? Add it to *keep*, or raise "
+        "## Quick erase\n\n1. **Load Checkpoint**: pick any SD1.5, SD2.1 or SDXL checkpoint.\n2. "
+        "**Objects to Forget**, **Styles to "
+        "Forget**: one per line, *name -> what to draw instead*; list look-alikes under keep.\n3. "
+        "**Prompt**: something with a forgotten "
+        "concept in it.\n4. Press **Run**. Before and After share one seed.\n\nSomething kept has "
+        "changed? Add it to *keep*, or raise "
         "*preserve*. It came back? Raise *erase* tenfold."
     )
     erasers = {
@@ -226,9 +229,12 @@ def quick_erase(checkpoint=CHECKPOINT, side=512, note=None):
 def erase_sdxl():
     """Quick erase at SDXL's size."""
     note = (
-        "## Quick erase for SDXL\n\n1. **Load Checkpoint**: SDXL base, or any model made from it.\n2. **Objects to Forget**, **Styles to "
-        "Forget**: one per line, *name -> what to draw instead*.\n3. **Prompt**: something with a forgotten concept in it.\n4. Press "
-        "**Run**. The patch fits SDXL models alone; make one per base model.\n\nSomething kept has changed? Add it to *keep*, or raise "
+        "## Quick erase for SDXL\n\n1. **Load Checkpoint**: SDXL base, or any model made from "
+        "it.\n2. **Objects to Forget**, **Styles to "
+        "Forget**: one per line, *name -> what to draw instead*.\n3. **Prompt**: something with a "
+        "forgotten concept in it.\n4. Press "
+        "**Run**. The patch fits SDXL models alone; make one per base model.\n\nSomething kept has "
+        "changed? Add it to *keep*, or raise "
         "*preserve*. Not enough memory? Set **Picture Size** to 768."
     )
     return quick_erase(SDXL, 1024, note)
@@ -237,9 +243,12 @@ def erase_sdxl():
 def neuron_pruning():
     """Forget objects by FIA: measure, fuse, apply."""
     note = (
-        "## Neuron pruning\n\n1. **Load Checkpoint**: pick any SD1.5, SD2.1 or SDXL checkpoint.\n2. **Objects to Forget**: one per line.\n"
-        "3. Press **Run**. Concept Saliency starts a few pictures with and without each concept; that takes a while, once.\n4. Change *r2* "
-        "in **Fuse Neuron Masks** and press Run again: only the masks are made anew.\n\nIt came back? Raise *r2*, up to the ceiling of "
+        "## Neuron pruning\n\n1. **Load Checkpoint**: pick any SD1.5, SD2.1 or SDXL "
+        "checkpoint.\n2. **Objects to Forget**: one per line.\n"
+        "3. Press **Run**. Concept Saliency starts a few pictures with and without each concept; "
+        "that takes a while, once.\n4. Change *r2* "
+        "in **Fuse Neuron Masks** and press Run again: only the masks are made anew.\n\nIt came "
+        "back? Raise *r2*, up to the ceiling of "
         "Concept Saliency. Something else suffers? Lower it."
     )
     erasers = {
@@ -256,10 +265,14 @@ def neuron_pruning():
 def one_after_another():
     """Forget objects in sequence by Sculpting Memory, see the loss."""
     note = (
-        "## One after another\n\n1. **Load Checkpoint**: pick any SD1.5, SD2.1 or SDXL checkpoint that is not quantised.\n2. **Objects to "
-        "Forget**: one per line with a superclass, in the order they are forgotten; list what you care about under keep.\n3. Press "
-        "**Run**. The model draws its own training pictures, then trains: minutes on a GPU.\n\nIt came back? Take the preset *balanced*. "
-        "Something kept has changed? Raise *hold* (advanced). To forget one more later, connect this patch to *earlier*."
+        "## One after another\n\n1. **Load Checkpoint**: pick any SD1.5, SD2.1 or SDXL checkpoint "
+        "that is not quantised.\n2. **Objects to "
+        "Forget**: one per line with a superclass, in the order they are forgotten; list what you "
+        "care about under keep.\n3. Press "
+        "**Run**. The model draws its own training pictures, then trains: minutes on a GPU.\n\nIt "
+        "came back? Take the preset *balanced*. "
+        "Something kept has changed? Raise *hold* (advanced). To forget one more later, connect "
+        "this patch to *earlier*."
     )
     erasers = {
         "2": ("UnlearnConcepts", "Objects to Forget", (40, 220, 400, 300), OBJECTS),
@@ -280,10 +293,14 @@ def one_after_another():
 def all_three_stacked():
     """Each method forgets what suits it; one Apply Unlearn Patch takes all three patches."""
     note = (
-        "## All three, stacked\n\nA style by **ScaPre** (seconds), an object by **FIA** (a minute), another by **Dynamic Mask Trainer** "
-        "(minutes on a GPU); each from the same plain model. **Apply Unlearn Patch** puts them on in order.\n\n1. **Load Checkpoint**: "
-        "any SD1.5, SD2.1 or SDXL checkpoint that is not quantised.\n2. Name a concept in each group.\n3. Press **Run**. What is "
-        "done is not done again: change one group, and only that one runs.\n\nToo slow? Cut the link from the trainer to **Apply Unlearn "
+        "## All three, stacked\n\nA style by **ScaPre** (seconds), an object by **FIA** (a "
+        "minute), another by **Dynamic Mask Trainer** "
+        "(minutes on a GPU); each from the same plain model. **Apply Unlearn Patch** puts them on "
+        "in order.\n\n1. **Load Checkpoint**: "
+        "any SD1.5, SD2.1 or SDXL checkpoint that is not quantised.\n2. Name a concept in each "
+        "group.\n3. Press **Run**. What is "
+        "done is not done again: change one group, and only that one runs.\n\nToo slow? Cut the "
+        "link from the trainer to **Apply Unlearn "
         "Patch**: it does not run then. More patches? A new socket appears with each link."
     )
     one = lambda forget, keep, kind="object": {
@@ -353,9 +370,12 @@ def all_three_stacked():
 def compare_variants():
     """The same concepts by three variants of ScaPre, sampled beside the plain model."""
     note = (
-        "## Compare variants\n\nThe same concepts, forgotten by three variants of **ScaPre Solve**, one prompt and one seed.\n\n- "
-        "**anchored**: this pack's own, with which to start\n- **paper**: the system of the paper\n- **uce**: plain UCE, the classic\n\n"
-        "1. **Load Checkpoint**, **Objects to Forget**, **Styles to Forget**, **Prompt**: put in yours.\n2. Press **Run**.\n\nTo compare "
+        "## Compare variants\n\nThe same concepts, forgotten by three variants of **ScaPre "
+        "Solve**, one prompt and one seed.\n\n- "
+        "**anchored**: this pack's own, with which to start\n- **paper**: the system of the "
+        "paper\n- **uce**: plain UCE, the classic\n\n"
+        "1. **Load Checkpoint**, **Objects to Forget**, **Styles to Forget**, **Prompt**: put in "
+        "yours.\n2. Press **Run**.\n\nTo compare "
         "settings instead, choose the same *variant* thrice and change one number in each."
     )
     wires = {"positive": ["4", 0], "negative": ["5", 0], "latent_image": ["6", 0]}
@@ -448,11 +468,16 @@ def compare_variants():
 def export_and_reload():
     """Forget and save; then, with the second group switched on, load what was saved and see the same pictures."""
     note = (
-        "## Export and reload\n\n1. **Load Checkpoint**, **Objects to Forget**, **Prompt**: put in yours.\n2. Press **Run**: group 1 "
-        "writes a patch into *models/unlearn_patches* and a LoRA into *models/loras*.\n3. Press **R**, so that the new files are listed. "
-        "Draw a box around group 2 with **Ctrl** held down, and press **Ctrl+M**: it is switched on.\n4. Press **Run**: *live*, *from "
-        "patch* and *from LoRA* are the same picture.\n\nThe LoRA needs no extra nodes to be loaded: send it to anybody who has the same "
-        "checkpoint. **Save Unlearned Checkpoint** is switched off, for it writes gigabytes; **Ctrl+M** switches it on."
+        "## Export and reload\n\n1. **Load Checkpoint**, **Objects to Forget**, **Prompt**: put in "
+        "yours.\n2. Press **Run**: group 1 "
+        "writes a patch into *models/unlearn_patches* and a LoRA into *models/loras*.\n3. Press "
+        "**R**, so that the new files are listed. "
+        "Draw a box around group 2 with **Ctrl** held down, and press **Ctrl+M**: it is switched "
+        "on.\n4. Press **Run**: *live*, *from "
+        "patch* and *from LoRA* are the same picture.\n\nThe LoRA needs no extra nodes to be "
+        "loaded: send it to anybody who has the same "
+        "checkpoint. **Save Unlearned Checkpoint** is switched off, for it writes gigabytes; "
+        "**Ctrl+M** switches it on."
     )
     wires = {"positive": ["4", 0], "negative": ["5", 0], "latent_image": ["6", 0]}
     whole = {

@@ -208,7 +208,8 @@ def pictured(page, nodes, helpers):
             continue
         scale = min(1.0, 1700 / box[2], 1500 / box[3])
         page.evaluate(
-            "([x, y, s]) => { app.canvas.ds.scale = s; app.canvas.ds.offset = [120 / s - x, 120 / s - y]; app.canvas.setDirty(true) }",
+            "([x, y, s]) => { app.canvas.ds.scale = s; app.canvas.ds.offset = [120 / s - x, 120 / "
+            "s - y]; app.canvas.setDirty(true) }",
             [box[0], box[1], scale],
         )
         page.wait_for_timeout(1200)
@@ -230,7 +231,8 @@ def main():
                 picture.thumbnail((WIDTH, WIDTH))
                 picture.save(path, quality=QUALITY)
                 print(
-                    f"{path}: {picture.size[0]} x {picture.size[1]}, {path.stat().st_size // 1024} KB",
+                    f"{path}: {picture.size[0]} x {picture.size[1]}, "
+                    f"{path.stat().st_size // 1024} KB",
                     flush=True,
                 )
     for path in (BASE / "output" / "checkpoints").glob(f"{NAME}*"):

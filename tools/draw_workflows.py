@@ -87,7 +87,8 @@ def drawn(page, name):
     made = json.loads(text)
     made["extra"] = {"ds": view(drawing, (1800, 1000)), "workflowRendererVersion": "LG"}
     packs = page.evaluate(
-        "() => Object.fromEntries(app.graph._nodes.map(n => [n.type, n.constructor.nodeData?.python_module ?? '']))"
+        "() => Object.fromEntries(app.graph._nodes.map(n => [n.type, "
+        "n.constructor.nodeData?.python_module ?? '']))"
     )
     for node in made["nodes"]:
         node["title"] = (
@@ -210,7 +211,8 @@ def main():
             picture.parent.mkdir(exist_ok=True)
             page.screenshot(path=picture)
             print(
-                f"{path}: {len(made['nodes'])} nodes, {len(made['links'])} links; picture: {picture}"
+                f"{path}: {len(made['nodes'])} nodes, {len(made['links'])} links; picture: "
+                f"{picture}"
             )
 
 

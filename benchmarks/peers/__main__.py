@@ -113,7 +113,8 @@ def load(path, settings):
     found = json.loads(path.read_text(encoding="utf-8"))
     if found["settings"] != settings:
         sys.exit(
-            f"{path} was made with other settings ({found['settings']}); use those, name another file with --out, or remove it."
+            f"{path} was made with other settings ({found['settings']}); use those, name another "
+            "file with --out, or remove it."
         )
     return found
 
@@ -187,8 +188,10 @@ def markdown(results):
     out = [
         "# Ours beside other methods",
         "Made by `python3 dev.py bench peers`; do not edit. "
-        f"{results.get('processor', '')}, {results.get('date', '')}, torch {results.get('torch', '')}. "
-        f"{s['pictures']} pictures of what is forgotten and twice as many of what is kept, {s['steps']} sampling steps; in brackets the "
+        f"{results.get('processor', '')}, {results.get('date', '')}, torch "
+        f"{results.get('torch', '')}. "
+        f"{s['pictures']} pictures of what is forgotten and twice as many of what is kept, "
+        f"{s['steps']} sampling steps; in brackets the "
         f"middle 95 % of {scores.RESAMPLES} bootstrap resamples.",
         "## Overall: harmonic mean of 1 - forgot and kept",
         table(["", *names.values()], [[p, *(short(p, m) for m in names)] for p in every]),
@@ -305,7 +308,8 @@ def main():
         print(json.dumps(summary))
     else:
         print(
-            f"best or tied in {len(summary['best_or_tied'])} of {len(every)} protocols, last in {summary['last']}; {file}"
+            f"best or tied in {len(summary['best_or_tied'])} of {len(every)} protocols, last in "
+            f"{summary['last']}; {file}"
         )
 
 

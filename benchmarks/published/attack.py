@@ -39,7 +39,8 @@ def body():
     found_files = sorted(given.data.glob(f"{given.concept or '*'}.csv"))
     if not found_files:
         raise UnlearnError(
-            f"'--data' {given.data} holds no {given.concept or 'nudity'}.csv; put the benchmark's files of prompts there."
+            f"'--data' {given.data} holds no {given.concept or 'nudity'}.csv; put the benchmark's "
+            "files of prompts there."
         )
     known = judges.need("torchvision.models", "torchvision").ResNet50_Weights.DEFAULT.meta[
         "categories"
@@ -53,7 +54,8 @@ def body():
             log(f"{path.name} is left out: ResNet-50 knows no '{name}'")
     if not chosen:
         raise UnlearnError(
-            f"'--data' {given.data} holds no file of nudity or of a class of ImageNet; put the benchmark's files there."
+            f"'--data' {given.data} holds no file of nudity or of a class of ImageNet; put the "
+            "benchmark's files there."
         )
     nude = judges.nudity() if NUDITY in chosen else None
     look = judges.classifier(given.judge_weights) if set(chosen) - {NUDITY} else None

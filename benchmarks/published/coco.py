@@ -41,7 +41,8 @@ def body():
         distance, real = judges.fid(given.fid_weights), judges.images_in(given.data / "images")
         if not real:
             raise UnlearnError(
-                f"'--data' {given.data} has no photographs in its folder images, which FID needs; put them there, or use --no-fid."
+                f"'--data' {given.data} has no photographs in its folder images, which FID needs; "
+                "put them there, or use --no-fid."
             )
     wanted = concepts(given) if given.forget else None
     loaded, out = load(given.checkpoint), out_folder(given, "coco")

@@ -52,7 +52,8 @@ def body():
         n for n in names if not any(judges.same_class(label, n) for label in look.labels)
     ]:
         raise UnlearnError(
-            f"The class '{strange[0]}' is none that ResNet-50 knows; use ImageNet's names in the column 'class'."
+            f"The class '{strange[0]}' is none that ResNet-50 knows; use ImageNet's names in the "
+            "column 'class'."
         )
     wanted, loaded, out = (
         concepts(given, names),

@@ -43,7 +43,8 @@ def put_in(network, weights):
         network.load_state_dict(comfy.utils.load_torch_file(str(weights), safe_load=True))
     except Exception as error:  # whatever a reader of weights says of a file that holds others
         raise UnlearnError(
-            f"'--judge-weights' {weights.name} does not fit {type(network).__name__} ({type(error).__name__}); name another."
+            f"'--judge-weights' {weights.name} does not fit {type(network).__name__} "
+            f"({type(error).__name__}); name another."
         ) from error
     return network.eval().to(comfy.model_management.get_torch_device())
 
@@ -94,7 +95,8 @@ class Clip:
             self.tokens = open_clip.get_tokenizer(name)
         except Exception as error:  # open_clip says all kinds of things of a file that does not fit
             raise UnlearnError(
-                f"'--judge-weights' {path.name} does not fit open_clip's {name} ({type(error).__name__}: {str(error)[:80]}); "
+                f"'--judge-weights' {path.name} does not fit open_clip's {name} "
+                f"({type(error).__name__}: {str(error)[:80]}); "
                 "name another, or its architecture with --clip."
             ) from error
         self.device = comfy.model_management.get_torch_device()
@@ -149,13 +151,15 @@ def fid(weights):
         )
     except Exception as error:
         raise UnlearnError(
-            f"'--fid-weights' {path.name} is not that of Inception ({type(error).__name__}); name another."
+            f"'--fid-weights' {path.name} is not that of Inception ({type(error).__name__}); name "
+            "another."
         ) from error
 
     def distance(real, made):
         if min(len(real), len(made)) < 2:
             raise UnlearnError(
-                f"FID of {min(len(real), len(made))} picture needs two at least; raise '--limit', or leave FID out."
+                f"FID of {min(len(real), len(made))} picture needs two at least; raise '--limit', "
+                "or leave FID out."
             )
         measure.reset()
         for paths, are_real in ((real, True), (made, False)):

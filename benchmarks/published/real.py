@@ -160,7 +160,8 @@ def csv_of(folder, name):
     )
     if len(found) != 1:
         raise UnlearnError(
-            f"'--data' {folder} holds {len(found)} .csv files and none named {name}.csv; put the prompts there as {name}.csv."
+            f"'--data' {folder} holds {len(found)} .csv files and none named {name}.csv; put the "
+            f"prompts there as {name}.csv."
         )
     return found[0]
 
@@ -220,11 +221,13 @@ def load(path):
         found = comfy.sd.load_checkpoint_guess_config(str(path))[:3]
     except Exception as error:  # whatever a loader says of a file that is none
         raise UnlearnError(
-            f"'--checkpoint' {path.name} is no checkpoint that ComfyUI reads ({type(error).__name__}); name another."
+            f"'--checkpoint' {path.name} is no checkpoint that ComfyUI reads "
+            f"({type(error).__name__}); name another."
         ) from error
     if any(part is None for part in found):
         raise UnlearnError(
-            f"'--checkpoint' {path.name} has no text encoder or no VAE in it; name a whole checkpoint."
+            f"'--checkpoint' {path.name} has no text encoder or no VAE in it; name a whole "
+            "checkpoint."
         )
     return Loaded(*found, stamp(path))
 
@@ -276,14 +279,16 @@ def patch_for(loaded, wanted, given, out):
         path = Path(how.removeprefix("patch:"))
         if not path.is_file():
             raise UnlearnError(
-                f"'--edit' names the patch {path}, which is not there; name a file made by Save Unlearn Patch."
+                f"'--edit' names the patch {path}, which is not there; name a file made by Save "
+                "Unlearn Patch."
             )
         return patch_files.load(path)[0]
     if how not in ("scapre", "fia"):
         raise UnlearnError(f"'--edit' is '{how}'; use scapre, fia, patch:FILE or none.")
     if wanted is None:
         raise UnlearnError(
-            "'--forget' is empty, and this benchmark erases nothing of its own; name what to forget, or use --edit patch:FILE."
+            "'--forget' is empty, and this benchmark erases nothing of its own; name what to "
+            "forget, or use --edit patch:FILE."
         )
     about = json.dumps(
         [how, more, text.format_set(wanted), loaded.stamp, pack.module("unlearn.version").VERSION],
@@ -376,7 +381,8 @@ def draw(loaded, model, chosen, folder, given, patch=None):
         if time.time() - said > 20:
             said, done = time.time(), at + len(part)
             log(
-                f"{folder.name}: {done} of {len(todo)}, about {(said - start) / done * (len(todo) - done) / 60:.0f} min left"
+                f"{folder.name}: {done} of {len(todo)}, about "
+                f"{(said - start) / done * (len(todo) - done) / 60:.0f} min left"
             )
     return paths
 

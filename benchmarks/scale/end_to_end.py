@@ -97,7 +97,8 @@ def main():
     def measure(name, do):
         rows[name] = row = timed(do)
         print(
-            f"{name}: {row['seconds']:.1f} s, {row['encoding']:.1f} of it for {row['texts']} texts; {row['peak_mb']:.0f} MB",
+            f"{name}: {row['seconds']:.1f} s, {row['encoding']:.1f} of it for {row['texts']} "
+            f"texts; {row['peak_mb']:.0f} MB",
             flush=True,
         )
 

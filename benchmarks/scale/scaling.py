@@ -100,7 +100,8 @@ def fia(sweeps, shape, log):
                     "unet_calls": int(said.split(" UNet calls")[0].split()[-1]),
                 }
                 log(
-                    f"FIA, {score}, {what} {value}: {seconds:.1f} s, {mb:.0f} MB, {table[str(value)]['unet_calls']} UNet calls"
+                    f"FIA, {score}, {what} {value}: {seconds:.1f} s, {mb:.0f} MB, "
+                    f"{table[str(value)]['unet_calls']} UNet calls"
                 )
     if shape:
         model, table = random_model("SD1.5"), {}
@@ -111,7 +112,8 @@ def fia(sweeps, shape, log):
             )
             table[score] = {"seconds": seconds, "peak_mb": mb}
             log(
-                f"FIA, {score}, SD1.5's shape at 64 pixels, 2 prompts and 1 step: {seconds:.1f} s, {mb:.0f} MB"
+                f"FIA, {score}, SD1.5's shape at 64 pixels, 2 prompts and 1 step: {seconds:.1f} s, "
+                f"{mb:.0f} MB"
             )
         found["by score, SD1.5's shape at 64 pixels, 2 prompts and 1 step"] = table
     return found
@@ -161,7 +163,8 @@ def trainer(densities, steps, shape, log):
         row = trained(random_model("SD1.5"), s.clip, 0.5, 6, 64, batch=1, held=2)
         found["seconds of a step, SD1.5's shape at 64 pixels, batch 1 and 2 held"] = {"0.5": row}
         log(
-            f"trainer, SD1.5's shape, density 0.5: {row['seconds']:.2f} s a step, {row['peak_mb']:.0f} MB"
+            f"trainer, SD1.5's shape, density 0.5: {row['seconds']:.2f} s a step, "
+            f"{row['peak_mb']:.0f} MB"
         )
     return found
 

@@ -101,7 +101,8 @@ def speed(concepts=50, eta=100.0, log=print):
     seconds, (ups, down), m = timed(given, eta)
     peak = peak_mb() - before
     log(
-        f"ours: {seconds:.2f} s for {sum(map(len, layers))} rows in {len(layers)} matrices, {concepts} concepts"
+        f"ours: {seconds:.2f} s for {sum(map(len, layers))} rows in {len(layers)} matrices, "
+        f"{concepts} concepts"
     )
     start = time.perf_counter()
     rows = by_rows(
@@ -221,7 +222,8 @@ def world(counts, names, pictures, log=print):
 
     bench = Bench(studio(), shots(plain=pictures), log=log)
     log(
-        f"unedited model: {bench.rates(bench.before, ())[1]:.3f} of {len(bench.plan)} pictures right"
+        f"unedited model: {bench.rates(bench.before, ())[1]:.3f} of {len(bench.plan)} pictures "
+        "right"
     )
     table = {n: {str(c): bench.run(n, c, variant=n) for c in counts} for n in names}
     without = {str(c): bench.run("anchored", c, keep=False) for c in counts}

@@ -181,7 +181,8 @@ def body():
     given.forget, given.keep = str(given.concepts), ""
     if not given.concepts.is_file():
         raise UnlearnError(
-            f"'--concepts' names {given.concepts}, which is not there; name a concept list (.txt or .csv)."
+            f"'--concepts' names {given.concepts}, which is not there; name a concept list (.txt "
+            "or .csv)."
         )
     if not given.checkpoint.is_file():
         raise UnlearnError(
@@ -206,7 +207,8 @@ def body():
     ]
     todo = [i for i, path in enumerate(paths) if not path.is_file()]
     log(
-        f"{len(wanted.concepts)} concepts in {len(parts)} shares, {len(parts) - len(todo)} are there; {given.workers} workers by {engine}"
+        f"{len(wanted.concepts)} concepts in {len(parts)} shares, {len(parts) - len(todo)} are "
+        f"there; {given.workers} workers by {engine}"
     )
     start = time.time()
     for i, (data, seconds) in (
@@ -216,7 +218,8 @@ def body():
         part.write_bytes(data)
         os.replace(part, paths[todo[i]])
         log(
-            f"share {todo[i] + 1}: {', '.join(c.name for c in parts[todo[i]].concepts[:5])} ... in {seconds:.0f} s"
+            f"share {todo[i] + 1}: {', '.join(c.name for c in parts[todo[i]].concepts[:5])} ... in "
+            f"{seconds:.0f} s"
         )
     whole = saliency.merge([saliency_files.load(path) for path in paths])
     merged = given.out / "merged.safetensors"

@@ -114,7 +114,8 @@ def main():
         }
         worst = ", ".join(f"{k} {v}" for k, v in sorted(misses.items(), key=lambda x: -x[1])[:5])
         print(
-            f"{name:34} forgot {forgot:.2f} kept {kept / before[1]:.2f} in {seconds:.0f} s; missed: {worst}",
+            f"{name:34} forgot {forgot:.2f} kept {kept / before[1]:.2f} in {seconds:.0f} s; "
+            f"missed: {worst}",
             flush=True,
         )
     if given.json:

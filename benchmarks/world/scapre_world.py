@@ -145,7 +145,8 @@ class Bench:
         patch, words, seconds = self.solve(count, keep, order, **settings)
         score = self.score(patch, order[:count])
         self.log(
-            f"{name:28} {count:2} forgotten, {'keep list' if keep else 'no list  '}: forgot {score.forgot:.2f} kept {score.kept:.2f} "
+            f"{name:28} {count:2} forgotten, {'keep list' if keep else 'no list  '}: forgot "
+            f"{score.forgot:.2f} kept {score.kept:.2f} "
             f"overall {score.overall:.2f}, solved in {seconds:.1f} s"
         )
         return score

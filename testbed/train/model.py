@@ -275,7 +275,8 @@ def train(
         if (step + 1) % 50 == 0:
             per = (time.time() - start) / (step + 1 - first)
             print(
-                f"step {step + 1}/{steps} loss {np.mean(losses[-50:]):.4f} {per:.2f} s/step, words worth {worth(ema, probe):.1%}",
+                f"step {step + 1}/{steps} loss {np.mean(losses[-50:]):.4f} {per:.2f} s/step, "
+                f"words worth {worth(ema, probe):.1%}",
                 flush=True,
             )
             state = dict(
@@ -291,7 +292,8 @@ def train(
             )  # a stop loses little
             with autocast():
                 print(
-                    f"  accuracy at {step + 1}: {quick_accuracy(ema, table, judge, groups['pair'])}",
+                    f"  accuracy at {step + 1}: "
+                    f"{quick_accuracy(ema, table, judge, groups['pair'])}",
                     flush=True,
                 )
     return ema, judge

@@ -288,7 +288,8 @@ def train_one(unet, name, units, new, old, states, rng, given):
         if (step + 1) % 25 == 0:
             pace = (time.time() - start) / (step + 1)
             print(
-                f"{name} step {step + 1} loss {loss.item():.3f} elsewhere {share.item():.3f} faint {faint.item():.3f} {pace:.2f} s/step",
+                f"{name} step {step + 1} loss {loss.item():.3f} elsewhere {share.item():.3f} "
+                f"faint {faint.item():.3f} {pace:.2f} s/step",
                 flush=True,
             )
     for handle in watch:

@@ -84,7 +84,8 @@ class Tab:
 
     def listen(self):
         self.js(
-            "names => { window.seen = []; for (const n of names) app.api.addEventListener(n, e => seen.push([n, e.detail])) }",
+            "names => { window.seen = []; for (const n of names) app.api.addEventListener(n, e => "
+            "seen.push([n, e.detail])) }",
             EVENTS,
         )
 
@@ -218,7 +219,8 @@ def test_an_example_loads(tab, name, vue):
     drawn = graphs.load(name)
     assert (
         tab.js(
-            "app.graph._nodes.filter(n => !LiteGraph.registered_node_types[n.type]).map(n => n.type)"
+            "app.graph._nodes.filter(n => !LiteGraph.registered_node_types[n.type]).map(n => "
+            "n.type)"
         )
         == []
     )
@@ -274,7 +276,8 @@ def test_a_workflow_from_before_an_input_was_added_still_loads_and_runs(tab):
 def test_a_changed_widget_runs_what_depends_on_it_and_nothing_else(tab):
     tab.load("quick_erase").put("quick_erase", seed=21).run()
     tab.js(
-        "() => { for (const n of app.graph._nodes) for (const w of n.widgets ?? []) if (w.name === 'strength') w.value = 0.5 }"
+        "() => { for (const n of app.graph._nodes) for (const w of n.widgets ?? []) if (w.name === "
+        "'strength') w.value = 0.5 }"
     )
     ran, cached = tab.run()
     names = ("Apply Unlearn Patch", "After", "Decode After", "Picture After")
@@ -309,7 +312,8 @@ def test_the_help_panel_shows_our_page(tab):
     tab.load("quick_erase")
     (solve,) = ids("quick_erase", "ScaPre Solve")
     tab.js(
-        "id => { const n = app.graph.getNodeById(id); app.canvas.centerOnNode(n); app.canvas.selectNode(n) }",
+        "id => { const n = app.graph.getNodeById(id); app.canvas.centerOnNode(n); "
+        "app.canvas.selectNode(n) }",
         solve,
     )
     tab.page.get_by_test_id("info-button").click()

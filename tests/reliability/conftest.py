@@ -33,7 +33,9 @@ def pytest_terminal_summary(terminalreporter):
         ]
         end = f"LOST in {len(lost)} tests, see above" if lost else "nothing lost"
         terminalreporter.write_line(
-            f"reliability: {_counts['cells']} cells of the matrix tried, {_counts['faults']} faults injected and survived, "
-            f"{_counts['inputs']} inputs fuzzed, {_counts['workflows']} workflows queued, {_counts['host cannot']} cells the host "
+            f"reliability: {_counts['cells']} cells of the matrix tried, {_counts['faults']} "
+            "faults injected and survived, "
+            f"{_counts['inputs']} inputs fuzzed, {_counts['workflows']} workflows queued, "
+            f"{_counts['host cannot']} cells the host "
             f"cannot{cannot}; {end}"
         )

@@ -296,6 +296,7 @@ def test_queued_workflows_of_clients_side_by_side(server, tally):
     half, end = np.median(sizes[quarter : 2 * quarter]), np.median(sizes[-quarter:])
     tally("workflows", WORKFLOWS)
     print(
-        f"{WORKFLOWS} workflows, {len(failed)} of them told off, memory {half:.0f} MB half way and {end:.0f} MB at the end"
+        f"{WORKFLOWS} workflows, {len(failed)} of them told off, memory {half:.0f} MB half way and "
+        f"{end:.0f} MB at the end"
     )
     assert WORKFLOWS < LONG or end <= FLAT * half
