@@ -1,6 +1,7 @@
-"""`dev.py bench pictures`: runs the example workflows on the sprite world and writes the picture that stands beside each as a template.
+"""`dev.py bench pictures`: draws the picture that ComfyUI shows for each example workflow.
 
-Each sheet shows what the workflow's own Save Image nodes saved: prompts with forgotten concepts, then prompts with kept ones.
+It runs the workflow on the sprite world. A sheet holds what the workflow's own Save Image nodes
+saved: first prompts with forgotten concepts, then prompts with kept ones.
 """
 
 import argparse
@@ -17,7 +18,8 @@ from .server import BASE, Server
 SIDE = 800
 INK, GONE, KEPT, PAPER = (28, 32, 38), (192, 66, 52), (46, 125, 90), (250, 250, 247)
 SMALL = "on a small SD1.5-format model, same seeds"
-# What stands in for a workflow's own concepts, by node title; what is drawn, forgotten ones first; the headline.
+# Per workflow: the sprite world's concepts by node title, the prompts with forgotten concepts,
+# the prompts with kept ones, and the headline.
 BOTH = {"Objects to Forget": ("fox", "house"), "Styles to Forget": ("van gogh",)}
 ERASED = (
     ("an image of a fox", "a drawing of a house", "a fish by van gogh"),
@@ -86,7 +88,10 @@ QUICK = TRAINING | {
 
 
 def small(name, muted=False, quick=False):
-    """A workflow in API format with the sprite world in place of its checkpoint, concepts and sizes; quick: as few steps as can be."""
+    """A workflow in API format, with the sprite world's checkpoint, concepts and sizes.
+
+    quick: with as few steps as possible, for tests.
+    """
     graph, concepts = graphs.to_api(graphs.load(name), muted), PLANS[name][0]
     gone = [c for names in concepts.values() for c in names]
     kept = "\n".join(c for c in (*OBJECTS, *STYLES) if c not in gone)
@@ -128,7 +133,10 @@ def label(title):
 
 
 def runs(server, name, prompts, quick=False):
-    """What is saved for each prompt, [(label, picture), ...] in the order of the workflow's nodes; muted nodes run in a second round."""
+    """What is saved for each prompt: [(label, picture), ...] in the order of the workflow's nodes.
+
+    Nodes that are muted in the workflow run in a second round.
+    """
     graph, whole = small(name, False, quick), small(name, True, quick)
     if len(whole) > len(graph):
         server.run(graph)
@@ -147,8 +155,10 @@ def runs(server, name, prompts, quick=False):
 
 
 def sheet(title, forgotten, kept):
-    """A square picture, as the template browser shows it, of two lists of (prompt, [(label, picture), ...]): pairs stand in two columns,
-    more pictures in a line each."""
+    """A square picture of two lists of (prompt, [(label, picture), ...]).
+
+    Pairs of pictures stand in two columns; more pictures stand in one line for each prompt.
+    """
     out = Image.new("RGB", (SIDE, SIDE), PAPER)
     draw, font = ImageDraw.Draw(out), ImageFont.load_default
     for k, line in enumerate(title.split("\n")):

@@ -1,4 +1,4 @@
-"""The example workflows as graphs: UI-format files turned into API format, with values put in by node title."""
+"""The example workflows as graphs: reading their files, and the source they are drawn from."""
 
 import json
 from pathlib import Path
@@ -13,9 +13,10 @@ def load(name):
 
 
 def to_api(workflow, muted=False):
-    """UI format (version 0.4) -> API format {id: {class_type, inputs, _meta}}; notes, and muted nodes unless asked for, are left out.
+    """UI format (version 0.4) -> API format {id: {class_type, inputs, _meta}}, without notes.
 
-    Widget values stand in the order of the inputs that have a widget; a seed is followed by its control_after_generate.
+    Muted nodes are left out unless `muted` is True. Widget values stand in the order of the inputs
+    that have a widget, and a seed is followed by its control_after_generate.
     """
     links = {link[0]: (str(link[1]), link[2]) for link in workflow["links"]}
     graph = {}
@@ -40,7 +41,10 @@ def to_api(workflow, muted=False):
 
 
 def filled(workflow, graph):
-    """A UI-format workflow with the values of an API graph of the same nodes and inputs, and nothing said of models to download."""
+    """A UI-format workflow with the values of an API graph of the same nodes and inputs.
+
+    The list of models to download is left out.
+    """
     workflow = json.loads(json.dumps(workflow))
     for node in workflow["nodes"]:
         node.get("properties", {}).pop("models", None)
@@ -81,7 +85,8 @@ def put(graph, title, **values):
 
 CHECKPOINT, SDXL = "v1-5-pruned-emaonly-fp16.safetensors", "sd_xl_base_1.0.safetensors"
 URLS = {  # for the frontend's dialog about missing models
-    CHECKPOINT: f"https://huggingface.co/Comfy-Org/stable-diffusion-v1-5-archive/resolve/main/{CHECKPOINT}",
+    CHECKPOINT: "https://huggingface.co/Comfy-Org/stable-diffusion-v1-5-archive/resolve/main/"
+    + CHECKPOINT,
     SDXL: f"https://huggingface.co/stabilityai/stable-diffusion-xl-base-1.0/resolve/main/{SDXL}",
 }
 SAMPLER = {
@@ -113,7 +118,7 @@ class Drawing(NamedTuple):
 
 
 def _solve(concepts, variant="anchored", **settings):
-    """Inputs of ScaPreSolve on nodes 1 and `concepts`; settings of the variant as in nodes/host/variants.py."""
+    """Inputs of ScaPreSolve on nodes 1 and `concepts`; `settings` are those of the variant."""
     known = {
         "erase": 100.0,
         "preserve": 1.0,
@@ -303,12 +308,15 @@ def all_three_stacked():
         "link from the trainer to **Apply Unlearn "
         "Patch**: it does not run then. More patches? A new socket appears with each link."
     )
-    one = lambda forget, keep, kind="object": {
-        "forget": forget,
-        "keep": keep,
-        "kind": kind,
-        **NO_FILE,
-    }
+
+    def one(forget, keep, kind="object"):
+        return {
+            "forget": forget,
+            "keep": keep,
+            "kind": kind,
+            **NO_FILE,
+        }
+
     erasers = {
         "2": (
             "UnlearnConcepts",
@@ -466,7 +474,7 @@ def compare_variants():
 
 
 def export_and_reload():
-    """Forget and save; then, with the second group switched on, load what was saved and see the same pictures."""
+    """Forget and save; with the second group switched on, load the files: the same pictures."""
     note = (
         "## Export and reload\n\n1. **Load Checkpoint**, **Objects to Forget**, **Prompt**: put in "
         "yours.\n2. Press **Run**: group 1 "
@@ -494,13 +502,16 @@ def export_and_reload():
         "precision": "float32",
     }
     stock = {"model": ["1", 0], "lora_name": "my_unlearn_lora.safetensors", "strength_model": 1.0}
-    apply = lambda patch: {
-        "model": ["1", 0],
-        "patches.patch0": [patch, 0],
-        "strength": 1.0,
-        "mismatch": "warn",
-        "quantised": "auto",
-    }
+
+    def apply(patch):
+        return {
+            "model": ["1", 0],
+            "patches.patch0": [patch, 0],
+            "strength": 1.0,
+            "mismatch": "warn",
+            "quantised": "auto",
+        }
+
     nodes = {
         "1": (
             "CheckpointLoaderSimple",
@@ -589,7 +600,10 @@ BLUEPRINT_WORDS = ["erase", "forget", "unlearn", "remove", "concept", "censor"] 
 
 
 def blueprint():
-    """The box `Erase Concepts`: (nodes inside, its inputs (name, type, [(node, input)]), its outputs (name, type, node, slot))."""
+    """The subgraph `Erase Concepts`: (nodes, inputs, outputs).
+
+    An input is (name, type, [(node, input)]), an output (name, type, node, slot).
+    """
     solve = {k: v for k, v in _solve("1").items() if k not in ("model", "clip")}
     nodes = {
         "1": (
@@ -630,7 +644,10 @@ def api(nodes):
 
 
 def _before_and_after(erasers, patches, prompt, x, checkpoint=CHECKPOINT, side=512):
-    """The nodes around erasers: loader, the patches of these nodes applied, one prompt sampled before and after, from column `x` on."""
+    """The nodes around the erasers: a loader, the patches applied, one prompt before and after.
+
+    `patches` are ids of nodes that give a patch; `x` is the first column.
+    """
     wires = {"positive": ["6", 0], "negative": ["7", 0], "latent_image": ["8", 0]}
     applied = {f"patches.patch{k}": [i, 0] for k, i in enumerate(patches)}
     more = 30 * (len(patches) - 1)  # height of the sockets

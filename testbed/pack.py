@@ -1,4 +1,4 @@
-"""Loads the pack in process, under a name of its own, as ComfyUI does: never as a top-level `nodes`.
+"""Loads the pack in process, under a name of its own as ComfyUI does, and not as `nodes`.
 
 Without ComfyUI on the path, modules that do not need it (kernels, concepts) still load.
 """

@@ -280,7 +280,10 @@ def main():
     results = load(given.out, {k: getattr(given, k) for k in SETTINGS})
     results |= {"processor": processor(), "date": today(), "torch": torch.__version__}
     start = time.time()
-    say = lambda line: print(f"[{time.time() - start:6.0f} s] {line}", file=sys.stderr, flush=True)
+
+    def say(line):
+        return print(f"[{time.time() - start:6.0f} s] {line}", file=sys.stderr, flush=True)
+
     pack.load()
     for name in chosen(given.worlds, shipped, "world"):
         world = known[name]

@@ -10,7 +10,7 @@ from functools import partial
 import torch
 
 from testbed import pack
-from testbed.demo import PLAIN
+from testbed.judged import PLAIN
 from testbed.train.model import UNET
 from testbed.train.plant import comfy_cpu
 from testbed.worlds.captions import Caption, a

@@ -44,7 +44,10 @@ def erase(model, clip, concepts, seed=0):
     edits, at = [], 0
     for key, d_out, d_in in found.layers:
         w, columns = _shared.weights.read(model, key), slice(at, at + d_in)
-        norms = lambda name, columns=columns: found.gathered[name].mean[:, columns]
+
+        def norms(name, columns=columns):
+            return found.gathered[name].mean[:, columns]
+
         masks = [
             skilled(w, norms(c.name), norms(saliency.BASE + c.kind)) for c in concepts.concepts
         ]

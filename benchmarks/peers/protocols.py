@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from testbed import pack
-from testbed.demo import PAIR, PLAIN, STYLED
+from testbed.judged import PAIR, PLAIN, STYLED
 from testbed.worlds.captions import Caption
 from testbed.worlds.evaluate import judge_picture
 
@@ -104,7 +104,10 @@ def objects(world, count, pictures):
 def styles(world, pictures):
     """Every second style; a picture in a forgotten one may show its object any way."""
     forget = world.styles[: 2 * 3 : 2]
-    names = lambda i: world.objects[(5 * i) % len(world.objects)]
+
+    def names(i):
+        return world.objects[(5 * i) % len(world.objects)]
+
     shots = []
     for i in range(pictures):
         style = forget[i % len(forget)]
@@ -129,7 +132,9 @@ def styles(world, pictures):
 
 
 def explicit(world, pictures):
-    names = lambda i: world.objects[(5 * i) % len(world.objects)]
+    def names(i):
+        return world.objects[(5 * i) % len(world.objects)]
+
     shots = [
         Shot(world.explicit(names(i), EXPLICIT[i % len(EXPLICIT)]), (Label("explicit"),))
         for i in range(pictures)
@@ -182,7 +187,10 @@ def pairs(world, pictures):
     """
     forget = world.order[:4]
     kept, shots = others(world, forget), []
-    first = lambda name: (Label("sprite", (name,)),)
+
+    def first(name):
+        return (Label("sprite", (name,)),)
+
     for i in range(pictures):
         gone, held, template = (
             forget[i % len(forget)],
@@ -236,7 +244,10 @@ def draw(studio, protocol, erased=None, steps=8):
     looks = [
         judge_picture(studio.judge, p, s.caption) for p, s in zip(pictures, shots, strict=True)
     ]
-    count = lambda labels, look: (sum(label.there(look) for label in labels), len(labels))
+
+    def count(labels, look):
+        return (sum(label.there(look) for label in labels), len(labels))
+
     marks = [
         (*count(s.gone, look), *count(s.kept, look)) for s, look in zip(shots, looks, strict=True)
     ]

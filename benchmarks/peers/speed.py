@@ -49,7 +49,10 @@ def centres(rows, count, seed=0, steps=20):
 
 def refined(retain, w0, plain, g, copies=COPIES):
     """Moment [d, d] of the rows of retain [n, d] that the edit `plain` [d_out, d] moves more than the average, and of their copies."""
-    strong = lambda x: x[(size := (x @ plain.T).norm(dim=1)) > size.mean()]
+
+    def strong(x):
+        return x[(size := (x @ plain.T).norm(dim=1)) > size.mean()]
+
     rows = strong(retain)
     least = torch.linalg.svd(w0, full_matrices=False)[2][-1]
     noise = torch.randn(copies * len(rows), len(least), generator=g, dtype=torch.float64)

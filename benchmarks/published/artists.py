@@ -32,7 +32,9 @@ def measured(judge, paths, chosen, names):
 
 
 def summed(scores, right, chosen, which):
-    pick = lambda values: [v for v, row in zip(values, chosen, strict=True) if which(row)]
+    def pick(values):
+        return [v for v, row in zip(values, chosen, strict=True) if which(row)]
+
     return {"clip": mean(pick(scores)), "accuracy": mean(100 * r for r in pick(right))}
 
 
@@ -75,7 +77,10 @@ def body():
             if gone(row)
         ]
         found["fsr"] = mean(100.0 * (a < b) for b, a in pairs)
-    value = lambda *way: tuple(get(found.get(when), *way) for when in ("before", "after"))
+
+    def value(*way):
+        return tuple(get(found.get(when), *way) for when in ("before", "after"))
+
     lines = {
         "CLIP_a": value("erased", "clip"),
         "FSR": (None, found.get("fsr")),

@@ -56,9 +56,10 @@ def body():
             found[when]["fid"] = distance(real, paths) if distance is not None else None
     if after is not None and distance is not None:
         found["fid_sd"] = distance(before, after)
-    value = lambda what: tuple(
-        found[when][what] if when in found else None for when in ("before", "after")
-    )
+
+    def value(what):
+        return tuple(found[when][what] if when in found else None for when in ("before", "after"))
+
     beside(
         {"CLIP": value("clip"), "FID": value("fid"), "FID-SD": (None, found.get("fid_sd"))}, "coco"
     )

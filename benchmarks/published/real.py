@@ -305,7 +305,10 @@ def patch_for(loaded, wanted, given, out):
         known = {**saliency.DEFAULTS, **masks.DEFAULTS}
         if wrong := [k for k in more if k not in known]:
             raise UnlearnError(f"FIA has no setting '{wrong[0]}'; it has {', '.join(known)}.")
-        part = lambda names: {k: v for k, v in more.items() if k in names}
+
+        def part(names):
+            return {k: v for k, v in more.items() if k in names}
+
         found, report = saliency.collect(
             loaded.model, loaded.clip, wanted, **part(saliency.DEFAULTS)
         )

@@ -213,8 +213,13 @@ def main():
     )
     p.add_argument("--out", type=Path, default=RESULTS)
     given = p.parse_args()
-    log = lambda line: print(line, flush=True)
-    split = lambda line, kind: [kind(x) for x in line.split(",") if x]
+
+    def log(line):
+        return print(line, flush=True)
+
+    def split(line, kind):
+        return [kind(x) for x in line.split(",") if x]
+
     parts = {
         "scapre": lambda: scapre(
             split(given.shapes, str), split(given.counts, int), split(given.widths, int), log

@@ -29,7 +29,10 @@ D, ROLES = (
 def problem(concepts, widths=SD15_WIDTHS, d=D, seed=0, kept=2000):
     """Random states with what real ones have: a large shared part, and concepts that differ from it in few directions."""
     g = torch.Generator().manual_seed(seed)
-    rand = lambda *shape: torch.randn(*shape, generator=g, dtype=torch.float64)
+
+    def rand(*shape):
+        return torch.randn(*shape, generator=g, dtype=torch.float64)
+
     shared, n = 3 * rand(1, d), concepts * ROLES
     c = shared + rand(n, d)
     omega = torch.full((n,), 1 / ROLES, dtype=torch.float64)
@@ -228,11 +231,14 @@ def world(counts, names, pictures, log=print):
     table = {n: {str(c): bench.run(n, c, variant=n) for c in counts} for n in names}
     without = {str(c): bench.run("anchored", c, keep=False) for c in counts}
     at = str(8 if 8 in counts else counts[-1])
-    say = lambda s: {
-        "forgot": round(s.forgot, 3),
-        "kept": round(s.kept, 3),
-        "overall": round(s.overall, 3),
-    }
+
+    def say(s):
+        return {
+            "forgot": round(s.forgot, 3),
+            "kept": round(s.kept, 3),
+            "overall": round(s.overall, 3),
+        }
+
     return {
         "forgot": round(table["anchored"][at].forgot, 3) if "anchored" in table else None,
         "kept": round(table["anchored"][at].kept, 3) if "anchored" in table else None,
@@ -278,7 +284,10 @@ def main():
         "--pictures", type=int, default=3, help="of every object in plain sentences"
     )
     given = parser.parse_args()
-    log = lambda line: print(line, flush=True)
+
+    def log(line):
+        return print(line, flush=True)
+
     result = {}
     if given.part in ("all", "speed"):
         result |= speed(given.concepts, log=log)

@@ -194,7 +194,9 @@ def body():
             f"Concept Saliency has no setting '{wrong[0]}'; it has {', '.join(saliency.DEFAULTS)}."
         )
     threads = given.threads or max(1, (os.cpu_count() or 1) // given.workers)
-    job = lambda part: (str(given.checkpoint.resolve()), *text.format_set(part), more, threads)
+
+    def job(part):
+        return (str(given.checkpoint.resolve()), *text.format_set(part), more, threads)
 
     parts = shares(wanted, given.shards or given.workers)
     given.out.mkdir(parents=True, exist_ok=True)

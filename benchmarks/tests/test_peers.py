@@ -224,7 +224,10 @@ def trainee(loaded, monkeypatch):
 def test_esd_two_steps_lower_its_loss(trainee):
     net, x, sigma = trainee
     rows = [net.row["fox"]] * 4
-    now = lambda: float(esd.loss(net, net.student, x, sigma, rows).detach())
+
+    def now():
+        return float(esd.loss(net, net.student, x, sigma, rows).detach())
+
     before = now()
     esd.train(net, ["fox"], 2)
     assert now() < before
@@ -233,11 +236,14 @@ def test_esd_two_steps_lower_its_loss(trainee):
 @pytest.mark.world
 def test_slider_lowers_its_loss_and_at_minus_one_raises_it(trainee):
     net, x, sigma = trainee
-    now = lambda: float(
-        slider.loss(
-            net, net.student, x, sigma, [net.row["fox"]] * 4, [net.row["animal"]] * 4
-        ).detach()
-    )
+
+    def now():
+        return float(
+            slider.loss(
+                net, net.student, x, sigma, [net.row["fox"]] * 4, [net.row["animal"]] * 4
+            ).detach()
+        )
+
     before = now()
     lora = slider.train(net, [("fox", "animal")], 2)
     assert now() < before
@@ -248,9 +254,12 @@ def test_slider_lowers_its_loss_and_at_minus_one_raises_it(trainee):
 @pytest.mark.world
 def test_salun_two_steps_lower_forgetting_within_the_mask(trainee):
     net, x, sigma = trainee
-    now = lambda: float(
-        salun.forgetting(net, x, sigma, [net.row["fox"]] * 4, [net.row["animal"]] * 4).detach()
-    )
+
+    def now():
+        return float(
+            salun.forgetting(net, x, sigma, [net.row["fox"]] * 4, [net.row["animal"]] * 4).detach()
+        )
+
     before = now()
     masks = salun.train(net, [("fox", "animal")], ["cat"], 2)
     assert now() < before
@@ -265,7 +274,10 @@ def test_edits_reach_a_clone_and_not_the_model(loaded):
     out = uce.erase(model, clip, concepts)
     key = _shared.layers.cross_attention(model)[0].key
     c = uce.states(clip, concepts)[0].float()
-    said = lambda m, x: x @ _shared.weights.read(m, key).T
+
+    def said(m, x):
+        return x @ _shared.weights.read(m, key).T
+
     animal = _shared.last_states(clip, ["animal"]).float()
     assert (said(out.model, c) - said(model, animal)).norm() < 0.1 * (
         said(model, c) - said(model, animal)

@@ -64,8 +64,13 @@ def open_clip(monkeypatch, tmp_path):
     network.encode_text = lambda tokens: torch.stack(
         [torch.eye(3)[0 if t else 1] for t in tokens.tolist()]
     )
-    made = lambda name, pretrained: (network, None, torchvision.transforms.ToTensor())
-    tokenizer = lambda name: lambda lines: torch.tensor(["red" in line for line in lines])
+
+    def made(name, pretrained):
+        return (network, None, torchvision.transforms.ToTensor())
+
+    def tokenizer(name):
+        return lambda lines: torch.tensor(["red" in line for line in lines])
+
     monkeypatch.setitem(
         sys.modules,
         "open_clip",
@@ -179,9 +184,12 @@ def test_imagenette_from_the_rows_to_the_results(bench, resnet, sampled):
     assert found["provenance"][0]["concepts"] == ["tench"] and found["rows"] == 6
     assert json.loads((bench.out / "results_scapre.json").read_text()) == found
     assert "as published: ScaPre" in bench.table and "as published: Forget-It-All" in bench.table
-    row = lambda name: next(
-        line.split("|")[0].split() for line in bench.table.splitlines() if line.startswith(name)
-    )
+
+    def row(name):
+        return next(
+            line.split("|")[0].split() for line in bench.table.splitlines() if line.startswith(name)
+        )
+
     assert row("tench") == ["tench", "100.00", "100.00"] and row("gas pump")[-2:] == ["-", "-"]
     # each row has the noise of its own seed, before and after alike
     want = torch.stack(
@@ -207,15 +215,13 @@ def test_imagenette_from_the_rows_to_the_results(bench, resnet, sampled):
     lost.unlink(), damaged.write_bytes(was[1][: len(was[1]) // 2])
     assert bench("imagenette", {}, *how)["measured"] == found["measured"]
     assert sum(map(len, sampled)) == 2
-    near = lambda a, b: (
-        (
+
+    def near(a, b):
+        return (
             torch.frombuffer(bytearray(a.tobytes()), dtype=torch.uint8).int()
             - torch.tensor(list(b.tobytes()))
-        )
-        .abs()
-        .max()
-        <= 1
-    )
+        ).abs().max() <= 1
+
     for path, before in (
         (lost, was[0]),
         (damaged, was[1]),
@@ -366,7 +372,9 @@ def refused(bench, name, files, *more):
 
 
 def test_every_missing_thing_is_one_sentence(bench, resnet, monkeypatch, tmp_path, checkpoint):
-    say = lambda name, files, *more: refused(bench, name, files, *more)
+    def say(name, files, *more):
+        return refused(bench, name, files, *more)
+
     rows = {"imagenette.csv": SIX}
     nowhere = tmp_path / "nowhere.pth"
     assert "'--data' is" in say("imagenette", {}, "--data", nowhere)

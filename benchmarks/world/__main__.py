@@ -29,9 +29,10 @@ def drawn(judge, n=4000):
 def groups(world, seeds):
     """name -> captions; every object and style in several templates, `seeds` pictures each."""
     objects = world.objects
-    plain = lambda name: [
-        world.plain(name, captions.PLAIN[i % len(captions.PLAIN)]) for i in range(seeds)
-    ]
+
+    def plain(name):
+        return [world.plain(name, captions.PLAIN[i % len(captions.PLAIN)]) for i in range(seeds)]
+
     out = {name: plain(name) for name in (*objects, *world.superclasses)}
     for k, style in enumerate(world.styles):
         out[style] = [

@@ -31,11 +31,16 @@ class Text:
             torch.where((ids == token)[..., None], embedding, table[ids])
             + self.w["embeddings.position_embedding.weight"]
         )
-        norm = lambda x, name: F.layer_norm(
-            x, x.shape[-1:], self.w[f"{name}.weight"], self.w[f"{name}.bias"]
-        )
-        linear = lambda x, name: F.linear(x, self.w[f"{name}.weight"], self.w[f"{name}.bias"])
-        heads = lambda x: x.view(*x.shape[:2], 12, 64).transpose(1, 2)
+
+        def norm(x, name):
+            return F.layer_norm(x, x.shape[-1:], self.w[f"{name}.weight"], self.w[f"{name}.bias"])
+
+        def linear(x, name):
+            return F.linear(x, self.w[f"{name}.weight"], self.w[f"{name}.bias"])
+
+        def heads(x):
+            return x.view(*x.shape[:2], 12, 64).transpose(1, 2)
+
         for i in range(encoder.LAYERS):
             at = f"encoder.layers.{i}"
             h = norm(x, f"{at}.layer_norm1")

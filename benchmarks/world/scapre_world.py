@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from testbed import pack
-from testbed.demo import PLAIN, STYLED
+from testbed.judged import PLAIN, STYLED
 from testbed.worlds import captions
 from testbed.worlds.sprites import OBJECTS, STYLES, SUPERCLASS
 

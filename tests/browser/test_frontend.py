@@ -320,7 +320,10 @@ def test_the_help_panel_shows_our_page(tab):
     text = tab.page.locator(".node-help-content")
     text.get_by_text("What to try first").wait_for()
     page = (ROOT / "web" / "docs" / "ScaPreSolve.md").read_text(encoding="utf-8")
-    plain = lambda t: re.sub(r"[\s*`#-]+", " ", t)
+
+    def plain(t):
+        return re.sub(r"[\s*`#-]+", " ", t)
+
     assert plain(page.split("\n\n")[1]).strip() in plain(text.inner_text()) and not tab.errors
     tab.page.wait_for_function(
         "() => document.querySelector('.node-help-content img')?.naturalWidth > 400", timeout=10000
@@ -421,10 +424,13 @@ def test_export_and_reload_by_its_own_note(tab):
             return g.size
         }"""
     )
-    at = lambda x, y: (
-        round((x + 120) * 0.6),
-        round((y + 300) * 0.6),
-    )  # of a place in the group, on the screen
+
+    def at(x, y):
+        return (
+            round((x + 120) * 0.6),
+            round((y + 300) * 0.6),
+        )  # of a place in the group, on the screen
+
     page.keyboard.press("r")
     page.wait_for_timeout(1500)
     page.keyboard.down("Control")

@@ -289,7 +289,10 @@ def alike(a, b):
     if torch.is_tensor(a):
         return float((a - b).norm() / a.norm()) < 1e-3
     if isinstance(a, types.UnlearnPatch):
-        full = lambda patch: {k: e.change(torch.ones(e.shape), 1.0) for k, e in patch.edits}
+
+        def full(patch):
+            return {k: e.change(torch.ones(e.shape), 1.0) for k, e in patch.edits}
+
         return a == b or all(
             alike(x, y) for x, y in zip(full(a).values(), full(b).values(), strict=True)
         )

@@ -147,7 +147,10 @@ def a_patch():
 
 def a_saliency(names=("cat", "fox")):
     layers = ((F, 6, 8), (F.replace("blocks.0", "blocks.1"), 5, 4))
-    ranked = lambda c: tuple(saliency.ranking(rand(a, b, seed=c).abs(), 0.5) for _, a, b in layers)
+
+    def ranked(c):
+        return tuple(saliency.ranking(rand(a, b, seed=c).abs(), 0.5) for _, a, b in layers)
+
     gathered = {
         n: types.ActivationStats(
             (f"1:{n}",), rand(2, 12).abs(), rand(2, 12).abs() if n.startswith("base ") else None
@@ -600,7 +603,9 @@ def test_large_and_odd_files(box, tally, monkeypatch):
 
         return make
 
-    tensor = lambda n: {"a": {"dtype": "F32", "shape": [n], "data_offsets": [0, 4 * n]}}
+    def tensor(n):
+        return {"a": {"dtype": "F32", "shape": [n], "data_offsets": [0, 4 * n]}}
+
     said = {"format": "unlearn-patch", "format_version": "1", "edits": "[]", "provenance": "[]"}
     whole = a_patch()
     many = json.dumps([{"method": "m", "concepts": ["x" * 100]}] * 100_000)

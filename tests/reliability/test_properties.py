@@ -340,12 +340,15 @@ def test_merging_statistics_is_associative_and_commutative(prompts, i, j):
     assume(i < j)
     parts = [saliency_of(("cat",), p, 0) for p in (prompts[:i], prompts[i:j], prompts[j:])]
     whole = saliency_of(("cat",), tuple(prompts), 0)
-    joined = lambda *maps: {
-        name: functools.reduce(
-            lambda a, b: saliency._merged(name, [a, b]), [m.gathered[name] for m in maps]
-        )
-        for name in whole.gathered
-    }
+
+    def joined(*maps):
+        return {
+            name: functools.reduce(
+                lambda a, b: saliency._merged(name, [a, b]), [m.gathered[name] for m in maps]
+            )
+            for name in whole.gathered
+        }
+
     a, b, c = parts
     nested = {
         n: saliency._merged(n, [a.gathered[n], saliency._merged(n, [b.gathered[n], c.gathered[n]])])
@@ -365,7 +368,10 @@ def test_merging_maps_of_other_concepts_is_laying_them_side_by_side(names, seed)
     half = len(names) // 2
     a, b = saliency_of(names[:half], (1, 2), seed), saliency_of(names[half:], (1, 2), seed + 1)
     both, other = saliency.merge([a, b]), saliency.merge([b, a])
-    by_name = lambda m: dict(zip((c.name for c in m.concepts), map(repr, ranks_of(m)), strict=True))
+
+    def by_name(m):
+        return dict(zip((c.name for c in m.concepts), map(repr, ranks_of(m)), strict=True))
+
     assert (
         by_name(both) == by_name(other) == by_name(a) | by_name(b)
         and [c.name for c in both.concepts] == names
@@ -422,9 +428,11 @@ def test_a_larger_share_chooses_all_that_a_smaller_one_did(seed, r, s):
     seeds,
 )
 def test_fusing_asks_nobody_for_the_order_of_concepts(chosen, alpha, seed):
-    pruned = lambda sets: (lambda e, who, shared: set(e[~shared].tolist()))(
-        *fia.fuse([torch.tensor(sorted(c)) for c in sets], alpha)
-    )
+    def pruned(sets):
+        return (lambda e, who, shared: set(e[~shared].tolist()))(
+            *fia.fuse([torch.tensor(sorted(c)) for c in sets], alpha)
+        )
+
     assert pruned(chosen) == pruned(random.Random(seed).sample(chosen, len(chosen)))
     counted = {
         e for e in set().union(*chosen) if sum(e in c for c in chosen) < alpha * len(chosen) - 1e-9
@@ -461,7 +469,10 @@ def test_the_anchored_edit_is_the_minimum(seed, n, eta):
     edit = (
         scapre.anchored_up(w0, scapre.cross_gram(torch.zeros(n, d), c) @ v, mu, eta).double() @ v.T
     )
-    cost = lambda e: eta * ((w0.double() + e) @ c.T).square().sum() + (e @ p * e).sum()
+
+    def cost(e):
+        return eta * ((w0.double() + e) @ c.T).square().sum() + (e @ p * e).sum()
+
     best = cost(edit)
     assert all(
         cost(edit + s * rand(seed + k, 1, d)) >= best - 1e-5 * best.abs()
