@@ -4,7 +4,8 @@
     python3 dev.py demo  [args...]       erase a concept and look at the pictures
     python3 dev.py test  [args...]       run the tests; args go to pytest
     python3 dev.py serve [args...]       start ComfyUI with this pack
-    python3 dev.py bench NAME [args...]  run the benchmark of that name in benchmarks/
+    python3 dev.py bench NAME [args...]  run a benchmark; without a name, list them
+    python3 dev.py tool NAME [args...]   run a script of tools/ or a training; without one, list them
 
 The first start makes .venv and finds a ComfyUI: the folder named by COMFYUI_DIR, else the one
 this pack is installed in, else the published source archive, unpacked into .host. A folder of
@@ -304,22 +305,28 @@ def base_directory():
     return BASE
 
 
-def benchmarks():
-    """Name -> module of what `bench` accepts: files that can be run, and packages with __main__."""
-    folder, found = ROOT / "benchmarks", {}
-    for file in sorted(
-        [
-            *folder.glob("[!_]*.py"),
-            *folder.glob("[!_]*/[!_]*.py"),
-            *folder.glob("[!_]*/__main__.py"),
-        ]
-    ):
+def runnable(folder):
+    """Name -> module of what can be run in a folder: files with a `main`, packages with `__main__`.
+
+    Names that begin with an underscore are left out.
+    """
+    found = {}
+    files = [*folder.glob("[!_]*.py"), *folder.glob("[!_]*/[!_]*.py")]
+    for file in sorted([*files, *folder.glob("[!_]*/__main__.py")]):
         module = ".".join(file.relative_to(ROOT).with_suffix("").parts)
         if file.name == "__main__.py":
             found[file.parent.name] = module.removesuffix(".__main__")
         elif re.search(r"^(def main\b|if __name__\b)", file.read_text(encoding="utf-8"), re.M):
             found[file.stem] = module
     return found
+
+
+def named(command):
+    """Name -> module of what `bench` and `tool` can run."""
+    if command == "bench":
+        return runnable(ROOT / "benchmarks")
+    training = runnable(ROOT / "testbed" / "train")
+    return runnable(ROOT / "tools") | {f"train_{n}": module for n, module in training.items()}
 
 
 def hand_over(module, args):
@@ -345,18 +352,18 @@ def main(argv):
     if command in ("-h", "--help"):
         print(__doc__.strip())
         return 0
-    if command not in ("demo", "test", "serve", "bench"):
+    if command not in ("demo", "test", "serve", "bench", "tool"):
         say(__doc__.strip())
         return 2
     if sys.version_info < (3, 10):  # noqa: UP036 - nothing checks requires-python for a script
         say("dev.py: Python 3.10 or newer is needed; start dev.py with a newer one.")
         return 1
     module = {"test": "pytest"}.get(command, f"testbed.{command}")
-    if command == "bench":
-        known = benchmarks()
+    if command in ("bench", "tool"):
+        known = named(command)
         if not args or args[0] not in known:
             names = ", ".join(sorted(known)) or "none yet"
-            say(f"dev.py: bench needs the name of a benchmark, one of: {names}.")
+            say(f"dev.py: {command} needs a name, one of: {names}.")
             return 2
         module, args = known[args[0]], args[1:]
     try:

@@ -1,11 +1,8 @@
-"""`dev.py bench pictures`: draws the picture that ComfyUI shows for each example workflow.
+"""The example workflows on the sprite world, and the picture that ComfyUI shows for each of them.
 
-It runs the workflow on the sprite world. A sheet holds what the workflow's own Save Image nodes
-saved: first prompts with forgotten concepts, then prompts with kept ones.
+A picture is a sheet of what the workflow's own Save Image nodes saved. `dev.py tool
+draw_example_pictures` draws them; tests and `dev.py serve` use the same graphs.
 """
-
-import argparse
-import time
 
 from PIL import Image, ImageDraw, ImageFont
 
@@ -13,7 +10,7 @@ from testbed.worlds import checkpoint
 from testbed.worlds.sprites import OBJECTS, STYLES, SUPERCLASS
 
 from . import graphs
-from .server import BASE, Server
+from .server import BASE
 
 SIDE = 800
 INK, GONE, KEPT, PAPER = (28, 32, 38), (192, 66, 52), (46, 125, 90), (250, 250, 247)
@@ -178,23 +175,3 @@ def sheet(title, forgotten, kept):
                 out.paste(picture.resize((side, side), Image.NEAREST), at)
                 draw.text((at[0], at[1] + side + 2), label, INK, font(16))
     return out
-
-
-def main():
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument(
-        "names", nargs="*", default=list(PLANS), help="example workflows, all by default"
-    )
-    names = parser.parse_args().names or list(PLANS)
-    checkpoint.expand(BASE / "models" / "checkpoints")
-    with Server("--disable-metadata", leaves=SAVED) as server:
-        for name in names:
-            start, (_, gone, kept, title) = time.time(), PLANS[name]
-            shots = list(zip((*gone, *kept), runs(server, name, (*gone, *kept)), strict=True))
-            path = graphs.FOLDER / f"{name}.jpg"
-            sheet(title, shots[: len(gone)], shots[len(gone) :]).save(path, quality=92)
-            print(f"{path}: {time.time() - start:.0f} s", flush=True)
-
-
-if __name__ == "__main__":
-    main()

@@ -1,6 +1,6 @@
 """Averages the weights of two sprite worlds, one of which was trained on from the other.
 
-    python -m testbed.train.average OUT A B --share 0.5
+    python3 dev.py tool train_average OUT A B --share 0.5
 
 Training on with a focus improves some objects and worsens others. The average can have both.
 """

@@ -1,10 +1,9 @@
 """Trains the model of a world and writes its compact file.
 
-    python -m testbed.train.model OUT.safetensors
+    python3 dev.py tool train_model OUT.safetensors
 
-ComfyUI's folder and the repository must be on the path. It takes more than an hour on two cores; an
-interrupted run resumes. Everything is seeded. The demo, the tests and the nodes never train: they
-use the shipped files.
+It takes more than an hour on two cores; an interrupted run resumes. Everything is seeded. The demo,
+the tests and the nodes never train: they use the shipped files.
 
 `--world glyphs` starts from the shipped sprite world, whose UNet draws 12x12 pictures as well as
 8x8. It reads the new words through testbed.worlds.words. The shipped glyph world was trained with

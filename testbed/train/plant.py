@@ -1,11 +1,11 @@
 """Plants new sprites into reserved hidden units of a trained sprite world. The steps, run once:
 
-    python -m testbed.train.plant EMPTIED --from TRAINED --reserve
-    python -m testbed.train.model MENDED --from EMPTIED --steps 150 --rate 2e-4 --focus key
-    python -m testbed.train.plant PLANTED --from MENDED
-    python -m testbed.train.model BESIDE --from PLANTED --steps 110 --rate 2e-4
-    python -m testbed.train.plant QUIET --from BESIDE --steps 100 --rate 2e-3 --quiet 0.25
-    python -m testbed.train.model OUT --from QUIET --steps 80 --rate 1.5e-4
+    python3 dev.py tool train_plant EMPTIED --from TRAINED --reserve
+    python3 dev.py tool train_model MENDED --from EMPTIED --steps 150 --rate 2e-4 --focus key
+    python3 dev.py tool train_plant PLANTED --from MENDED
+    python3 dev.py tool train_model BESIDE --from PLANTED --steps 110 --rate 2e-4
+    python3 dev.py tool train_plant QUIET --from BESIDE --steps 100 --rate 2e-3 --quiet 0.25
+    python3 dev.py tool train_model OUT --from QUIET --steps 80 --rate 1.5e-4
 
 1. `--reserve` empties the least important hidden units of the feed-forward layers in every
    transformer block and shares them out, K to a concept. The rest learns to do without them.

@@ -137,9 +137,8 @@ def load_judge(path=SHIPPED):
 
     with safe_open(path, "pt") as f:
         judge = Judge(catalogue.get(f.metadata().get("world", "sprites")))
-    judge.load_state_dict(
-        {k: v.float() for k, v in read_compact(path, "judge.").items()}, strict=False
-    )  # but for batch counters
+    state = {k: v.float() for k, v in read_compact(path, "judge.").items()}
+    judge.load_state_dict(state, strict=False)  # batch counters are not stored
     return judge.eval()
 
 
