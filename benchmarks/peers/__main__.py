@@ -1,10 +1,15 @@
-"""`dev.py bench peers`: every method on the same protocols, prompts, seeds and judge, ours among them.
+"""`dev.py bench peers`: every method on the same protocols, prompts, seeds and judge.
 
-Per protocol and method: forgot (share of forgotten labels still drawn), kept (that of kept labels over the unedited model's), overall
-(harmonic mean of 1 - forgot and kept), frechet (distance of the judge's features of kept pictures to the unedited model's), processor
-seconds (which hardly grow when another program runs beside) and peak memory in MB of the erase with nothing cached, and bytes of what
-has to be kept. On `forget 4` also whether a forgotten object comes back by textual inversion or by RECE's embedding. Results are written
-after every measurement and taken up again from there.
+For each protocol and method:
+- forgot: share of forgotten labels that are still drawn;
+- kept: share of kept labels that are drawn, over the unedited model's;
+- overall: harmonic mean of 1 - forgot and kept;
+- frechet: distance between the judge's features of kept pictures, edited and unedited;
+- processor seconds of the erase, which other programs hardly change, with nothing cached;
+- its peak memory in MB, and the bytes that have to be stored.
+
+On `forget 4` it also tries to bring an object back, by textual inversion and by RECE's embedding.
+Results are written after every measurement, and a later run goes on from there.
 """
 
 import argparse
@@ -53,7 +58,7 @@ def methods():
 
 
 def erase(method, studio, rounds, seed):
-    """Erased after all rounds, each from the model of the last; bytes add up, and so do negative prompts."""
+    """Erased after all rounds, each from the last one's model; bytes and negatives add up."""
     done = Erased(studio.model, 0)
     for concepts in rounds:
         new = method.erase(done.model, studio.clip, concepts, seed=seed)
@@ -99,7 +104,8 @@ def processor():
     """The processor's name, and how many cores of it there are."""
     info = Path("/proc/cpuinfo")
     found = re.search(r"model name\s*:\s*(.+)", info.read_text()) if info.exists() else None
-    return f"{found[1] if found else platform.processor() or platform.machine()}, {os.cpu_count()} cores"
+    name = found[1] if found else platform.processor() or platform.machine()
+    return f"{name}, {os.cpu_count()} cores"
 
 
 def today():
@@ -120,7 +126,7 @@ def load(path, settings):
 
 
 def save(results, path):
-    """Writes the results and the table beside them, each in one step, so that an interruption leaves whole files."""
+    """Writes the results and their table; each file is replaced whole, never half written."""
     path.parent.mkdir(parents=True, exist_ok=True)
     for file, text in (
         (path, json.dumps(results, indent=1) + "\n"),

@@ -1,8 +1,11 @@
-"""`dev.py bench artists`: artists' styles erased from a real checkpoint, told by CLIP.
+"""`dev.py bench artists`: erases artists' styles from a real checkpoint, judged by CLIP.
 
-DATA/artists.csv has the columns case_number, prompt, artist, evaluation_seed. CLIP_a: 100 x the cosine of a picture and the artist's name,
-ViT-B/32; FSR: percent of pictures, seed by seed, whose CLIP_a fell; accuracy: percent of pictures whose own artist is nearest among all
-artists of the file. With '--forget' naming some of them the others are kept, and H_a is CLIP_a of the kept less that of the erased.
+DATA/artists.csv has the columns case_number, prompt, artist, evaluation_seed.
+- CLIP_a: 100 times the cosine of a picture and the artist's name, ViT-B/32;
+- FSR: percent of pictures, seed by seed, whose CLIP_a fell;
+- accuracy: percent of pictures whose own artist is the nearest of all artists in the file;
+- H_a: CLIP_a of the kept artists less that of the erased. '--forget' names the erased ones, and the
+  others are kept.
 """
 
 from .real import (

@@ -1,8 +1,12 @@
-"""`dev.py bench coco`: what an edit does to everything else, told by CLIP score and FID on COCO captions.
+"""`dev.py bench coco`: what an edit does to everything else, by CLIP and FID on COCO captions.
 
-DATA/coco.csv has the columns case_number, prompt, evaluation_seed (published: 30,000 rows, or 1,000); DATA/images holds the photographs.
-CLIP: 100 x the cosine of a picture and its caption, ViT-B/32. FID: of the pictures to the photographs, and of the edited model's to the
-plain model's (FID-SD). What is erased has to be named: '--forget', or '--edit patch:FILE'.
+DATA/coco.csv has the columns case_number, prompt, evaluation_seed (published: 30,000 rows, or
+1,000). DATA/images holds the photographs.
+- CLIP: 100 times the cosine of a picture and its caption, ViT-B/32;
+- FID: distance of the pictures to the photographs;
+- FID-SD: distance of the edited model's pictures to the unedited model's.
+
+'--forget' or '--edit patch:FILE' has to say what is erased.
 """
 
 from pathlib import Path

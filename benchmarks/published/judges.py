@@ -1,5 +1,6 @@
-"""What looks at pictures of the published protocols: ResNet-50, CLIP, NudeNet, Inception's features. Each comes from a package that may be
-absent and from a file of weights that the user has; here is only how they are asked.
+"""The judges of the published protocols: ResNet-50, CLIP, NudeNet, and Inception's features.
+
+Each comes from a package that may be absent, and from a file of weights that the user has.
 """
 
 from pathlib import Path
@@ -50,7 +51,10 @@ def put_in(network, weights):
 
 
 def classifier(weights):
-    """pictures -> ImageNet label of each, by torchvision's ResNet-50; the transform is that of the weights' release (V2 unless known)."""
+    """pictures -> the ImageNet label of each, by torchvision's ResNet-50.
+
+    The transform is that of the weights' release, V2 unless it is known.
+    """
     models = need("torchvision.models", "torchvision")
     path = weights_file(weights, "torchvision's ResNet-50, resnet50-11ad3fa6.pth")
     kinds = models.ResNet50_Weights
@@ -75,13 +79,16 @@ def classifier(weights):
 
 
 def same_class(label, name):
-    """Whether an ImageNet label and the name of a class mean the same, as the published scripts compare them: one is in the other."""
+    """Whether an ImageNet label and a class name match: one is part of the other, as published."""
     a, b = label.casefold(), name.casefold()
     return a in b or b in a
 
 
 class Clip:
-    """Features of pictures and texts by open_clip, rows of length 1; `name` is open_clip's of the architecture."""
+    """Features of pictures and texts by open_clip, in rows of length 1.
+
+    name: open_clip's name of the architecture.
+    """
 
     def __init__(self, weights, name):
         open_clip = need("open_clip", "open-clip-torch")
@@ -126,7 +133,10 @@ class Clip:
 
 
 def nudity(weights=None):
-    """pictures -> per picture a list of (NudeNet's class, score). Without weights the detector that comes with the package looks."""
+    """pictures -> for each a list of (NudeNet's class, score).
+
+    Without weights, the detector that comes with the package is used.
+    """
     package = need("nudenet")
     if weights is None:
         detector = package.NudeDetector()
@@ -141,7 +151,10 @@ def nudity(weights=None):
 
 
 def fid(weights):
-    """(pictures, pictures) -> Frechet inception distance, by torchmetrics; raises UnlearnError for fewer than two pictures a side."""
+    """(pictures, pictures) -> Frechet inception distance, by torchmetrics.
+
+    Raises UnlearnError for fewer than two pictures on either side.
+    """
     metric = need("torchmetrics.image.fid", "torchmetrics").FrechetInceptionDistance
     need("torch_fidelity", "torch-fidelity")
     path = weights_file(weights, "Inception, pt_inception-2015-12-05-6726825d.pth", "--fid-weights")

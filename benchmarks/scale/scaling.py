@@ -1,9 +1,12 @@
-"""`dev.py bench scaling`: how time and memory grow. ScaPre over concepts and over the width of text states, on the true shapes of SD1.5
-and SDXL with random weights, encoding excluded; FIA over prompts, steps and concepts, and the trainer over density, on the sprite world and
-once each on SD1.5's true shape.
+"""`dev.py bench scaling`: how time and memory grow.
 
-Memory is the peak above what there was before, sampled every 5 ms (Linux). Each part adds what it measured to scaling.json and draws
-scaling_PART.png beside it; bars are shares of the longest in their chart.
+- ScaPre: over concepts and over the width of text states, on the true shapes of SD1.5 and SDXL with
+  random weights, without encoding;
+- FIA over prompts, steps and concepts, and the trainer over density: on the sprite world, and once
+  each on SD1.5's true shape.
+
+Memory is the peak above what there was before, sampled every 5 ms (Linux). Each part adds its
+results to scaling.json and draws scaling_PART.png; bars are shares of the longest in their chart.
 """
 
 import argparse
@@ -39,7 +42,10 @@ DENSITIES = (0.05, 0.1, 0.25, 0.5, 0.75, 1.0)
 
 
 def measured(do):
-    """(seconds, MB at the peak, what it gave) of a call, with what earlier calls left to the allocator handed back before."""
+    """(seconds, MB at the peak, result) of a call.
+
+    Memory that earlier calls left to the allocator is given back before.
+    """
     gc.collect()
     with contextlib.suppress(OSError, AttributeError, TypeError):  # only glibc has it
         ctypes.CDLL(None).malloc_trim(0)
@@ -51,7 +57,7 @@ def measured(do):
 
 
 def cross_widths(shape):
-    """(rows of each cross-attention key matrix, width of text states) of a true shape, as the pack itself finds them."""
+    """(rows of each cross-attention key matrix, width of text states) of a true shape."""
     model = on_meta(shape)
     have = model.model.state_dict()
     keys = [

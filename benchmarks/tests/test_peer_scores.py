@@ -1,4 +1,4 @@
-"""The figures of `dev.py bench peers`: intervals, distances, who is best and last, and what its protocols ask for."""
+"""The figures of `dev.py bench peers`: intervals, distances, who is best and last, protocols."""
 
 import json
 import math
@@ -48,7 +48,7 @@ def test_an_interval_is_that_of_a_binomial_and_always_the_same():
 
 
 def test_forgot_and_kept_are_resampled_together():
-    """Ten pictures in which either both things show or neither: in every resample forgot equals kept."""
+    """Ten pictures that show both things or neither: in every resample forgot equals kept."""
     after = marks(*[(k % 2, 1, k % 2, 1) for k in range(10)])
     before = marks(*[(1, 1, 1, 1)] * 10)
     found = scores.rates(before, after)
@@ -202,7 +202,7 @@ def test_a_sequence_adds_up():
 
 
 def test_results_are_taken_up_and_a_failure_is_told(tmp_path, monkeypatch):
-    """A second run measures what the first has not; a method that fails is in the table with its sentence."""
+    """A second run measures what is missing; a method that fails has its error in the table."""
     given = Namespace(steps=1, fresh=False, out=tmp_path / "peers.json")
     world, protocol = Namespace(name="w"), Namespace(name="p", shots=[0, 0])
     drawn = protocols.Drawn(marks((1, 1, 0, 0), (0, 0, 1, 1)), np.eye(2))

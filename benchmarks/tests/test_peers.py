@@ -1,4 +1,4 @@
-"""The methods our pack is measured beside: their closed forms against small numbers worked out by hand or by brute force."""
+"""The peers' closed forms against small numbers worked out by hand or by brute force."""
 
 import math
 
@@ -48,8 +48,8 @@ def test_uce_solves_its_normal_equations():
 
 
 def test_rece_literal():
-    # half of x is left; with lambda 1/4 the embedding that brings x back is (1/4 + 1/4)^-1 1/2 x = x, and erasing it with lambda 1 to
-    # nothing halves it again
+    # Half of x is left. With lambda 1/4 the embedding that brings x back is (1/4 + 1/4)^-1 1/2 x =
+    # x. Erasing it with lambda 1 halves it again.
     start, x = rows([-0.5, 0], [0, 0]), rows([1, 0])
     m = rece.rounds(
         torch.eye(2).double(),
@@ -176,7 +176,8 @@ def test_negative_prompts_name_every_concept(peer, perp):
 
 
 def test_conceptprune_literal():
-    # two of four weights a row are in the top half; of these the ones that the concept's norm makes larger than the base's are skilled
+    # Two of four weights in a row are in the top half. Of these, the ones count for which the
+    # concept's norm is larger than the base's.
     w = torch.tensor([[4.0, -3.0, 2.0, 1.0], [-1.0, 1.0, 1.0, 8.0]])
     base, target = torch.tensor([[1.0, 1, 1, 1]]), torch.tensor([[0.5, 2, 3, 1]])
     want = torch.tensor([[False, True, True, False], [False, False, True, False]])
@@ -205,7 +206,10 @@ def test_targets_literal():
 
 @pytest.fixture
 def trainee(loaded, monkeypatch):
-    """(Network on the sprite world, a batch (x, sigma) of fox pictures); the model that came in must stay as it was."""
+    """(Network on the sprite world, a batch (x, sigma) of fox pictures).
+
+    The model that came in must stay as it was.
+    """
     model, clip, _ = loaded
     monkeypatch.setattr(_shared, "DRAWING", 2)
     for peer in (esd, slider, salun):

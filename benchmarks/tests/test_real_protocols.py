@@ -1,4 +1,7 @@
-"""The protocols for real checkpoints, end to end on fake data: a few rows, the sprite world's checkpoint, judges told what to see."""
+"""The protocols for real checkpoints, end to end on fake data.
+
+A few rows, the sprite world's checkpoint, and judges that are told what to see.
+"""
 
 import json
 import re
@@ -39,7 +42,10 @@ def resnet(tmp_path_factory):
 
 @pytest.fixture
 def nudenet(monkeypatch):
-    """NudeNet that finds a belly at 0.6, twice, and feet at 0.59 in every second picture, and says 0.8 of nobody's face."""
+    """A NudeNet that finds in every second picture a belly at 0.6, twice, and feet at 0.59.
+
+    Every picture also has a face, at 0.8.
+    """
 
     class NudeDetector:
         def detect(self, path):
@@ -56,7 +62,7 @@ def nudenet(monkeypatch):
 
 @pytest.fixture
 def open_clip(monkeypatch, tmp_path):
-    """open_clip whose features are a picture's mean colour; texts with 'red' in them are red, all others green."""
+    """open_clip with a picture's mean colour as feature; texts with 'red' are red, others green."""
     import torchvision
 
     network = torch.nn.Identity()
@@ -133,8 +139,11 @@ def sampled(monkeypatch):
 
 @pytest.fixture
 def bench(checkpoint, loaded, tmp_path, monkeypatch, capsys):
-    """Runs a benchmark on files written to a data folder and returns its JSON; the checkpoint is read once for all tests, and the forecast
-    of an edit, which is not looked at here, is of a few words."""
+    """Runs a benchmark on files written to a data folder and returns its JSON.
+
+    The checkpoint is read once for all tests. The forecast of an edit has a few words only, because
+    no test here looks at it.
+    """
     import comfy.sd
 
     monkeypatch.setattr(

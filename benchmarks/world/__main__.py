@@ -1,7 +1,8 @@
-"""How well a shipped world draws: accuracy of every object, superclass, style, the explicit attribute, and pairs.
+"""How well a shipped world draws: objects, superclasses, styles, the explicit attribute, pairs.
 
-Through ComfyUI's own loader, text encoder and sampler, judged by the CNN that never met the model; `--world glyphs` judges the second
-world. Last line with --json: one JSON object.
+It samples through ComfyUI's own loader, text encoder and sampler, and a CNN that was never trained
+on the model's pictures judges. `--world glyphs` takes the second world. Last line with --json: one
+JSON object.
 """
 
 import argparse

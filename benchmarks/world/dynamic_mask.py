@@ -213,7 +213,10 @@ def one_memory(kind):
 def memory_ratio():
     peak = {}
     for kind in ("plain", "ours"):
-        again = "import runpy, sys; sys.path[:] = [p for p in sys.path if p]; runpy.run_module('benchmarks.dynamic_mask', run_name='__main__')"
+        again = (
+            "import runpy, sys; sys.path[:] = [p for p in sys.path if p]; "
+            "runpy.run_module('benchmarks.world.dynamic_mask', run_name='__main__')"
+        )
         found = subprocess.run(
             [sys.executable, "-c", again, "--memory", kind],
             capture_output=True,

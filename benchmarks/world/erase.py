@@ -1,8 +1,8 @@
-"""What an edit should be made of: ScaPre `anchored` with other rows, keeps and weights, on the sprite world, one run, same seeds.
+"""ScaPre `anchored` with other settings on the sprite world, in one run and with the same seeds.
 
-Forgets three objects and a style. Everything is judged on sentences the solve never saw: plain, with a style, and two sprites in one
-sentence. forgot: accuracy left on forgotten labels. kept: accuracy on kept labels over the unedited model's. Last line with --json:
-one JSON object.
+Forgets three objects and a style. Judged sentences are ones that no solve was given: plain ones,
+with a style, and with two objects. forgot: accuracy left on forgotten labels. kept: accuracy on
+kept labels over the unedited model's. Last line with --json: one JSON object.
 """
 
 import argparse

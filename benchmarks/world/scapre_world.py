@@ -1,8 +1,9 @@
-"""The sprite world as a judge of ScaPre's variants: who is forgotten, what is drawn, and what the judge makes of it.
+"""The sprite world as a judge of ScaPre's variants: what is forgotten, drawn, and seen.
 
-Objects stand in look-alike pairs; a forget set takes one of a pair and keeps its twin. Everything is judged in sentences and with styles
-that no solve has studied. forgot: accuracy left on forgotten objects. kept: accuracy on all other objects and styles over the unedited
-model's. overall: harmonic mean of 1 - forgot and kept.
+Objects come in look-alike pairs; a forget set takes one of a pair and keeps the other. Sentences
+and styles that judge are ones that no solve was given. forgot: accuracy left on forgotten objects.
+kept: accuracy on all other objects and styles over the unedited model's. overall: harmonic mean of
+1 - forgot and kept.
 """
 
 import time
@@ -44,7 +45,7 @@ class Shot(NamedTuple):
 
 
 def concepts(count, keep=True, order=ORDER):
-    """ConceptSet that forgets the first `count` of `order`, with all else on the keep list or without a list."""
+    """ConceptSet that forgets the first `count` of `order`; keep: all others on the keep list."""
     forget = order[:count]
     kept = [n for n in OBJECTS if n not in forget] + list(STYLES)
     return text.parse(
@@ -53,7 +54,10 @@ def concepts(count, keep=True, order=ORDER):
 
 
 def shots(plain=3, styled=1, only=None, seed=500):
-    """Every object `plain` times in a sentence and `styled` times in a style; the same for every edit, so the unedited model draws once."""
+    """Every object `plain` times in a sentence and `styled` times in a style.
+
+    They are the same for every edit, so that the unedited model draws once.
+    """
     out = []
     for i, name in enumerate(OBJECTS):
         if only is not None and name not in only:
@@ -102,7 +106,7 @@ class Bench:
         return {name: float(np.mean(right)) for name, right in seen.items()}
 
     def rates(self, looks, forget):
-        """(accuracy on forgotten objects, accuracy on kept objects and on the styles of their pictures)."""
+        """(accuracy on forgotten objects, on kept objects and the styles of their pictures)."""
         gone = [
             look.correct
             for shot, look in zip(self.plan, looks, strict=True)
