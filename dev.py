@@ -5,7 +5,7 @@
     python3 dev.py test  [args...]       run the tests; args go to pytest
     python3 dev.py serve [args...]       start ComfyUI with this pack
     python3 dev.py bench NAME [args...]  run a benchmark; without a name, list them
-    python3 dev.py tool NAME [args...]   run a script that draws or trains; without a name, list them
+    python3 dev.py tool NAME [args...]   run a script of tools/; without a name, list them
 
 The first start makes .venv and finds a ComfyUI: the folder named by COMFYUI_DIR, else the one
 this pack is installed in, else the published source archive, unpacked into .host. A folder of

@@ -10,7 +10,10 @@ _counts, _cannot = Counter(), set()
 
 @pytest.fixture(scope="session")
 def tally():
-    """tally(kind, n=1, what=""): counts n of a kind; `what` names a thing the host alone cannot do, said once in the summary."""
+    """tally(kind, n=1, what=""): counts n of a kind.
+
+    what: something that ComfyUI alone cannot do, listed once in the summary.
+    """
 
     def count(kind, n=1, what=""):
         if kind not in KINDS:

@@ -1,4 +1,4 @@
-"""Laws that hold for every input, by hypothesis: of patches as values, of their edits on weights, of files, and of the kernels."""
+"""Properties that hold for every input, by hypothesis: of patches, edits, files and kernels."""
 
 import copy
 import functools
@@ -110,7 +110,7 @@ def same(a, b, atol=1e-5):
     return a.keys() == b.keys() and all(torch.allclose(a[k], b[k], atol=atol, rtol=1e-5) for k in a)
 
 
-# --- patches as values ---------------------------------------------------------------------------------------------------------------
+# --- patches as values --------------------------------------------------------
 
 
 @quick
@@ -208,7 +208,7 @@ def test_a_digest_is_equal_where_the_content_is(a, b):
 @quick
 @given(patches, st.data())
 def test_a_digest_differs_by_every_part(patch, data):
-    """One number, one mask bit, one shape, one key or one word of provenance makes another patch."""
+    """Another number, mask bit, shape, key or word of provenance makes another patch."""
     i = data.draw(st.integers(0, len(patch.edits) - 1))
     key, edit = patch.edits[i]
     how = data.draw(st.sampled_from(["tensor", "key", "said", "order", "strip"]))
@@ -244,7 +244,7 @@ def test_sizes_side_by_side_are_no_other_sizes():
     assert a != b
 
 
-# --- files ---------------------------------------------------------------------------------------------------------------------------
+# --- files --------------------------------------------------------------------
 
 
 @quick
@@ -261,7 +261,7 @@ LAYERS = tuple((key, 4, 6) for key in KEYS[:2])
 
 
 def saliency_of(concepts, prompts, seed, base=None):
-    """A SaliencyMap of the score `wanda` with statistics made of one vector per prompt, each a function of the prompt alone."""
+    """A SaliencyMap of the score `wanda`: one vector for each prompt, a function of the prompt."""
     said = {p: rand(p, 2, 12).abs() for p in prompts}
 
     def moments(group):
@@ -379,7 +379,7 @@ def test_merging_maps_of_other_concepts_is_laying_them_side_by_side(names, seed)
     assert by_name(saliency.merge([both])) == by_name(both)
 
 
-# --- kernels -------------------------------------------------------------------------------------------------------------------------
+# --- kernels ------------------------------------------------------------------
 
 
 def moments_of(xs):
@@ -458,7 +458,7 @@ def test_gram_is_additive_symmetric_and_positive(seed, n, d):
 @quick
 @given(seeds, sizes, st.floats(0.1, 100))
 def test_the_anchored_edit_is_the_minimum(seed, n, eta):
-    """No other edit of the row has a smaller objective, and targets equal to the states leave the weight as it is."""
+    """No other edit has a smaller objective; targets equal to the states change no weight."""
     d = 6
     c, w0, p = (
         rand(seed, n, d).double(),

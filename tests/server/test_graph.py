@@ -1,4 +1,4 @@
-"""The whole artist's path over HTTP on a headless ComfyUI: erase, sample, save a checkpoint, load it again, refuse bad input."""
+"""The artist's path over HTTP: erase, sample, save a checkpoint, load it, refuse bad input."""
 
 import json
 import os
