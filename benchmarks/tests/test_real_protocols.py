@@ -221,7 +221,8 @@ def test_imagenette_from_the_rows_to_the_results(bench, resnet, sampled):
     # a lost picture and a damaged one are drawn again, by the very seed
     lost, damaged = bench.out / "plain" / "00004.png", bench.out / "edit_scapre" / "00001.png"
     was = lost.read_bytes(), damaged.read_bytes()
-    lost.unlink(), damaged.write_bytes(was[1][: len(was[1]) // 2])
+    lost.unlink()
+    damaged.write_bytes(was[1][: len(was[1]) // 2])
     assert bench("imagenette", {}, *how)["measured"] == found["measured"]
     assert sum(map(len, sampled)) == 2
 
@@ -231,13 +232,12 @@ def test_imagenette_from_the_rows_to_the_results(bench, resnet, sampled):
             - torch.tensor(list(b.tobytes()))
         ).abs().max() <= 1
 
-    for path, before in (
-        (lost, was[0]),
-        (damaged, was[1]),
-    ):  # alone in its batch now: equal up to rounding
+    # A picture is alone in its batch now, so it is equal up to rounding.
+    for path, before in ((lost, was[0]), (damaged, was[1])):
         path.with_suffix(".was").write_bytes(before)
         assert near(Image.open(path), Image.open(path.with_suffix(".was")))
-    assert all(p.stat().st_mtime_ns == t for p, t in times.items() if p not in (lost, damaged))
+    others = {p: t for p, t in times.items() if p not in (lost, damaged)}
+    assert others and {p: p.stat().st_mtime_ns for p in others} == others
 
     # another guidance is another picture
     sampled.clear()
@@ -484,7 +484,10 @@ def test_long_prompts_end_where_the_encoder_does_and_parentheses_are_literal(loa
 
 @pytest.mark.parametrize("name", ["imagenette", "artists", "i2p", "coco", "attack"])
 def test_published_tables_are_whole(name):
-    for table in real.published(name):
+    tables = real.published(name)
+    assert tables
+    for table in tables:
+        assert table["columns"] and table["rows"]
         assert table["source"] and table["known"] and table["unit"]
         for column in table["columns"].values():
             assert len(column) == len(table["rows"])

@@ -408,6 +408,7 @@ def test_the_disk_fills_up(bench, job, share, tally):
         pytest.skip("the host writes whole checkpoints under their own name")
     JOBS[job](bench)  # an old file of the name
     held = {p: p.read_bytes() for p in bench.base.rglob("*.*")}
+    assert held
     for at in (1, 3) if "resume" in job else (1,):
         with disk_full(at, share) as written:
             with pytest.raises(
