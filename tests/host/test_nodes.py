@@ -162,7 +162,7 @@ def test_states_are_kept_in_the_users_folder_where_a_server_runs(tmp_path, monke
 def test_a_weight_that_takes_no_patch_is_named():
     deaf = SimpleNamespace(add_patches=lambda patches, strength: [])
     with pytest.raises(UnlearnError, match="did not accept a patch for its weight 'w'"):
-        patching.into_weight(deaf, "w", ((None, 1.0),))
+        patching.into_weights(deaf, {"w": ((None, 1.0),)})
 
 
 def test_a_file_says_no_more_of_itself_than_can_be_read_back(tmp_path, monkeypatch):

@@ -363,3 +363,47 @@ def test_a_patched_model_says_what_was_applied(loaded):
     assert [m["strength"] for m in patching.manifest(once)] == [0.5] and patching.manifest(twice)[
         0
     ]["concepts"] == ["cat"]
+
+
+@pytest.mark.parametrize("stacked", [1, 2])
+def test_applying_builds_one_state_dict_however_many_weights_are_patched(
+    loaded, monkeypatch, stacked
+):
+    """A state dict of SDXL has thousands of entries, and a patch of it changes 140 weights."""
+    model = loaded[0]
+    keys = [layer.key for layer in layers.cross_attention(model)]
+    assert len(keys) == 8
+    edits = [
+        (key, adapters.LowRank.of(rand(weights.shape(model, key)[0], 1), rand(1, 768)))
+        for key in keys
+    ]
+    patch = types.UnlearnPatch(
+        tuple(edits) * stacked,
+        weights.fingerprint(model, keys),
+        ({"method": "m", "concepts": ["cat"]},),
+    )
+    built, real = [], type(model.model).state_dict
+
+    def state_dict(self, *args, **rest):
+        built.append(self)
+        return real(self, *args, **rest)
+
+    monkeypatch.setattr(type(model.model), "state_dict", state_dict)
+    patched, _ = patching.apply(model, patch)
+    assert len(built) == stacked  # one for each edit of one and the same weight
+    assert all(len(patched.patches[key]) == stacked for key in keys)
+
+
+def test_edits_of_one_weight_go_in_first_to_last(loaded):
+    model = loaded[0]
+    key = layers.feed_forward(model)[0].key
+    low = adapters.LowRank.of(rand(320, 1), rand(1, 1280))
+    all_of_it = adapters.Prune.of(torch.ones(1280).bool(), 320, 1280, "column")
+    for edits, left in (((low, all_of_it), False), ((all_of_it, low), True)):
+        patch = types.UnlearnPatch(
+            tuple((key, edit) for edit in edits),
+            weights.fingerprint(model, [key]),
+            ({"method": "m", "concepts": []},) * 2,
+        )
+        patched, _ = patching.apply(model, patch)
+        assert bool(weights.read(patched, key).any()) == left
