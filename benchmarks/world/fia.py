@@ -271,7 +271,8 @@ def cost(prompts=2, window=1, size=512):
         for _ in range(2):
             watch = Nothing()
             with Peak() as alone:
-                calls = lockstep.sample(model, clip, texts, seeds, groups, watch=watch, **how)
+                plan = lockstep.SamplingPlan(texts, seeds, groups, **how)
+                calls = lockstep.sample(model, clip, plan, watch)
             plain.append(watch.seconds)
             print(f"plain sampling: {watch.seconds:.1f} s, {alone.top:.0f} MB", flush=True)
         with Peak() as hooked:

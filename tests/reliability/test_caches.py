@@ -24,7 +24,7 @@ import torch
 from testbed import pack
 
 states = pack.module("unlearn.files.text_cache")
-files = pack.module("unlearn.files.storage")
+files = pack.module("unlearn.files.safetensors_io")
 material = pack.module("unlearn.sculpting.training_data")
 sentences = pack.module("unlearn.concepts.sentences")
 concept_files = pack.module("unlearn.concepts.lists")
@@ -42,7 +42,7 @@ def encode(clip, texts, progress=None):
 
 def prompts(n, first=0):
     return [
-        states.prompts.Prompt(f"a photo of thing {i}", "thing", 4, 4, 3 + i % 9)
+        states.text_encoding.Prompt(f"a photo of thing {i}", "thing", 4, 4, 3 + i % 9)
         for i in range(first, first + n)
     ]
 
@@ -59,12 +59,12 @@ def right(found):
 
 @pytest.fixture(autouse=True)
 def words(monkeypatch):
-    monkeypatch.setattr(states.prompts, "encode", encode)
+    monkeypatch.setattr(states.text_encoding, "encode", encode)
 
 
 def work(folder, number, seconds, limit, damage):
     """Reads and writes states for a while, as a solve does, with a store of its own each time; (stores, encoded) or what went wrong."""
-    states.prompts.encode = encode
+    states.text_encoding.encode = encode
     until, rounds, encoded = time.time() + seconds, 0, 0
     with torch.inference_mode():
         while time.time() < until or rounds < 3:

@@ -71,9 +71,8 @@ def collect(
     watch = _Watch(model, layers, groups, statistics, settings, node_id)
     how = {k: settings[k] for k in ("steps", "window", "cfg", "size")}
     numbers = [list(range(g * n, (g + 1) * n)) for g in range(len(groups))]
-    calls = batched_sampling.sample(
-        model, clip, texts, seeds * len(groups), numbers, watch=watch, **how
-    )
+    plan = batched_sampling.SamplingPlan(texts, seeds * len(groups), numbers, **how)
+    calls = batched_sampling.sample(model, clip, plan, watch)
     gathered = {
         name: ActivationStats(
             tuple(f"{s}:{t}" for s, t in zip(seeds, part, strict=True)),
