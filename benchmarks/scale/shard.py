@@ -37,6 +37,7 @@ from ..published.real import (
     told,
 )
 
+merge = pack.module("unlearn.pruning.merge").merge
 saliency_files = pack.module("unlearn.files.saliency_file")
 ConceptSet = pack.module("unlearn.types").ConceptSet
 
@@ -218,7 +219,7 @@ def body():
         log(
             f"share {todo[i] + 1}: {', '.join(c.name for c in parts[todo[i]].concepts[:5])} ... in {seconds:.0f} s"
         )
-    whole = saliency.merge([saliency_files.load(path) for path in paths])
+    whole = merge([saliency_files.load(path) for path in paths])
     merged = given.out / "merged.safetensors"
     saliency_files.save(merged, whole)
     found = {
