@@ -4,9 +4,9 @@ import comfy.samplers
 from comfy_api.latest import io, ui
 
 from ..unlearn.analysis import comparison
+from ..unlearn.concepts.notation import split_lines
 from ..unlearn.errors import finite
 from ..unlearn.host import progress
-from ..unlearn.pruning.prompts import lines
 from .sockets import Concepts
 
 D = comparison.DEFAULTS
@@ -172,7 +172,7 @@ class ErasureReport(io.ComfyNode):
             clip,
             vae,
             concepts,
-            lines(templates),
+            split_lines(templates),
             clip_vision,
             score_clip,
             cls.hidden.unique_id,

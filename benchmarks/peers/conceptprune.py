@@ -16,7 +16,8 @@ from . import _shared
 
 NAME = "ConceptPrune"
 TOP, STEPS, WINDOW, SELECT, PROMPTS = 0.02, 50, 9, 0.0, 8
-saliency = pack.module("unlearn.pruning.saliency")
+saliency = pack.module("unlearn.pruning.collection")
+Group = pack.module("unlearn.types").Group
 
 
 def skilled(w, target, base, top=TOP, select=SELECT):
@@ -50,11 +51,12 @@ def erase(model, clip, concepts, seed=0):
     for key, d_out, d_in in found.layers:
         w, columns = _shared.weights.read(model, key), slice(at, at + d_in)
 
-        def norms(name, columns=columns):
-            return found.gathered[name].mean[:, columns]
+        def norms(group, columns=columns):
+            return found.gathered[group].mean[:, columns]
 
         masks = [
-            skilled(w, norms(c.name), norms(saliency.BASE + c.kind)) for c in concepts.concepts
+            skilled(w, norms(Group(c.kind, c.name)), norms(Group(c.kind)))
+            for c in concepts.concepts
         ]
         edits.append((key, _shared.adapters.Prune.of(torch.stack(masks).any(0), d_out, d_in)))
         at += d_in

@@ -28,7 +28,7 @@ from testbed import pack
 
 pack.load(cpu=not (torch.cuda.is_available() or torch.backends.mps.is_available()))
 scapre = pack.module("unlearn.closed_form.solve")
-saliency = pack.module("unlearn.pruning.saliency")
+saliency = pack.module("unlearn.pruning.collection")
 masks = pack.module("unlearn.pruning.masks")
 lockstep = pack.module("unlearn.host.batched_sampling")
 patching = pack.module("unlearn.host.patching")

@@ -40,6 +40,7 @@ from ..published.real import (
     told,
 )
 
+merge = pack.module("unlearn.pruning.merge").merge
 saliency_files = pack.module("unlearn.files.saliency_file")
 ConceptSet = pack.module("unlearn.types").ConceptSet
 
@@ -232,7 +233,7 @@ def body():
             f"share {todo[i] + 1}: {', '.join(c.name for c in parts[todo[i]].concepts[:5])} ... in "
             f"{seconds:.0f} s"
         )
-    whole = saliency.merge([saliency_files.load(path) for path in paths])
+    whole = merge([saliency_files.load(path) for path in paths])
     merged = given.out / "merged.safetensors"
     saliency_files.save(merged, whole)
     found = {

@@ -25,7 +25,7 @@ from testbed.worlds import captions, checkpoint
 from testbed.worlds.sprites import OBJECTS, STYLES
 from testbed.worlds.studio import studio
 
-saliency = pack.module("unlearn.pruning.saliency")
+saliency = pack.module("unlearn.pruning.collection")
 masks = pack.module("unlearn.pruning.masks")
 lockstep = pack.module("unlearn.host.batched_sampling")
 patching = pack.module("unlearn.host.patching")
@@ -63,7 +63,11 @@ def measured(s, forget, styles=False, **more):
     """SaliencyMap of the lines in `forget`."""
     with torch.inference_mode():
         return saliency.collect(
-            s.model, s.clip, text.parse(forget), *lines(styles), **{**HOW, **more}
+            s.model,
+            s.clip,
+            text.parse(forget),
+            saliency_prompts.OwnLines(*lines(styles)),
+            **{**HOW, **more},
         )
 
 
@@ -261,7 +265,11 @@ def cost(prompts=2, window=1, size=512):
     clip, model = studio().clip, random_model("SD1.5")
     concepts = text.parse("cat")
     how = dict(steps=50, window=window, cfg=7.5, size=size)
-    texts = [t for *_, part in saliency_prompts.pairs(clip, concepts, prompts) for t in part]
+    texts = [
+        t
+        for *_, part in saliency_prompts.build_groups(clip, concepts.concepts, prompts)
+        for t in part
+    ]
     seeds, groups = (
         [1244 + i % prompts for i in range(2 * prompts)],
         [list(range(prompts)), list(range(prompts, 2 * prompts))],

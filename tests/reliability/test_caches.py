@@ -372,7 +372,9 @@ def test_names_of_our_own_files_fit_every_system():
         )
     ]
     made += [
-        pack.module("unlearn.files.saliency_file")._raw_name(3, name)
+        pack.module("unlearn.files.raw_statistics").raw_name(
+            3, pack.module("unlearn.types").Group("object", name)
+        )
         for name in ("cat", "CON", "a/b: c?", "\u732b")
     ]
     ours = [

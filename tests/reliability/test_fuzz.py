@@ -28,7 +28,9 @@ from testbed import pack
 
 patch_files = pack.module("unlearn.files.patch_file")
 saliency_files = pack.module("unlearn.files.saliency_file")
-saliency = pack.module("unlearn.pruning.saliency")
+collection = pack.module("unlearn.pruning.collection")
+ranking = pack.module("unlearn.pruning.ranking").ranking
+merge_saliency = pack.module("unlearn.pruning.merge").merge
 masks = pack.module("unlearn.pruning.masks")
 resuming = pack.module("unlearn.sculpting.saved_run")
 states = pack.module("unlearn.files.text_cache")
@@ -153,16 +155,16 @@ def a_saliency(names=("cat", "fox")):
     layers = ((F, 6, 8), (F.replace("blocks.0", "blocks.1"), 5, 4))
 
     def ranked(c):
-        return tuple(saliency.ranking(rand(a, b, seed=c).abs(), 0.5) for _, a, b in layers)
+        return tuple(ranking(rand(a, b, seed=c).abs(), 0.5) for _, a, b in layers)
 
     gathered = {
         n: types.ActivationStats(
-            (f"1:{n}",), rand(2, 12).abs(), rand(2, 12).abs() if n.startswith("base ") else None
+            (f"1:{n.key}",), rand(2, 12).abs(), rand(2, 12).abs() if n.is_baseline else None
         )
-        for n in ("base object", *names)
+        for n in (types.Group("object"), *(types.Group("object", n) for n in names))
     }
     settings = {
-        **saliency.DEFAULTS,
+        **collection.DEFAULTS,
         "score": "wanda",
         "prompts": 1,
         "steps": 4,
@@ -528,8 +530,8 @@ def test_saliency_files(box, wholes, tally):
                 used += 1
                 for use, *args in (
                     (masks.fuse, [found]),
-                    (saliency.merge, [found, plain]),
-                    (saliency.merge, [plain, found]),
+                    (merge_saliency, [found, plain]),
+                    (merge_saliency, [plain, found]),
                 ):
                     try:
                         use(*args)

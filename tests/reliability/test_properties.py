@@ -14,7 +14,9 @@ from testbed import pack
 adapters = pack.module("unlearn.host.adapters")
 patch_files = pack.module("unlearn.files.patch_file")
 saliency_files = pack.module("unlearn.files.saliency_file")
-saliency = pack.module("unlearn.pruning.saliency")
+collection = pack.module("unlearn.pruning.collection")
+merging = pack.module("unlearn.pruning.merge")
+ranking = pack.module("unlearn.pruning.ranking").ranking
 types = pack.module("unlearn.types")
 fia, scapre, sculpt, uce, bures, complement, sylvester = (
     pack.module(f"kernels.{name}")
@@ -265,24 +267,24 @@ def saliency_of(concepts, prompts, seed, base=None):
     said = {p: rand(p, 2, 12).abs() for p in prompts}
 
     def moments(group):
-        m = fia.Moments(torch.zeros(2, 12), torch.zeros(2, 12))
+        m = fia.RunningMoments(torch.zeros(2, 12), torch.zeros(2, 12))
         for p in prompts:
-            m.add(said[p] * (1 + sum(map(ord, group)) % 5))
+            m.add(said[p] * (1 + sum(map(ord, group.key)) % 5))
         return m
 
     gathered = {}
-    for group in ("base object", *concepts):
+    for group in (types.Group("object"), *(types.Group("object", c) for c in concepts)):
         m = moments(group)
         gathered[group] = types.ActivationStats(
-            tuple(f"{p}:{group}" for p in prompts),
+            tuple(f"{p}:{group.key}" for p in prompts),
             m.mean,
-            m.m2 if group.startswith("base ") else None,
+            m.m2 if group.is_baseline else None,
         )
     ranked = tuple(
-        tuple(saliency.ranking(rand(seed, a, b).abs(), 0.5) for _, a, b in LAYERS) for _ in concepts
+        tuple(ranking(rand(seed, a, b).abs(), 0.5) for _, a, b in LAYERS) for _ in concepts
     )
     how = {
-        **saliency.DEFAULTS,
+        **collection.DEFAULTS,
         "score": "wanda",
         "prompts": len(prompts),
         "steps": 4,
@@ -297,10 +299,7 @@ def saliency_of(concepts, prompts, seed, base=None):
 
 def ranks_of(found):
     return [
-        [
-            (r.indices.tolist(), r.values.tolist(), r.rows.tolist(), r.columns.tolist(), r.peak)
-            for r in parts
-        ]
+        [(r.indices.tolist(), r.rows.tolist(), r.columns.tolist(), r.peak) for r in parts]
         for parts in found.rankings
     ]
 
@@ -344,14 +343,16 @@ def test_merging_statistics_is_associative_and_commutative(prompts, i, j):
     def joined(*maps):
         return {
             name: functools.reduce(
-                lambda a, b: saliency._merged(name, [a, b]), [m.gathered[name] for m in maps]
+                lambda a, b: merging.merge_statistics(name, [a, b]), [m.gathered[name] for m in maps]
             )
             for name in whole.gathered
         }
 
     a, b, c = parts
     nested = {
-        n: saliency._merged(n, [a.gathered[n], saliency._merged(n, [b.gathered[n], c.gathered[n]])])
+        n: merging.merge_statistics(
+            n, [a.gathered[n], merging.merge_statistics(n, [b.gathered[n], c.gathered[n]])]
+        )
         for n in whole.gathered
     }
     for found in (joined(a, b, c), joined(c, a, b), nested):
@@ -367,7 +368,7 @@ def test_merging_statistics_is_associative_and_commutative(prompts, i, j):
 def test_merging_maps_of_other_concepts_is_laying_them_side_by_side(names, seed):
     half = len(names) // 2
     a, b = saliency_of(names[:half], (1, 2), seed), saliency_of(names[half:], (1, 2), seed + 1)
-    both, other = saliency.merge([a, b]), saliency.merge([b, a])
+    both, other = merging.merge([a, b]), merging.merge([b, a])
 
     def by_name(m):
         return dict(zip((c.name for c in m.concepts), map(repr, ranks_of(m)), strict=True))
@@ -376,14 +377,14 @@ def test_merging_maps_of_other_concepts_is_laying_them_side_by_side(names, seed)
         by_name(both) == by_name(other) == by_name(a) | by_name(b)
         and [c.name for c in both.concepts] == names
     )
-    assert by_name(saliency.merge([both])) == by_name(both)
+    assert by_name(merging.merge([both])) == by_name(both)
 
 
 # --- kernels ------------------------------------------------------------------
 
 
 def moments_of(xs):
-    m = fia.Moments(torch.zeros(3, dtype=torch.float64), torch.zeros(3, dtype=torch.float64))
+    m = fia.RunningMoments(torch.zeros(3, dtype=torch.float64), torch.zeros(3, dtype=torch.float64))
     for x in xs:
         m.add(x.clone())
     return m
@@ -416,8 +417,8 @@ def test_a_larger_share_chooses_all_that_a_smaller_one_did(seed, r, s):
     a, (r, s) = rand(seed, 6, 9).abs(), sorted((r, s))
     ranked, _ = fia.strongest(a, 1.0)
     small, large = (set(fia.select_connections(ranked, 6, 9, x).tolist()) for x in (r, s))
-    assert small <= large and set(fia.select_lines(a.sum(1), r).tolist()) <= set(
-        fia.select_lines(a.sum(1), s).tolist()
+    assert small <= large and set(fia.select_units(a.sum(1), r).tolist()) <= set(
+        fia.select_units(a.sum(1), s).tolist()
     )
 
 

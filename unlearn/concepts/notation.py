@@ -42,6 +42,11 @@ def short(text):
     return shown if len(text) <= 80 else f"{shown}..."
 
 
+def split_lines(text: str) -> tuple[str, ...]:
+    """The lines of a text without the spaces around them. Empty lines are left out."""
+    return tuple(line.strip() for line in text.splitlines() if line.strip())
+
+
 def _lines(text):
     lines = (clean(line) for line in text.splitlines())
     return [line for line in lines if line and not line.startswith("#")]
