@@ -1,8 +1,10 @@
 """DynamicMaskTrainer in a real ComfyUI on very small UNets of every kind: what it changes, what it refuses, and how it stops."""
 
 import functools
+import gc
 import hashlib
 import math
+import weakref
 from types import SimpleNamespace
 
 import pytest
@@ -17,6 +19,8 @@ material = pack.module("unlearn.sculpting.training_data")
 resuming = pack.module("unlearn.sculpting.saved_run")
 patching = pack.module("unlearn.host.patching")
 weights = pack.module("unlearn.host.weights")
+memory = pack.module("unlearn.host.memory")
+progress = pack.module("unlearn.host.progress")
 text = pack.module("unlearn.concepts.notation")
 nodes = pack.module("nodes")
 UnlearnError = pack.module("unlearn.errors").UnlearnError
@@ -830,3 +834,80 @@ def test_presets_hold_all_that_custom_asks_for():
         == set(sculpt.PRESETS["quick"])
         == set(sculpt.PRESETS["thorough"])
     )
+
+
+def watched_networks(monkeypatch):
+    """Weak references to every Network that training makes, and to its trained weights."""
+    seen, real = [], networks.Network.__init__
+
+    def remember(self, *args, **more):
+        real(self, *args, **more)
+        trained = getattr(self, "trainable", None) or self.masters
+        seen.extend([weakref.ref(self), *(weakref.ref(p) for p in trained.values())])
+
+    monkeypatch.setattr(networks.Network, "__init__", remember)
+    return seen
+
+
+def in_use(references):
+    return sum(r() is not None for r in references)
+
+
+@pytest.mark.parametrize("how", [{}, {"checkpointing": True}, {"preview_every": 2}])
+def test_the_network_is_gone_when_training_is_done(small, monkeypatch, how):
+    seen = watched_networks(monkeypatch)
+    gc.disable()  # it must not take a search for cycles
+    try:
+        train(small, **how)
+        assert len(seen) > 1 and not in_use(seen)
+    finally:
+        gc.enable()
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("fault", ["astray", "cancelled", "out of memory"])
+def test_the_network_is_gone_when_training_fails(small, monkeypatch, fault, checkpointing):
+    """Even while the error is still at hand, with the frames that it went through."""
+    seen, more = watched_networks(monkeypatch), {"checkpointing": checkpointing}
+    if fault == "astray":
+        more |= {"learning_rate": 1e4, "steps": 50}
+    elif fault == "cancelled":
+        interrupted(monkeypatch, 0, 3)
+    else:
+        monkeypatch.setattr(rounds.Trainer, "_passes", out_of_memory)
+    gc.disable()
+    try:
+        with pytest.raises((UnlearnError, memory.Cancelled, torch.OutOfMemoryError)) as caught:
+            train(small, **more)
+        assert len(seen) > 1 and not in_use(seen), caught.value
+    finally:
+        gc.enable()
+
+
+def out_of_memory(*args, **more):
+    raise torch.OutOfMemoryError("full")
+
+
+def test_too_little_memory_is_refused_before_anything_is_copied(small, monkeypatch):
+    told = []
+    monkeypatch.setattr(progress, "say", lambda text, node_id: told.append(text))
+    monkeypatch.setattr(memory, "free_bytes", lambda device: 1000)
+    monkeypatch.setattr(networks.weights, "read", lambda *a, **k: pytest.fail("copied a weight"))
+    with pytest.raises(UnlearnError, match="'keys and values'.*bf16.*'checkpointing'"):
+        train(small)
+    assert "GB" in told[-1]
+    clean(small[0])
+
+
+def test_measuring_what_is_left_takes_fewer_rows_when_memory_runs_out(small, monkeypatch):
+    whole, real, sizes = train(small), networks.Network.predict, []
+
+    def full(self, branch, x, *args):
+        sizes.append(len(x))
+        if len(x) > 2:
+            raise torch.OutOfMemoryError("full")
+        return real(self, branch, x, *args)
+
+    monkeypatch.setattr(networks.Network, "predict", full)
+    parts = train(small)
+    assert max(sizes) > 2 and parts[1]["loss"] == pytest.approx(whole[1]["loss"], rel=1e-2)
