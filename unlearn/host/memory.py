@@ -31,6 +31,11 @@ def give_back() -> None:
     comfy.model_management.soft_empty_cache()
 
 
+def is_full(error: Exception) -> bool:
+    """Whether an error says that memory has run out."""
+    return comfy.model_management.is_oom(error)
+
+
 def unload_models(device: torch.device) -> None:
     """Takes everything that ComfyUI keeps on a device off it. On the CPU nothing happens."""
     if not is_cpu(device):

@@ -5,7 +5,11 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from ...kernels.sculpting import MEASURES
+
 VARIANTS = ("replay", "intended", "released")
+IMPORTANCES = MEASURES  # how the weights of a matrix are ranked
+ON_CANCEL = ("discard", "keep")
 
 
 @dataclass(frozen=True)
@@ -32,7 +36,7 @@ class TrainingSettings:
     turnover: float = 0.2  # share of the mask that the first refresh exchanges
     warmup: int = 50  # steps before the first mask
     refresh: int = 100  # steps between two refreshes of the mask
-    importance: str = "signed"  # one of kernels.sculpting.MEASURES
+    importance: str = "signed"  # one of IMPORTANCES
     align: float = 0.25  # lambda_a of SM-4
     distil: float = 0.25  # lambda_kd of SM-4
     hold: float = 5.0  # weight of following the teacher on what is retained
@@ -40,7 +44,7 @@ class TrainingSettings:
     checkpointing: bool = False  # compute activations twice instead of keeping them
     preview_every: int = 0  # steps between two previews; 0 for none
     low_rank: int = 0  # rank of the patch; 0 keeps every trained weight
-    on_cancel: str = "discard"  # or 'keep'
+    on_cancel: str = "discard"  # one of ON_CANCEL
     seed: int = 0
 
     @property
