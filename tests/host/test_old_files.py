@@ -27,7 +27,7 @@ TRAINING = {
 nodes = {n.__name__: n for n in pack.module("nodes").NODES}
 weights = pack.module("unlearn.host.weights")
 concept_text = pack.module("unlearn.concepts.notation")
-rounds = pack.module("unlearn.sculpting.trainer")
+tuning = pack.module("unlearn.sculpting.tuning")
 
 
 class NarrowClip(tiny.Clip):
@@ -105,7 +105,7 @@ def test_the_mask_of_an_old_saliency_map_is_that_of_the_old_pruning_patch(models
 
 
 def test_training_goes_on_from_an_old_file(model, models_folder, monkeypatch):
-    monkeypatch.setattr(rounds, "MEASURED", 2)
+    monkeypatch.setattr(tuning, "MEASURED_PREDICTIONS", 2)
     patch = run(
         "DynamicMaskTrainer",
         model=model,

@@ -183,7 +183,7 @@ def test_threads_write_one_file(tmp_path, tally):
 def test_threads_share_what_was_drawn(monkeypatch, tally):
     """Latents that the trainer keeps: right for whoever asks, also while others make room for theirs."""
     monkeypatch.setattr(material, "_cache", OrderedDict())
-    monkeypatch.setattr(material, "CACHED_BYTES", 4 * 4 * 3 * 64 + 1)  # room for three
+    monkeypatch.setattr(material.tuning, "CACHED_LATENT_BYTES", 4 * 4 * 3 * 64 + 1)  # room for three
     drawn = lambda reference, texts, against, seeds, *rest: torch.full(
         (len(texts), 4, 4, 4), float(texts[0])
     )
@@ -193,10 +193,11 @@ def test_threads_share_what_was_drawn(monkeypatch, tally):
         return drawn(reference, texts, *rest)
 
     rows = {str(i): i for i in range(9)} | {"": 99}
-    network = SimpleNamespace(dtype=torch.float32, row=rows, reference=None, draw=draw)
-    settings = {"seed": 1, "sampling_steps": 2, "cfg": 3.0}
+    network = SimpleNamespace(dtype=torch.float32, text_id=rows, reference=None, draw=draw)
+    settings = SimpleNamespace(seed=1, sampling_steps=2, cfg=3.0)
     made = material.TrainingData.__new__(material.TrainingData)
-    made.network, made.settings, made.shape, made.model = network, settings, [4, 4, 4], "m"
+    made.network, made.settings, made.shape = network, settings, [4, 4, 4]
+    made.model_digest = "m"
 
     def ask(i):
         for k in range(60):
@@ -207,7 +208,7 @@ def test_threads_share_what_was_drawn(monkeypatch, tally):
 
     with ThreadPoolExecutor(8) as pool:
         assert list(pool.map(ask, range(8))) == [None] * 8
-    assert sum(t.nbytes for t in material._cache.values()) <= material.CACHED_BYTES
+    assert sum(t.nbytes for t in material._cache.values()) <= material.tuning.CACHED_LATENT_BYTES
     tally("cells")
 
 

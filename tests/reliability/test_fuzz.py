@@ -37,6 +37,8 @@ states = pack.module("unlearn.files.text_cache")
 files = pack.module("unlearn.files.storage")
 adapters = pack.module("unlearn.host.adapters")
 sculpt = pack.module("kernels.sculpting")
+Phase = pack.module("unlearn.sculpting.schedule").Phase
+TrainingSettings = pack.module("unlearn.sculpting.settings").TrainingSettings
 types = pack.module("unlearn.types")
 lists = pack.module("unlearn.concepts.lists")
 text = pack.module("unlearn.concepts.notation")
@@ -185,45 +187,45 @@ def a_saliency(names=("cat", "fox")):
 
 
 class Run:
-    """Stands in for a Trainer between two steps: what sculpt_resume reads and sets of one."""
+    """Stands in for a Trainer between two steps: what saved_run reads and sets of one."""
 
     def __init__(self):
-        self.params = [torch.nn.Parameter(rand(4, 3, seed=i)) for i in range(2)]
-        self.material = SimpleNamespace(model="m", plan=Plan((1, 2)), own={})
+        self.weights = [torch.nn.Parameter(rand(4, 3, seed=i)) for i in range(2)]
+        self.data = SimpleNamespace(model_digest="m", plan=Plan((1, 2)), own={})
         self.network = SimpleNamespace(
             earlier=None,
             dtype=torch.float32,
             device=torch.device("cpu"),
             teacher_weights={K: rand(4, 3)},
         )
-        self.settings, self.scaler = {"steps": 3}, torch.amp.GradScaler("cpu", enabled=False)
-        self.totals, self.touched = (
-            [torch.zeros(4, 3, dtype=d) for _ in self.params] for d in (torch.float32, torch.bool)
+        self.settings, self.scaler = TrainingSettings(), torch.amp.GradScaler("cpu", enabled=False)
+        self.importance, self.touched = (
+            [torch.zeros(4, 3, dtype=d) for _ in self.weights] for d in (torch.float32, torch.bool)
         )
-        self.pace, self.settling, self.push, self.chunk = 1.0, [3, 9], True, 10**9
-        self.history, self.churn, self.left, self.steps = (
+        self.batch_size = SimpleNamespace(rows=10**9)
+        self.losses, self.mask_turnover, self.left, self.steps = (
             [{"loss": 0.5}],
             [0.1],
             [{"cat": 0.4}],
             [3],
         )
         self.open_round(1)
-        self.step = 2
-        for p in self.params:
+        self.step, self.phase = 2, Phase(1.0, (3, 9), True)
+        for p in self.weights:
             p.grad = torch.ones(4, 3)
-        self.masks = [torch.ones(4, 3, dtype=torch.bool) for _ in self.params]
-        self.optimizer.confine(dict(zip(self.params, self.masks, strict=True)))
+        self.masks = [torch.ones(4, 3, dtype=torch.bool) for _ in self.weights]
+        self.optimizer.confine(dict(zip(self.weights, self.masks, strict=True)))
         self.optimizer.step()
 
     def open_round(self, number):
-        self.number, self.masks = number, None
-        self.optimizer = sculpt.MaskedAdam(self.params, lr=1e-3)
-        self.g = torch.Generator().manual_seed(number)
-        self.mark = self.g.get_state()
+        self.round, self.masks, self.started = number, [], True
+        self.optimizer = sculpt.MaskedAdam(self.weights, lr=1e-3)
+        self.generator = torch.Generator().manual_seed(number)
+        self.generator_state = self.generator.get_state()
 
 
 class Plan(NamedTuple):
-    lessons: tuple
+    tasks: tuple
 
 
 LEAVES = (
@@ -551,7 +553,7 @@ def test_training_files(box, wholes, tally):
             path.write_bytes(raw)
             if watch(i, resuming.load, path, run):
                 assert run.network.device.type == "cpu" and all(
-                    torch.isfinite(p).all() for p in run.params
+                    torch.isfinite(p).all() for p in run.weights
                 ), i
             # Nothing else of a trainer is set from a file.
             assert set(vars(run)) == set(vars(Run())), i
