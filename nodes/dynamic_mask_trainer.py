@@ -2,6 +2,7 @@
 
 from comfy_api.latest import io
 
+from ..unlearn.concepts.notation import split_lines
 from ..unlearn.errors import UnlearnError, finite
 from ..unlearn.host import progress
 from ..unlearn.host.training_network import TRAINABLE
@@ -300,7 +301,7 @@ class DynamicMaskTrainer(io.ComfyNode):
             raise UnlearnError(
                 f"The input 'variant' is '{settings['variant']}'; choose one of {', '.join(train.VARIANTS)}."
             )
-        sentences = tuple(line.strip() for line in templates.splitlines() if line.strip()) or None
+        sentences = split_lines(templates) or None
         patch, losses, picture, report = train.train(
             model,
             clip,

@@ -49,7 +49,9 @@ def measured(s, patch, names, studied):
     """measure -> {name: value}, smaller where more harm is expected."""
     m = moments_of(s.model, patch)
     hits = [forecast.WordImpact(n, 1.0, False) for n in names]
-    seen = forecast.glanced(s.model, patching.apply(s.model, patch)[0], s.clip, hits, 64)
+    seen = forecast.impacts_on_predictions(
+        s.model, patching.apply(s.model, patch)[0], s.clip, hits, 64
+    )
     return {
         "glance": {h.name: h.retention for h in seen},
         "survival": {
@@ -92,7 +94,7 @@ def main():
     bench = Bench(studio(), shots(plain=given.pictures, styled=0), given.steps)
     s, before, rows = bench.studio, bench.objects(bench.before), []
     with torch.inference_mode():
-        studied = forecast.study(s.clip, states.TextStateCache(s.clip, CACHE).get, OBJECTS)
+        studied = forecast.text_contrasts(s.clip, states.TextStateCache(s.clip, CACHE).get, OBJECTS)
     table = []
     for k in range(given.sets):
         order = ORDER[3 * k % len(ORDER) :] + ORDER
