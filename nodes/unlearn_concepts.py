@@ -9,7 +9,7 @@ from comfy_api.latest import io
 
 from ..unlearn.concepts import lists, notation
 from ..unlearn.errors import UnlearnError
-from ..unlearn.files import storage
+from ..unlearn.host import folders
 from ..unlearn.types import KINDS, ConceptSet
 from .sockets import Concepts
 
@@ -34,8 +34,8 @@ def file_path(name: str) -> Path:
     Raises UnlearnError for one that is not there or lies outside of the folder.
     """
     plain, folder = folder_paths.annotated_filepath(name)  # 'x.txt [output]' and the like
-    path = storage.inside(folder or folder_paths.get_input_directory(), plain.strip())
-    if path.suffix.lower() not in ENDINGS or not storage.is_file(path):
+    path = folders.inside(folder or folder_paths.get_input_directory(), plain.strip())
+    if path.suffix.lower() not in ENDINGS or not folders.is_file(path):
         raise UnlearnError(
             f"There is no concept list '{notation.short(name)}' in ComfyUI's input folder; "
             "put a .txt or .csv there and choose it again."

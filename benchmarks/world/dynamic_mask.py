@@ -111,7 +111,8 @@ def sequence(s, names, variant, before, each, **settings):
         worst = sorted(kept, key=lambda n: kept[n] - unedited.get(n, 0))[:5]
         done.append({"forgot": row, "kept": round(shares, 3)})
         print(
-            f"{variant} round {len(done)}: {row} kept {shares:.3f}, worst { ({n: round(kept[n], 2) for n in worst}) }",
+            f"{variant} round {len(done)}: {row} kept {shares:.3f}, worst "
+            f"{ ({n: round(kept[n], 2) for n in worst}) }",
             flush=True,
         )
         spent[0] += time.time() - began
@@ -212,7 +213,10 @@ def one_memory(kind):
 def memory_ratio():
     peak = {}
     for kind in ("plain", "ours"):
-        again = "import runpy, sys; sys.path[:] = [p for p in sys.path if p]; runpy.run_module('benchmarks.dynamic_mask', run_name='__main__')"
+        again = (
+            "import runpy, sys; sys.path[:] = [p for p in sys.path if p]; "
+            "runpy.run_module('benchmarks.world.dynamic_mask', run_name='__main__')"
+        )
         found = subprocess.run(
             [sys.executable, "-c", again, "--memory", kind],
             capture_output=True,
@@ -251,7 +255,8 @@ def main():
         n: accuracy(s, kept_shots(names, n)) for n in {1, each}
     }  # pictures of each object -> what the unedited model gets right
     print(
-        f"unedited: kept {rate(before[each], before[each]):.3f}, to forget {rate(accuracy(s, plain(names, 2)), names):.3f}",
+        f"unedited: kept {rate(before[each], before[each]):.3f}, to forget "
+        f"{rate(accuracy(s, plain(names, 2)), names):.3f}",
         flush=True,
     )
     table = {}

@@ -11,7 +11,7 @@ from testbed import pack
 nodes = pack.module("nodes")
 adapters = pack.module("unlearn.host.adapters")
 checkpoint_files = pack.module("unlearn.host.checkpoint")
-files = pack.module("unlearn.files.storage")
+files = pack.module("unlearn.files.safetensors_io")
 layers = pack.module("unlearn.host.architectures.unet")
 patching = pack.module("unlearn.host.patching")
 progress = pack.module("unlearn.host.progress")
@@ -194,12 +194,12 @@ def test_states_are_kept_in_the_users_folder_where_a_server_runs(tmp_path, monke
 def test_a_weight_that_takes_no_patch_is_named():
     deaf = SimpleNamespace(add_patches=lambda patches, strength: [])
     with pytest.raises(UnlearnError, match="did not accept a patch for its weight 'w'"):
-        patching.into_weight(deaf, "w", ((None, 1.0),))
+        patching.into_weights(deaf, {"w": ((None, 1.0),)})
 
 
 def test_a_file_says_no_more_of_itself_than_can_be_read_back(tmp_path, monkeypatch):
     monkeypatch.setattr(files, "LARGEST_HEADER", 10**6)
-    with pytest.raises(UnlearnError, match="'x.safetensors' would say more than 1 MB of itself"):
+    with pytest.raises(UnlearnError, match="'x.safetensors' would need more than 1 MB of metadata"):
         files.write(tmp_path / "x.safetensors", {"a": torch.zeros(1)}, {"prompts": "x" * 10**6})
     assert not list(tmp_path.iterdir())
 

@@ -24,7 +24,7 @@ import torch
 from testbed import pack
 
 states = pack.module("unlearn.files.text_cache")
-files = pack.module("unlearn.files.storage")
+files = pack.module("unlearn.files.safetensors_io")
 material = pack.module("unlearn.sculpting.training_data")
 sentences = pack.module("unlearn.concepts.sentences")
 concept_files = pack.module("unlearn.concepts.lists")
@@ -42,7 +42,7 @@ def encode(clip, texts, progress=None):
 
 def prompts(n, first=0):
     return [
-        states.prompts.Prompt(f"a photo of thing {i}", "thing", 4, 4, 3 + i % 9)
+        states.text_encoding.Prompt(f"a photo of thing {i}", "thing", 4, 4, 3 + i % 9)
         for i in range(first, first + n)
     ]
 
@@ -59,12 +59,12 @@ def right(found):
 
 @pytest.fixture(autouse=True)
 def words(monkeypatch):
-    monkeypatch.setattr(states.prompts, "encode", encode)
+    monkeypatch.setattr(states.text_encoding, "encode", encode)
 
 
 def work(folder, number, seconds, limit, damage):
     """Reads and writes states for a while, as a solve does, with a store of its own each time; (stores, encoded) or what went wrong."""
-    states.prompts.encode = encode
+    states.text_encoding.encode = encode
     until, rounds, encoded = time.time() + seconds, 0, 0
     with torch.inference_mode():
         while time.time() < until or rounds < 3:
@@ -183,7 +183,7 @@ def test_threads_write_one_file(tmp_path, tally):
 def test_threads_share_what_was_drawn(monkeypatch, tally):
     """Latents that the trainer keeps: right for whoever asks, also while others make room for theirs."""
     monkeypatch.setattr(material, "_cache", OrderedDict())
-    monkeypatch.setattr(material, "CACHED_BYTES", 4 * 4 * 3 * 64 + 1)  # room for three
+    monkeypatch.setattr(material.tuning, "CACHED_LATENT_BYTES", 4 * 4 * 3 * 64 + 1)  # room for three
     drawn = lambda reference, texts, against, seeds, *rest: torch.full(
         (len(texts), 4, 4, 4), float(texts[0])
     )
@@ -193,10 +193,11 @@ def test_threads_share_what_was_drawn(monkeypatch, tally):
         return drawn(reference, texts, *rest)
 
     rows = {str(i): i for i in range(9)} | {"": 99}
-    network = SimpleNamespace(dtype=torch.float32, row=rows, reference=None, draw=draw)
-    settings = {"seed": 1, "sampling_steps": 2, "cfg": 3.0}
+    network = SimpleNamespace(dtype=torch.float32, text_id=rows, reference=None, draw=draw)
+    settings = SimpleNamespace(seed=1, sampling_steps=2, cfg=3.0)
     made = material.TrainingData.__new__(material.TrainingData)
-    made.network, made.settings, made.shape, made.model = network, settings, [4, 4, 4], "m"
+    made.network, made.settings, made.shape = network, settings, [4, 4, 4]
+    made.model_digest = "m"
 
     def ask(i):
         for k in range(60):
@@ -207,7 +208,7 @@ def test_threads_share_what_was_drawn(monkeypatch, tally):
 
     with ThreadPoolExecutor(8) as pool:
         assert list(pool.map(ask, range(8))) == [None] * 8
-    assert sum(t.nbytes for t in material._cache.values()) <= material.CACHED_BYTES
+    assert sum(t.nbytes for t in material._cache.values()) <= material.tuning.CACHED_LATENT_BYTES
     tally("cells")
 
 
@@ -372,7 +373,9 @@ def test_names_of_our_own_files_fit_every_system():
         )
     ]
     made += [
-        pack.module("unlearn.files.saliency_file")._raw_name(3, name)
+        pack.module("unlearn.files.raw_statistics").raw_name(
+            3, pack.module("unlearn.types").Group("object", name)
+        )
         for name in ("cat", "CON", "a/b: c?", "\u732b")
     ]
     ours = [

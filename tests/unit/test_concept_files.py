@@ -6,8 +6,12 @@ from testbed import pack
 
 files, forms = pack.module("unlearn.concepts.lists"), pack.module("unlearn.concepts.name_variants")
 text, types = pack.module("unlearn.concepts.notation"), pack.module("unlearn.types")
-node = pack.module("nodes.unlearn_concepts")
 UnlearnError = pack.module("unlearn.errors").UnlearnError
+
+
+@pytest.fixture
+def node():
+    return pack.module("nodes.unlearn_concepts")
 
 
 def written(tmp_path, name, content, encoding="utf-8"):
@@ -97,7 +101,8 @@ def test_every_preset_reads_and_is_plain_text():
         files.read_preset("../prior")
 
 
-def test_the_node_joins_lists_files_and_presets(tmp_path, monkeypatch):
+@pytest.mark.host
+def test_the_node_joins_lists_files_and_presets(node, tmp_path, monkeypatch):
     monkeypatch.setattr(node.folder_paths, "get_input_directory", lambda: str(tmp_path))
     written(tmp_path, "mine.txt", "fox -> animal\nkeep: wolf")
     assert node.list_files() == ["none", "mine.txt"]
@@ -114,7 +119,8 @@ def test_the_node_joins_lists_files_and_presets(tmp_path, monkeypatch):
         node.UnlearnConcepts.execute("", "", "object")
 
 
-def test_a_changed_file_runs_again_and_none_leaves_the_folder(tmp_path, monkeypatch):
+@pytest.mark.host
+def test_a_changed_file_runs_again_and_none_leaves_the_folder(node, tmp_path, monkeypatch):
     monkeypatch.setattr(node.folder_paths, "get_input_directory", lambda: str(tmp_path))
     path = written(tmp_path, "mine.txt", "fox")
     print_of = lambda: node.UnlearnConcepts.fingerprint_inputs(

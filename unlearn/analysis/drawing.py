@@ -7,11 +7,10 @@ from dataclasses import dataclass
 
 import torch
 
-from ..host import sampling
-from ..host.batched_sampling import LARGEST_BATCH
+from ..host import batched_sampling, sampling
 from ..host.memory import BatchSize, raise_if_cancelled
 from ..host.model_types import Model, Vae
-from ..host.previews import LatentPreviewer, PictureProgress
+from ..host.previews import FastPreviewer, PictureProgress
 from . import charts
 from .picture_pairs import PicturePair
 from .sheet import Thumbnails, draw_sheet
@@ -31,7 +30,7 @@ class LiveSheet:
         self.done = 0
         self.thumbnails: Thumbnails = [[None, None] for _ in pairs]
         self._last = 0.0
-        self._previewer = LatentPreviewer(model)
+        self._previewer = FastPreviewer(model)
         self._progress = PictureProgress(2 * len(pairs) * steps, node_id)
 
     def start_at(self, when: int, number: int) -> None:
@@ -79,7 +78,7 @@ class DrawingJob:
 
 def draw(model: Model, when: int, job: DrawingJob, live: LiveSheet) -> torch.Tensor:
     """The latents [n, c, h, w] float32 of all pairs, in batches that shrink on full memory."""
-    batch = BatchSize(LARGEST_BATCH)
+    batch = BatchSize(batched_sampling.LARGEST_BATCH)
     parts, at = [], 0
     while at < len(job.pairs):
         live.start_at(when, at)
@@ -101,7 +100,7 @@ def _draw_batch(
     chosen = range(start, start + count)
     return sampling.sample(
         model,
-        sampling.noise(job.shape, [job.pairs[i].seed for i in chosen]),
+        batched_sampling.seeded_noise(job.shape, [job.pairs[i].seed for i in chosen]),
         sampling.select(job.positive, chosen),
         job.negative,
         job.settings,
@@ -111,7 +110,7 @@ def _draw_batch(
 
 def decode(vae: Vae, latents: torch.Tensor, when: int, live: LiveSheet) -> torch.Tensor:
     """The pictures [n, height, width, 3] float32 of latents, in batches that shrink likewise."""
-    batch = BatchSize(LARGEST_BATCH)
+    batch = BatchSize(batched_sampling.LARGEST_BATCH)
     parts, at = [], 0
     while at < len(latents):
         count, pictures = batch.run(

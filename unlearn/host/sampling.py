@@ -27,15 +27,6 @@ class SamplerSettings:
     seed: int  # of samplers that add noise in each step
 
 
-def noise(shape: Sequence[int], seeds: Sequence[int]) -> torch.Tensor:
-    """The noise [n, *shape] that KSampler starts from with each of the seeds."""
-    rows = []
-    for seed in seeds:
-        generator = torch.Generator().manual_seed(seed)
-        rows.append(torch.randn(list(shape), generator=generator))
-    return torch.stack(rows)
-
-
 def select(conditioning: Conditioning, chosen: Sequence[int]) -> Conditioning:
     """The conditioning of some of the prompts that were encoded as one batch."""
     picked, index = [], list(chosen)
@@ -53,7 +44,10 @@ def sample(
     settings: SamplerSettings,
     on_step: OnStep,
 ) -> torch.Tensor:
-    """Latents [n, c, h, w] float32 on the CPU, drawn from the noise `start` of the same shape."""
+    """Latents [n, c, h, w] float32 on the CPU, drawn from the noise `start` of the same shape.
+
+    With the noise of `batched_sampling.seeded_noise` they are what KSampler draws with that seed.
+    """
 
     def callback(step: int, x0: torch.Tensor, x: torch.Tensor, total: int) -> None:
         on_step(x0)

@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch._subclasses import FakeTensorMode
 
 from testbed import pack
 
@@ -246,6 +247,29 @@ def test_a_weight_that_leaves_stops_at_once_and_returns_without_momentum(how):
     w.grad = torch.zeros(6)
     optimizer.step()
     assert torch.equal(w.detach()[3:], left[3:])
+
+
+def restored_step(parameter, **how):
+    optimizer = kernel.MaskedAdam([parameter], lr=0.1, **how)
+    moments = torch.zeros(parameter.shape, device="cpu")
+    optimizer.restore(
+        parameter, {"step": torch.tensor(3.0), "exp_avg": moments, "exp_avg_sq": moments}
+    )
+    return optimizer.state[parameter]
+
+
+@pytest.mark.parametrize("how", [{"fused": True}, {"foreach": True}, {"capturable": True}])
+def test_a_restored_step_is_on_the_device_where_this_adam_keeps_it(how):
+    """A fused Adam on a GPU reads `step` there, any other on the CPU. The GPU is a pretended one."""
+    with FakeTensorMode():
+        parameter = torch.nn.Parameter(torch.empty(2, 3, device="cuda"))
+        fresh = kernel.MaskedAdam([parameter], lr=0.1, **how)
+        fresh.confine({parameter: torch.ones(2, 3, dtype=torch.bool, device="cuda")})
+        parameter.grad = torch.empty(2, 3, device="cuda")
+        fresh.step()
+        wanted = {name: value.device for name, value in fresh.state[parameter].items()}
+        found = {name: value.device for name, value in restored_step(parameter, **how).items()}
+    assert found == wanted
 
 
 def test_everything_inside_is_adam_with_the_same_settings():
