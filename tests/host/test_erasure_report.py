@@ -13,6 +13,7 @@ erasure = pack.module("unlearn.analysis.comparison")
 charts = pack.module("unlearn.analysis.charts")
 drawing = pack.module("unlearn.analysis.drawing")
 measures = pack.module("unlearn.analysis.measures")
+picture_pairs = pack.module("unlearn.analysis.picture_pairs")
 sampling = pack.module("unlearn.host.sampling")
 batched_sampling = pack.module("unlearn.host.batched_sampling")
 patching = pack.module("unlearn.host.patching")
@@ -142,6 +143,52 @@ def test_pictures_without_numbers_are_damage(loaded):
         and metrics["broken_pictures"] == 4
     )
     json.loads(erasure.as_json(metrics))
+
+
+def drawing_of(levels):
+    """What a model drew: pictures of one grey level each, with latents of twice that."""
+    pictures = torch.tensor(levels).view(-1, 1, 1, 1).expand(-1, 2, 2, 3)
+    return picture_pairs.Drawing(2 * pictures.permute(0, 3, 1, 2), pictures)
+
+
+PAIRS = [
+    picture_pairs.PicturePair("cat", "a cat", 1, True),
+    picture_pairs.PicturePair("key", "a key", 1, False),
+    picture_pairs.PicturePair("dog", "a dog", 1, True),
+]
+
+
+def test_changes_are_in_units_of_the_model_itself():
+    """Its own pictures are 0.2 and 0.4 apart, so that a difference of 0.3 is a change of 1."""
+    metrics, changes = measures.measure(
+        PAIRS, drawing_of([0.0, 0.2, 0.6]), drawing_of([0.3, 0.2, 0.6])
+    )
+    assert metrics["unit"] == pytest.approx({"latent_rms": 0.6, "pixel_mean": 0.3}, abs=1e-6)
+    assert changes[0] == pytest.approx({"latent": 1, "pixels": 1, "absolute": 0.3}, abs=1e-6)
+    assert changes[1] == changes[2] == {"latent": 0, "pixels": 0, "absolute": 0}
+    assert metrics["forgotten"] == pytest.approx(
+        {"latent": 0.5, "pixels": 0.5, "absolute": 0.15}, abs=1e-6
+    )
+    assert metrics["kept"] == {"latent": 0, "pixels": 0, "absolute": 0}
+    assert [c["name"] for c in metrics["concepts"]] == ["cat", "dog"]
+
+
+def test_a_nan_picture_counts_neither_in_the_unit_nor_in_a_mean():
+    nan = float("nan")
+    metrics, changes = measures.measure(
+        PAIRS, drawing_of([0.0, nan, 0.6]), drawing_of([0.3, 0.2, nan])
+    )
+    assert metrics["unit"] == pytest.approx({"latent_rms": 1.2, "pixel_mean": 0.6}, abs=1e-6)
+    assert metrics["broken_pictures_before"] == metrics["broken_latents_before"] == 1
+    assert metrics["broken_pictures"] == 1 and metrics["pictures"] == 3
+    assert metrics["forgotten"]["pixels"] == pytest.approx(0.5, abs=1e-6)
+    assert metrics["kept"] == {"latent": None, "pixels": None, "absolute": None}
+    assert [change["pixels"] == change["pixels"] for change in changes] == [True, False, False]
+
+
+def test_numbers_too_large_to_subtract_are_broken():
+    metrics, _ = measures.measure(PAIRS, drawing_of([0.0, 0.2, 0.6]), drawing_of([1e30, 0.2, 0.6]))
+    assert metrics["broken_pictures"] == 1 and metrics["broken_pictures_before"] == 0
 
 
 class BrokenVae:

@@ -128,6 +128,29 @@ def test_a_forecast_leaves_out_what_was_to_be_forgotten(monkeypatch, given, forg
     assert asked == [(forgotten, keep)] and "wolf 40% left" in said and picture.shape[0] == 1
 
 
+def test_a_second_forecast_examines_only_what_is_new(monkeypatch):
+    """The words that lose most of what sets them apart are examined, and each of them once."""
+    forecast = collateral.forecast
+    examined = []
+
+    def text_contrasts(clip, fetch, names):
+        examined.append(list(names))
+        row, weight = torch.tensor([[1.0, 1.0]]).double(), torch.ones(1).double()
+        return {name: forecast.TextContrast(row, weight) for name in names}
+
+    monkeypatch.setattr(forecast, "text_contrasts", text_contrasts)
+    words = tuple(f"word {i}" for i in range(20))
+    states = torch.zeros(20, 2, dtype=torch.float64)
+    states[:10, 0], states[10:, 1] = 1.0, 1.0
+    weights_only = forecast.WeightForecast(None, None, ["key"], words, states)
+    grams = forecast.WeightGrams()
+    grams.add_edited(torch.eye(2), torch.diag(torch.tensor([-1.0, 0.0])))
+    first = weights_only.impacts(grams)
+    assert [(i.name, i.retention) for i in first if i.on_keep_list] == [("key", 0.5)]
+    assert len(first) == 17 and len(examined) == 1
+    assert weights_only.impacts(grams) == first and len(examined) == 1
+
+
 def test_a_forecast_says_what_of_the_keep_list_is_harmed():
     hit = collateral.forecast.WordImpact
     said = collateral.forecast.describe(
