@@ -589,14 +589,14 @@ def test_a_bar_is_as_long_as_its_value_and_nan_has_none(value, length):
 def test_the_sheet_holds_long_names_and_missing_pictures():
     small = charts.thumbnail(rand(64, 64, 3))
     assert small.size == (192, 192) and charts.thumbnail(rand(512, 1024, 3)).size == (192, 96)
-    pair = charts.Pair(
+    pair = charts.PairCard(
         "a very long name of something that must be forgotten " * 3,
         "small print " * 30,
         small,
         None,
         "changed 100%",
     )
-    wide = charts.Pair(
+    wide = charts.PairCard(
         "wide",
         "",
         charts.thumbnail(rand(32, 512, 3)),

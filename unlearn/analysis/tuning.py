@@ -74,10 +74,12 @@ WORDS_PER_PROMPT = 60
 Not measured (2026-11-21)."""
 
 IN_PROVENANCE = {
+    "max_weight_rows": MAX_WEIGHT_ROWS,
+    "words_per_prompt": WORDS_PER_PROMPT,
     "forecast_suspect_words": SUSPECT_WORDS,
     "forecast_noise_seeds": len(NOISE_SEEDS),
     "forecast_noise_level": NOISE_LEVEL,
     "forecast_reference_words": REFERENCE_WORDS,
     "forecast_max_keep_entries": MAX_KEEP_ENTRIES,
 }
-"""What affects a patch when auto-protect follows the forecast, by name."""
+"""What affects a closed-form patch, by name; the forecast does so through auto-protect."""
