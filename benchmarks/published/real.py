@@ -252,7 +252,7 @@ def concepts(given, names=(), kind="object"):
     """The ConceptSet that a run erases: '--forget' where given, else `names`; '--keep' is added."""
     keep = "\n".join(n.strip() for n in given.keep.split(","))
     if given.forget.endswith((".txt", ".csv")):
-        return text.keeping(files.read(Path(given.forget), kind), keep)
+        return text.with_keep_lines(files.read(Path(given.forget), kind), keep)
     return text.parse(
         "\n".join(n.strip() for n in given.forget.split(",")) if given.forget else "\n".join(names),
         keep,

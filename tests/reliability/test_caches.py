@@ -215,7 +215,7 @@ def test_threads_share_what_was_drawn(monkeypatch, tally):
 def test_what_is_read_once_is_never_changed_by_who_reads():
     """Cached values are tuples: a thread that has one cannot change another's."""
     assert isinstance(sentences.prior_sentences(), tuple) and isinstance(
-        sentences._lines("prior.txt"), tuple
+        sentences._data_lines("prior.txt"), tuple
     )
     with ThreadPoolExecutor(4) as pool:
         assert len({hash(x) for x in pool.map(lambda _: sentences.prior_words(), range(8))}) == 1

@@ -1006,7 +1006,7 @@ def test_large_lists(box, tally):
             for name in ("a.txt", "a.csv"):
                 (box / name).write_text(said, encoding="utf-8")
                 watch((i, name), lists.read, box / name)
-        (box / "a.txt").write_bytes(b"a\n" * (lists.LARGEST // 2 + 1))
+        (box / "a.txt").write_bytes(b"a\n" * (lists.MAX_FILE_BYTES // 2 + 1))
         assert watch("too large", lists.read, box / "a.txt") is None
         if os.path.exists("/dev/zero"):
             assert watch("a device", lists.read, Path("/dev/zero")) is None
