@@ -15,6 +15,9 @@ patching = pack.module("unlearn.host.patching")
 weights = pack.module("unlearn.host.weights")
 text = pack.module("unlearn.concepts.notation")
 types = pack.module("unlearn.types")
+tuning = pack.module("unlearn.closed_form.tuning")
+variants = pack.module("unlearn.closed_form.variants")
+registry = pack.module("unlearn.closed_form.variants.registry")
 nodes = pack.module("nodes")
 UnlearnError = pack.module("unlearn.errors").UnlearnError
 
@@ -25,6 +28,12 @@ SENTENCES = ("{concept}", "a {concept}")
 def change_of(edit):
     """The change a low-rank edit makes, from its factors as they are stored."""
     return edit.weights[0].float() @ edit.weights[1].float()
+
+
+def solve(loaded, concepts, folder=None, **settings):
+    """What the solve gives for two short sentences, without the general prior."""
+    chosen = scapre.SolveSettings.of(templates=SENTENCES, prior=False, **settings)
+    return scapre.solve(loaded[0], loaded[1], concepts, chosen, folder=folder)
 
 
 def bits(model):
@@ -53,7 +62,7 @@ def states_on_disk(tmp_path_factory):
 @pytest.fixture(scope="module")
 def patch(loaded):
     with torch.inference_mode():
-        return scapre.solve(loaded[0], loaded[1], CONCEPTS, SENTENCES, prior=False)[0]
+        return solve(loaded, CONCEPTS)[0]
 
 
 def lora(model, scale=0.02):
@@ -182,7 +191,7 @@ def test_a_text_encoder_of_another_width_is_refused(loaded):
             return torch.cat([out, out], -1)
 
     with pytest.raises(UnlearnError, match="width 1536 .* width 768"):
-        scapre.solve(loaded[0], Wide(), CONCEPTS, SENTENCES, prior=False)
+        solve((loaded[0], Wide()), CONCEPTS)
 
 
 def test_damaged_weights_are_named(loaded):
@@ -192,13 +201,13 @@ def test_damaged_weights_are_named(loaded):
     bad[3, 5] = math.nan
     model.add_patches({key: ("diff", (bad,))})
     with pytest.raises(UnlearnError, match="NaN.*input_blocks.1.1.*to_v"):
-        scapre.solve(model, loaded[1], CONCEPTS, SENTENCES, prior=False)
+        solve((model, loaded[1]), CONCEPTS)
 
 
 @pytest.mark.parametrize("name", ["erase", "preserve", "anchor", "spectral"])
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_settings_must_be_finite(loaded, name, value):
-    variant = {"variant": "anchored", **scapre.DEFAULTS, name: value}
+    variant = {"variant": "anchored", **variants.find("anchored").defaults, name: value}
     with pytest.raises(UnlearnError, match=f"'{name}' is (nan|inf)"):
         nodes.ScaPreSolve.execute(loaded[0], loaded[1], CONCEPTS, variant, "all", False)
 
@@ -214,27 +223,24 @@ def test_interrupt_leaves_the_model_as_it_was(loaded):
     before = bits(loaded[0])
     mm.interrupt_current_processing(True)
     with pytest.raises(mm.InterruptProcessingException):
-        scapre.solve(loaded[0], loaded[1], CONCEPTS, SENTENCES, prior=False)
+        solve(loaded, CONCEPTS)
     mm.interrupt_current_processing(False)
     assert_same(loaded[0], before)
-    assert scapre.solve(loaded[0], loaded[1], CONCEPTS, SENTENCES, prior=False)[0].edits
+    assert solve(loaded, CONCEPTS)[0].edits
 
 
 def test_solving_twice_gives_the_same_patch(loaded, patch):
-    again = scapre.solve(loaded[0], loaded[1], copy.deepcopy(CONCEPTS), SENTENCES, prior=False)[0]
+    again = solve(loaded, copy.deepcopy(CONCEPTS))[0]
     assert again == patch
 
 
 def test_informax_and_spectral_change_the_solution(loaded, patch):
     for settings in ({"informax": True}, {"spectral": 5.0}):
-        assert (
-            scapre.solve(loaded[0], loaded[1], CONCEPTS, SENTENCES, prior=False, **settings)[0]
-            != patch
-        )
+        assert solve(loaded, CONCEPTS, **settings)[0] != patch
 
 
 def test_report_says_what_happened(loaded):
-    _, picture, words = scapre.solve(loaded[0], loaded[1], CONCEPTS, SENTENCES, prior=False)
+    _, picture, words = solve(loaded, CONCEPTS)
     assert (
         picture.shape[0] == 1
         and picture.shape[-1] == 3
@@ -242,11 +248,8 @@ def test_report_says_what_happened(loaded):
         and picture.max() <= 1
     )
     assert "2 concepts" in words and "Next:" in words
-    _, _, words = scapre.solve(loaded[0], loaded[1], CONCEPTS, SENTENCES, prior=False, erase=1e-6)
+    _, _, words = solve(loaded, CONCEPTS, erase=1e-6)
     assert "hardly touched" in words
-
-
-VARIANTS = pack.module("unlearn.closed_form.variants")
 
 
 @pytest.fixture(scope="module")
@@ -254,11 +257,7 @@ def kept_list():
     return text.parse("fox -> animal\nice cream -> food", "cat\nchurch\nblue house")
 
 
-def solve(loaded, concepts, **settings):
-    return scapre.solve(loaded[0], loaded[1], concepts, SENTENCES, prior=False, **settings)
-
-
-@pytest.mark.parametrize("name", list(VARIANTS.DEFAULTS))
+@pytest.mark.parametrize("name", list(variants.variants()))
 def test_every_variant_makes_a_patch_that_applies(loaded, kept_list, name):
     patch, picture, words = solve(loaded, kept_list, variant=name)
     assert patch.provenance[0]["method"] == f"ScaPre {name}" and len(patch.edits) == 8
@@ -269,7 +268,7 @@ def test_every_variant_makes_a_patch_that_applies(loaded, kept_list, name):
     assert solve(loaded, kept_list, variant=name)[0] == patch  # noise is seeded
 
 
-@pytest.mark.parametrize("name", list(VARIANTS.DEFAULTS))
+@pytest.mark.parametrize("name", list(variants.variants()))
 def test_no_strength_leaves_the_weights(loaded, kept_list, name):
     if name.startswith("released"):
         pytest.skip(
@@ -284,18 +283,18 @@ def test_the_node_hands_on_every_variant_and_setting(loaded, kept_list):
     node = type(
         "Running", (nodes.ScaPreSolve,), {"hidden": SimpleNamespace(unique_id=None)}
     )  # as the host makes one
-    for name, defaults in VARIANTS.DEFAULTS.items():
+    for name, variant in variants.variants().items():
         out = node.execute(
             loaded[0],
             loaded[1],
             kept_list,
-            {"variant": name, **defaults},
+            {"variant": name, **variant.defaults},
             "all",
             False,
             "{concept}",
             estimator="graded",
         )
-        assert out[0].provenance[0]["settings"].items() >= defaults.items()
+        assert out[0].provenance[0]["settings"].items() >= variant.defaults.items()
 
 
 def test_concepts_are_pushed_past_zero_as_far_as_what_is_kept_allows(loaded, kept_list):
@@ -350,19 +349,18 @@ def test_each_concept_is_pushed_until_little_is_left_of_it_in_new_sentences(load
             left[name, c.name] = float(sums[0] / sums[1])
     for c in kept_list.concepts:
         assert left["plain", c.name] > 0.15
-        assert left["pushed", c.name] == pytest.approx(scapre.TARGET_RESIDUAL, abs=0.03)
+        assert left["pushed", c.name] == pytest.approx(tuning.TARGET_RESIDUAL, abs=0.03)
 
 
 def test_of_very_many_concepts_some_are_looked_at(loaded, kept_list, monkeypatch):
     """One of the two is looked at: the other is pushed as far; and so it is where rows are not kept one by one."""
-    statistics = pack.module("unlearn.closed_form.token_statistics")
     change = lambda **how: torch.cat(
         [change_of(e).flatten() for _, e in solve(loaded, kept_list, drift=1.0, **how)[0].edits]
     )
     plain, free = change(overshoot=0.0), change(overshoot=5.0)
-    monkeypatch.setattr(pack.module("unlearn.closed_form.sentence_plan"), "CHECKED_CONCEPTS", 1)
+    monkeypatch.setattr(tuning, "CHECKED_CONCEPTS", 1)
     some = change(overshoot=5.0)
-    monkeypatch.setattr(statistics, "MAX_SEPARATE_ROWS", 1)
+    monkeypatch.setattr(tuning, "MAX_SEPARATE_ROWS", 1)
     summed = change(overshoot=5.0)
     apart = lambda a, b: float((a - b).norm() / b.norm())
     assert apart(some, summed) < 1e-3 < min(apart(free, summed), apart(plain, summed))
@@ -512,7 +510,7 @@ def test_auto_protect_raises_the_worst(loaded):
         "fox -> animal\nhouse -> building", "cat\nchurch\nblue house"
     )  # the last loses a quarter of what it says
     for protect in (0.0, 0.9):
-        patch = solve(loaded, concepts, protect=protect, preserve=0.01, size=64)[0]
+        patch = solve(loaded, concepts, protect=protect, preserve=0.01, glance_size=64)[0]
         hits = forecast.of_patch(
             loaded[0], loaded[1], patch, ["fox", "house"], concepts.keep, glance=True, size=64
         )
