@@ -24,7 +24,6 @@ text = pack.module("unlearn.concepts.notation")
 
 SETTINGS = {
     "default": {},
-    "map states, sentence by sentence": {"target": "state"},
     "last token only": {"tokens": "last"},
     "no everyday captions": {"prior": False},
     "erase 10": {"erase": 10.0},
@@ -102,8 +101,9 @@ def main():
         settings = dict(SETTINGS[name])
         start = time.time()
         with torch.inference_mode():
+            wanted = concepts(keep=settings.pop("keep", True))
             patch, _, words = scapre.solve(
-                s.model, s.clip, concepts(keep=settings.pop("keep", True)), **settings
+                s.model, s.clip, wanted, scapre.SolveSettings.of(**settings)
             )
             seconds = time.time() - start
             forgot, kept, misses = found(s, plan, patching.apply(s.model, patch)[0])

@@ -139,35 +139,33 @@ def test_judged_sentences_are_never_studied(loaded):
     assert not bare & {t.replace("a {a}", "{a}") for t in (*demo.PLAIN, *demo.STYLED, *demo.PAIR)}
 
 
-def test_streaming_concept_by_concept_changes_nothing(loaded):
-    """Statistics of many concepts are the sums of those of each: what ten thousand need no more memory for than ten."""
-    clip, names = (
-        loaded[1],
-        [
-            f"{a} {b}"
-            for a in ("red", "old", "big")
-            for b in ("fox", "car", "cup", "boat", "rose", "lamp", "coin")
-        ],
-    )
-    many = text.parse("\n".join(f"{n} -> thing" for n in names), "cat")
-    plan = plans.plan(clip, many, ("{concept}", "a {concept}"), prior=False)
-    states = prompts.encode(clip, plan.texts)
-    whole = statistics.measure(plan, reader(states))
+def test_statistics_of_many_concepts_are_the_sums_of_those_of_each(loaded):
+    """They are summed up block by block, so ten thousand concepts need no more memory than ten."""
+    clip = loaded[1]
+    things = ("fox", "car", "cup", "boat", "rose", "lamp", "coin")
+    names = [f"{a} {b}" for a in ("red", "old", "big", "cold", "wet") for b in things]
+    assert len(names) > tuning.BLOCK
+
+    def planned(chosen):
+        wanted = text.parse("\n".join(f"{n} -> thing" for n in chosen), "cat")
+        return plans.plan(clip, wanted, ("{concept}", "a {concept}"), prior=False)
+
+    states = prompts.encode(clip, planned(names).texts)
     asked = []
 
     def fetch(wanted, progress=None):
         asked.append(len(wanted))
         return {p.text: states[p.text] for p in wanted}
 
-    streamed = statistics.measure(plan, fetch)
-    assert (
-        torch.equal(streamed.concept_gram, whole.concept_gram)
-        and torch.equal(streamed.preserve_gram, whole.preserve_gram)
-        and max(asked) <= 2 * 2 * tuning.BLOCK
-    )
-    assert whole.concepts.shape[1] == len(names) and torch.allclose(
-        whole.rows.T @ (whole.rows * whole.rows_weight[:, None]), whole.concept_gram
-    )
+    streamed = statistics.measure(planned(names), fetch)
+    assert max(asked) <= 2 * 2 * tuning.BLOCK < 2 * 2 * len(names)
+    each = [statistics.measure(planned([name]), fetch) for name in names]
+    assert torch.allclose(streamed.concept_gram, sum(one.concept_gram for one in each))
+    assert torch.allclose(streamed.end_gram, sum(one.end_gram for one in each))
+    assert torch.allclose(streamed.concepts, torch.cat([one.concepts for one in each], 1))
+    assert torch.allclose(streamed.preserve_gram, each[0].preserve_gram)
+    weighted = streamed.rows * streamed.rows_weight[:, None]
+    assert torch.allclose(streamed.rows.T @ weighted, streamed.concept_gram)
 
 
 def test_the_prior_holds_words_but_not_forgotten_ones(loaded):

@@ -3,12 +3,15 @@
 import copy
 import math
 import re
+import sys
 from types import SimpleNamespace
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from testbed import pack
+from tools import write_variant_docs as variant_docs
 
 scapre = pack.module("unlearn.closed_form.solve")
 patching = pack.module("unlearn.host.patching")
@@ -21,8 +24,24 @@ registry = pack.module("unlearn.closed_form.variants.registry")
 nodes = pack.module("nodes")
 UnlearnError = pack.module("unlearn.errors").UnlearnError
 
+layer_weights = pack.module("unlearn.closed_form.layer_weights")
+kernel = pack.module("kernels.scapre")
+eigh_of_torch = torch.linalg.eigh
+EARLIER_VARIANTS = ("anchored", "paper", "released-A", "released-B", "uce")
+
 CONCEPTS = text.parse("fox -> animal\nhouse -> building", "cat\nchurch")
 SENTENCES = ("{concept}", "a {concept}")
+
+
+class Counted:
+    """A function that remembers what it was called with."""
+
+    def __init__(self, function):
+        self.function, self.calls = function, []
+
+    def __call__(self, *args, **kwargs):
+        self.calls.append(args)
+        return self.function(*args, **kwargs)
 
 
 def change_of(edit):
@@ -87,16 +106,22 @@ def loaded_weight(model, key):
     return model.model.state_dict()[key].clone()
 
 
-def test_solving_and_applying_mutates_nothing(loaded, patch):
+def test_solving_and_applying_mutates_nothing(loaded, checkpoint):
+    """The snapshot is taken before the solve, and the layers are compared with the file too."""
     model, clip, _ = loaded
-    loaded_weight(model, patch.edits[0][0])
     before = bits(model)
+    encoder = {k: v.clone() for k, v in clip.patcher.model.state_dict().items()}
+    patch = solve(loaded, CONCEPTS, erase=90.0)[0]
     assert_same(model, before)
+    assert all(torch.equal(v, encoder[k]) for k, v in clip.patcher.model.state_dict().items())
+    key = patch.edits[0][0]
     patched, warning = patching.apply(model, patch)
-    changed = loaded_weight(patched, patch.edits[0][0])
-    assert warning == "" and not torch.equal(changed, before[patch.edits[0][0]])
-    loaded_weight(model, patch.edits[0][0])
+    assert warning == "" and not torch.equal(loaded_weight(patched, key), before[key])
+    loaded_weight(model, key)
     assert_same(model, before)
+    stored = load_file(checkpoint)
+    for key, _ in patch.edits:
+        assert torch.equal(before[key].float(), stored[f"model.{key}"].float()), key
 
 
 def test_down_is_shared_and_the_edit_is_what_the_kernel_says(loaded, patch):
@@ -250,6 +275,128 @@ def test_report_says_what_happened(loaded):
     assert "2 concepts" in words and "Next:" in words
     _, _, words = solve(loaded, CONCEPTS, erase=1e-6)
     assert "hardly touched" in words
+
+
+def test_a_solve_factorises_once_and_reads_each_layer_once(loaded, monkeypatch):
+    """Counts the eigendecompositions and the reads of the model's weights, at default settings."""
+    read, basis, eigh = (
+        Counted(weights.read),
+        Counted(kernel.anchored_basis),
+        Counted(eigh_of_torch),
+    )
+    monkeypatch.setattr(weights, "read", read)
+    monkeypatch.setattr(kernel, "anchored_basis", basis)
+    monkeypatch.setattr(torch.linalg, "eigh", eigh)
+    patch, _, words = solve(loaded, CONCEPTS)
+    assert "past zero" in words  # the overshoot, which once solved and read everything again
+    assert [call[1] for call in read.calls] == [key for key, _ in patch.edits]
+    assert len(basis.calls) == len(eigh.calls) == 1
+
+
+def test_layers_that_do_not_fit_into_memory_are_read_again(loaded, monkeypatch, patch):
+    monkeypatch.setattr(tuning, "CACHE_SHARE", 0.0)
+    read = Counted(weights.read)
+    monkeypatch.setattr(weights, "read", read)
+    assert solve(loaded, CONCEPTS)[0] == patch
+    assert len(read.calls) == 2 * len(patch.edits)
+
+
+@pytest.mark.parametrize(
+    "value, dtype",
+    [(0.5, torch.float16), (2.0**-100, torch.bfloat16), (1 / 3, torch.float32)],
+)
+def test_layers_are_kept_in_the_smallest_dtype_that_is_exact(value, dtype):
+    w0 = torch.full((2, 2), value)
+    kept = layer_weights.smallest_exact(w0)
+    assert kept.dtype == dtype and torch.equal(kept.float(), w0)
+
+
+def test_the_patch_says_how_it_was_made(patch):
+    (record,) = patch.provenance
+    assert record["tuning"] == tuning.IN_PROVENANCE
+    assert record["tuning"]["TARGET_RESIDUAL"] == tuning.TARGET_RESIDUAL
+    assert record["lines"] == ["object: fox -> animal", "object: house -> building"]
+    assert record["keep"] == ["cat", "church"] and record["settings"]["overshoot"] == 1.0
+
+
+TOY_VARIANT = '''
+"""A variant that takes the mean of the concepts out of every layer."""
+
+from dataclasses import dataclass
+
+import torch
+
+from ..layer_edit import LayerEdit
+from .registry import number, switch, variant
+
+
+@dataclass(frozen=True)
+class ToySettings:
+    strength: float = number(0.5, 0.0, 1.0, 0.1, "How much is taken out. Try 1 first.")
+    overshoot: float = number(2.0, 0.0, 3.0, 0.1, "How far past zero. Try 2 first.")
+    halved: bool = switch(False, "Take out half of it. Leave it off at first.")
+
+
+@variant(name="toy", reference="arXiv 0000.00000", settings=ToySettings)
+def toy(context, settings):
+    """Takes the mean concept out."""
+    stats = context.stats
+    mean = stats.concepts.mean(1, keepdim=True)
+    down = (mean / mean.norm()).T
+    size = settings.strength / (2 if settings.halved else 1)
+    operator = size * down.T @ down / float(down @ stats.concept_gram @ down.T)
+    left = stats.target_shift @ operator @ down.T
+    return LayerEdit(
+        up=lambda w0: w0 @ left.float(),
+        down=down.float().contiguous(),
+        right_multiplier=stats.target_shift @ operator,
+        solution_operator=operator,
+    )
+'''
+
+
+@pytest.fixture
+def toy_variant(tmp_path, monkeypatch):
+    """One more file in the folder of variants, and nothing else."""
+    (tmp_path / "toy.py").write_text(TOY_VARIANT, encoding="utf-8")
+    monkeypatch.setattr(variants, "__path__", [*variants.__path__, str(tmp_path)])
+    monkeypatch.setattr(registry, "_VARIANTS", dict(registry._VARIANTS))
+    variants.discover()
+    yield variants.find("toy")
+    sys.modules.pop(f"{variants.__name__}.toy")
+
+
+def test_a_variant_is_one_file(loaded, toy_variant):
+    """Defaults, inputs of the node, help table, tooltips and patch come from that file."""
+    assert toy_variant.defaults == {"strength": 0.5, "overshoot": 2.0, "halved": False}
+    combo = next(i for i in nodes.ScaPreSolve.define_schema().inputs if i.id == "variant")
+    assert [o.key for o in combo.options] == [*EARLIER_VARIANTS, "toy"]
+    shown = {i.id: i for i in combo.options[-1].inputs}
+    assert [(i.default, i.io_type) for i in shown.values()] == [
+        (0.5, "FLOAT"),
+        (2.0, "FLOAT"),
+        (False, "BOOLEAN"),
+    ]
+    assert shown["strength"].max == 1.0 and shown["halved"].advanced
+    assert "| **strength** | 0.5 | How much is taken out." in variant_docs.table(
+        variants.variants()
+    )
+    assert "toy: How far past zero." in variant_docs.tooltips(variants.variants())["overshoot"]
+    patch, _, words = solve(loaded, CONCEPTS, variant="toy", strength=1.0)
+    assert patch.provenance[0]["method"] == "ScaPre toy"
+    assert patch.provenance[0]["settings"]["strength"] == 1.0 and "past zero" in words
+    assert all(change_of(edit).norm() > 0 for _, edit in patch.edits)
+    unpushed = solve(loaded, CONCEPTS, variant="toy", strength=1.0, overshoot=0.0)[0]
+    assert change_of(patch.edits[0][1]).norm() > change_of(unpushed.edits[0][1]).norm()
+
+
+def test_help_page_and_english_say_what_the_variants_say():
+    """Stale? Run `python -m tools.write_variant_docs`."""
+    page, english = (
+        p.read_text(encoding="utf-8") for p in (variant_docs.PAGE, variant_docs.ENGLISH)
+    )
+    assert page == variant_docs.page(page, variants.variants())
+    assert english == variant_docs.locale(english, variants.variants())
 
 
 @pytest.fixture(scope="module")
