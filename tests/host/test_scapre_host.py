@@ -314,7 +314,7 @@ def test_layers_are_kept_in_the_smallest_dtype_that_is_exact(value, dtype):
 def test_the_patch_says_how_it_was_made(patch):
     (record,) = patch.provenance
     assert record["tuning"] == tuning.IN_PROVENANCE
-    assert record["tuning"]["TARGET_RESIDUAL"] == tuning.TARGET_RESIDUAL
+    assert record["tuning"]["target_residual"] == tuning.TARGET_RESIDUAL
     assert record["lines"] == ["object: fox -> animal", "object: house -> building"]
     assert record["keep"] == ["cat", "church"] and record["settings"]["overshoot"] == 1.0
 
