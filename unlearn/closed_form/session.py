@@ -51,7 +51,7 @@ class SolveSession:
         self.grams, self.keep, self.solve = grams, tuple(keep), solve
         self._forecast: WeightForecast | None = None
 
-    def forecast(self, stats: Statistics, grams: WeightGrams) -> list[WordImpact]:
+    def impacts(self, stats: Statistics, grams: WeightGrams) -> list[WordImpact]:
         """What layers with these Gram matrices keep of each word at risk, the worst first."""
         return self._forecaster(stats).impacts(grams)
 
@@ -109,7 +109,7 @@ class SolveSession:
         """
         protected: dict[str, None] = {}
         for _ in range(tuning.PROTECTION_ROUNDS if level > 0 else 0):
-            impacts = look_again(found.edit, self.forecast(found.stats, self._after(found.edit)))
+            impacts = look_again(found.edit, self.impacts(found.stats, self._after(found.edit)))
             at_risk = [i.name for i in impacts if i.retention < level and i.name not in protected]
             if not at_risk:
                 break
