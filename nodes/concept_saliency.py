@@ -36,7 +36,7 @@ def _lines(name: str, example: str, tooltip: str) -> io.String.Input:
 
 class ConceptSaliency(io.ComfyNode):
     @classmethod
-    def define_schema(cls):
+    def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="ConceptSaliency",
             display_name="Concept Saliency (FIA)",

@@ -19,7 +19,7 @@ D = masks.DEFAULTS
 
 class NeuronMaskFuse(io.ComfyNode):
     @classmethod
-    def define_schema(cls):
+    def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="NeuronMaskFuse",
             display_name="Fuse Neuron Masks (FIA)",

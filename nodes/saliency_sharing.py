@@ -12,7 +12,7 @@ from .sockets import Saliency
 
 class SaveConceptSaliency(io.ComfyNode):
     @classmethod
-    def define_schema(cls):
+    def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="SaveConceptSaliency",
             display_name="Save Concept Saliency",
@@ -48,7 +48,7 @@ class SaveConceptSaliency(io.ComfyNode):
 
 class LoadConceptSaliency(io.ComfyNode):
     @classmethod
-    def define_schema(cls):
+    def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="LoadConceptSaliency",
             display_name="Load Concept Saliency",
@@ -81,7 +81,7 @@ class LoadConceptSaliency(io.ComfyNode):
 
 class MergeConceptSaliency(io.ComfyNode):
     @classmethod
-    def define_schema(cls):
+    def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="MergeConceptSaliency",
             display_name="Merge Concept Saliency",

@@ -1,4 +1,7 @@
-"""FIA in a real ComfyUI, on the sprite world: against stock sampling prompt by prompt, and what happens when it stops."""
+"""FIA in a real ComfyUI, on the sprite world.
+
+It is compared with stock sampling prompt by prompt, cancelled, and given full memory.
+"""
 
 import hashlib
 import time
@@ -48,60 +51,53 @@ def hooks(model):
 
 
 def one_by_one(loaded, prompts, both):
-    """(X, W) in float64 per step, layer and prompt, from stock euler sampling of one prompt at a time; X of both halves of guidance, or of
-    the conditional one."""
+    """[step][layer] -> (X, W) in float64 of each prompt, from stock euler sampling one by one.
+
+    X holds both halves of guidance, or the conditional one alone.
+    """
+    keys = [layer.key for layer in layers_of.feed_forward(loaded[0])]
+    ws = [weights.read(loaded[0], k).double() for k in keys]
+    found = [[[] for _ in keys] for _ in range(2)]
+    for number, prompt in enumerate(prompts):
+        seed = collection.DEFAULTS["seed"] + number % SMALL["prompts"]
+        inputs, order = stock_inputs(loaded, prompt, seed, keys)
+        for step in range(2):
+            for i, w in enumerate(ws):
+                x = inputs[i][step].double()
+                if not both:
+                    x = x[[order[step].index(0)]]
+                found[step][i].append((x, w))
+    return found
+
+
+def stock_inputs(loaded, prompt, seed, keys):
+    """([layer][step] -> input of the layer, [step] -> which half of guidance stands where)."""
     import comfy.sample
 
     model, clip, _ = loaded
-    keys = [layer.key for layer in layers_of.feed_forward(model)]
-    ws = [weights.read(model, k).double() for k in keys]
-    found = [[[] for _ in keys] for _ in range(2)]
-    negative = clip.encode_from_tokens_scheduled(clip.tokenize(""))
-    keep_in = lambda into: lambda module, args: (into.append(args[0].clone()), None)[1]
-    for number, prompt in enumerate(prompts):
-        passes, order = [[] for _ in keys], []
-        handles = [
-            model.model.get_submodule(k.removesuffix(".weight")).register_forward_pre_hook(
-                keep_in(passes[i])
-            )
-            for i, k in enumerate(keys)
-        ]
-        noise = torch.randn(
-            1,
-            4,
-            8,
-            8,
-            generator=torch.Generator().manual_seed(
-                collection.DEFAULTS["seed"] + number % SMALL["prompts"]
-            ),
-        )
-        positive = clip.encode_from_tokens_scheduled(clip.tokenize(prompt))
-        watched = model.clone()
-        note = lambda apply, given, order=order: (
-            order.append(given["cond_or_uncond"])
-            or apply(given["input"], given["timestep"], **given["c"])
-        )
-        watched.set_model_unet_function_wrapper(note)
-        comfy.sample.sample(
-            watched,
-            noise,
-            4,
-            3.0,
-            "euler",
-            "normal",
-            positive,
-            negative,
-            torch.zeros_like(noise),
-            last_step=2,
-            disable_pbar=True,
-        )
-        [h.remove() for h in handles]
-        for step in range(2):
-            for i, w in enumerate(ws):
-                x = passes[i][step].double()
-                x = x if both else x[[order[step].index(0)]]
-                found[step][i].append((x, w))
-    return found
+    inputs, order, handles = [[] for _ in keys], [], []
+
+    def keep_in(into):
+        return lambda module, args: into.append(args[0].clone())
+
+    def note_order(apply, given):
+        order.append(given["cond_or_uncond"])
+        return apply(given["input"], given["timestep"], **given["c"])
+
+    for key, into in zip(keys, inputs, strict=True):
+        module = model.model.get_submodule(key.removesuffix(".weight"))
+        handles.append(module.register_forward_pre_hook(keep_in(into)))
+    noise = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(seed))
+    positive, negative = (
+        clip.encode_from_tokens_scheduled(clip.tokenize(text)) for text in (prompt, "")
+    )
+    watched = model.clone()
+    watched.set_model_unet_function_wrapper(note_order)
+    how = ("euler", "normal", positive, negative, torch.zeros_like(noise))
+    comfy.sample.sample(watched, noise, 4, 3.0, *how, last_step=2, disable_pbar=True)
+    for handle in handles:
+        handle.remove()
+    return inputs, order
 
 
 def u(x, w, score):
@@ -127,10 +123,10 @@ def test_saliency_is_that_of_stock_sampling_prompt_by_prompt(loaded, score, halv
     for i in range(len(found.layers)):
         total = count = 0
         for step in range(2):
-            of = lambda name, step=step, i=i: torch.stack(
-                [u(x, w, score) for x, w in passes[name][step][i]]
+            c, b = (
+                torch.stack([u(x, w, score) for x, w in passes[group][step][i]])
+                for group in (CAT, OBJECTS)
             )
-            c, b = of(CAT), of(OBJECTS)
             s = (c.mean(0) - b.mean(0) - b.std(0, correction=0)).clamp_min(0)
             tau = s.flatten().sort(descending=True).values[int(0.1 * s.numel()) - 1]
             total, count = total + s / 2, count + (s > tau) / 2
@@ -198,7 +194,6 @@ def test_out_of_memory_shrinks_the_batch_and_counts_nothing_twice(loaded, monkey
     small = collect(loaded)
     for a, b in zip(whole.rankings[0], small.rankings[0], strict=True):
         torch.testing.assert_close(a.columns, b.columns, rtol=1e-3, atol=1e-3)
-    monkeypatch.setattr(lockstep.comfy.model_management, "soft_empty_cache", lambda *a: None)
 
 
 def test_batches_do_not_matter(loaded, monkeypatch):
@@ -387,7 +382,7 @@ def test_filters_weights_and_shares():
 
 
 def test_concepts_that_choose_alike_are_named():
-    """c0 and c1 choose the very same connections, c2 others: with alpha 0.6 two of three are most."""
+    """c0 and c1 choose the same connections, c2 others. With alpha 0.6, two of three are most."""
     found, other = fake([(8, 40)] * 6), fake([(8, 40)] * 6, seed=1)
     three = replace(
         found,
@@ -469,7 +464,7 @@ def free_memory(monkeypatch, gpu, main):
 
 
 def test_the_memory_of_the_score_paper_is_known_from_the_shapes():
-    """8 bytes a weight, and 5 for each concept; 6 where a byte cannot count the steps; a fifth more."""
+    """8 bytes a weight, 5 for each concept (6 for more than 255 steps), and a reserve."""
     assert (paper_need().work, paper_need().sums) == (8 * 320 * 1.2, 5 * 320 * 1.2)
     assert paper_need(concepts=3).sums == 3 * paper_need().sums
     assert paper_need(window=256).sums == 6 * 320 * 1.2
@@ -515,7 +510,7 @@ def test_without_memory_nothing_is_run_and_the_need_is_told_before(loaded, monke
 
 
 def test_sums_in_main_memory_give_the_same(loaded, monkeypatch):
-    """The sums on another device than the work arrays: here both are the processor, one by its number."""
+    """Here both devices are the processor, one of them by its number."""
     whole = collect(loaded, "cat")
     place = lambda self, device: (torch.device("cpu"), torch.device("cpu", 0))
     monkeypatch.setattr(statistics.MemoryNeed, "place", place)
@@ -729,7 +724,7 @@ def test_raw_statistics_that_are_gone_or_damaged_are_named(tmp_path, monkeypatch
 
 
 class Packed(torch.nn.Module):
-    """A linear layer whose loader keeps its weight in a form of its own, as GGUF does: int8 and a scale per row."""
+    """A linear layer whose weight is stored as int8 and a scale per row, as GGUF does."""
 
     def __init__(self, linear):
         super().__init__()
@@ -752,7 +747,7 @@ class Packed(torch.nn.Module):
 
 @pytest.mark.parametrize("kind", ["fp16", "bf16", "fp8", "packed"])
 def test_any_precision(loaded, checkpoint, kind):
-    """Nothing needs gradients or float weights: the strongest hidden units are about those of the plain model."""
+    """Nothing needs gradients or float weights: about the same hidden units are the strongest."""
     import comfy.sd
 
     plain = collect(loaded, "cat", prompts=2, window=1)
