@@ -532,7 +532,7 @@ def test_drawing_starts_fewer_pictures_at_once_when_memory_runs_out(small, monke
 
 
 def test_gradients_are_taken_in_parts_when_memory_runs_out(small, monkeypatch):
-    whole, real, chunks = train(small), rounds.Trainer._add_gradients, []
+    whole, real, chunks = train(small), rounds.Trainer._set_gradients, []
 
     def full(self, batch, rows):
         chunks.append(rows)
@@ -540,7 +540,7 @@ def test_gradients_are_taken_in_parts_when_memory_runs_out(small, monkeypatch):
             raise torch.OutOfMemoryError("full")
         return real(self, batch, rows)
 
-    monkeypatch.setattr(rounds.Trainer, "_add_gradients", full)
+    monkeypatch.setattr(rounds.Trainer, "_set_gradients", full)
     room = 3
     parts = train(small)
     assert max(chunks) > 3 >= chunks[-1] and parts[1]["loss"] == pytest.approx(
@@ -887,7 +887,7 @@ def test_the_network_is_gone_when_training_fails(small, monkeypatch, fault, chec
     elif fault == "cancelled":
         interrupted(monkeypatch, 0, 3)
     else:
-        monkeypatch.setattr(rounds.Trainer, "_add_gradients", out_of_memory)
+        monkeypatch.setattr(rounds.Trainer, "_set_gradients", out_of_memory)
     gc.disable()
     try:
         with pytest.raises((UnlearnError, memory.Cancelled, torch.OutOfMemoryError)) as caught:
