@@ -33,7 +33,7 @@ def masks(grads, share=SHARE):
 def denoising(net, x, sigma, latents, rows):
     """Mean squared error of the student's prediction of the noise in x [n, c, h, w], made of latents, under texts `rows`."""
     return (
-        (net.predict(net.student, x, sigma, rows) - net.answer(latents, x, sigma)).square().mean()
+        (net.predict(net.student, x, sigma, rows) - net.denoising_target(latents, x, sigma)).square().mean()
     )
 
 
@@ -46,10 +46,10 @@ def forgetting(net, x, sigma, rows, others):
 
 def train(net, pairs, kept, steps, seed=0):
     """Trains the student for `steps` steps for each (name, what it turns into), with the texts `kept` held; returns the masks."""
-    g, params = torch.Generator().manual_seed(seed), list(net.masters.values())
+    g, params = torch.Generator().manual_seed(seed), list(net.trainable.values())
     own = _shared.drawn(net, [n for n, _ in pairs for _ in range(PICTURES)], seed)
-    said = [net.row[t] for pair in pairs for t in [pair[0]] * PICTURES]
-    other = [net.row[t] for pair in pairs for t in [pair[1]] * PICTURES]
+    said = [net.text_id[t] for pair in pairs for t in [pair[0]] * PICTURES]
+    other = [net.text_id[t] for pair in pairs for t in [pair[1]] * PICTURES]
     held = _shared.drawn(net, kept, seed)
     for at in torch.arange(len(own)).split(BATCH):
         x, sigma = _shared.noised(net, own[at], g)
@@ -66,7 +66,7 @@ def train(net, pairs, kept, steps, seed=0):
         y, level = _shared.noised(net, held[keep], g)
         lost = forgetting(net, x, sigma, [said[i] for i in at], [other[i] for i in at])
         (
-            lost + ALPHA * denoising(net, y, level, held[keep], [net.row[kept[i]] for i in keep])
+            lost + ALPHA * denoising(net, y, level, held[keep], [net.text_id[kept[i]] for i in keep])
         ).backward()
         for p, mask in zip(params, chosen, strict=True):
             p.grad *= mask
