@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from comfy_api.latest import io
 
+from ..unlearn.concepts.notation import split_lines
 from ..unlearn.errors import UnlearnError, finite
 from ..unlearn.host import progress
 from ..unlearn.host.model_types import Clip, Model, Vae
@@ -106,7 +107,7 @@ class DynamicMaskTrainer(io.ComfyNode):
             raise UnlearnError(
                 f"The input 'variant' is '{settings.variant}'; choose one of {', '.join(VARIANTS)}."
             )
-        sentences = tuple(line.strip() for line in templates.splitlines() if line.strip()) or None
+        sentences = split_lines(templates) or None
         node_id = cls.hidden.unique_id
         inputs = TrainingInputs(earlier, images, vae, sentences, resume, node_id)
         outputs = train(model, clip, concepts, settings, inputs)

@@ -3,6 +3,7 @@
 from comfy_api.latest import io
 
 from ..unlearn.closed_form import solve
+from ..unlearn.concepts.notation import split_lines
 from ..unlearn.errors import finite
 from ..unlearn.host import progress
 from .sockets import Concepts, Patch
@@ -147,7 +148,7 @@ class ScaPreSolve(io.ComfyNode):
             hard_keep=hard_keep,
             auto_protect=auto_protect,
         )
-        sentences = tuple(line.strip() for line in templates.splitlines() if line.strip()) or None
+        sentences = split_lines(templates) or None
         patch, picture, report = solve.solve(
             model,
             clip,

@@ -98,7 +98,7 @@ def kept_shots(names, each):
 
 
 def sequence(s, names, variant, before, each, **settings):
-    """One run: `rounds` (accuracy of what was forgotten so far, and kept), forgot, kept, seconds."""
+    """One run: `rounds` (accuracy of what is forgotten so far, kept), forgot, kept, seconds."""
     done, start, spent = [], time.time(), [0.0]
 
     def after(patch):
@@ -145,7 +145,7 @@ def trainer_of(model, clip, forget, settings):
 
 
 def bare_passes(trainer, x, target, sigma):
-    """Seconds of a step's passes alone: the fixed target, the teacher's share, and the gradients."""
+    """Seconds of a step's passes alone: fixed target, the share of the teacher, gradients."""
     net, s = trainer.network, trainer.settings
     text_ids = list(range(len(x)))
     start = time.perf_counter()

@@ -10,7 +10,7 @@ from testbed import pack
 from testbed.worlds.evaluate import sample
 
 lora = pack.module("unlearn.files.lora_file")
-files = pack.module("unlearn.files.storage")
+files = pack.module("unlearn.files.safetensors_io")
 adapters = pack.module("unlearn.host.adapters")
 patching = pack.module("unlearn.host.patching")
 weights = pack.module("unlearn.host.weights")

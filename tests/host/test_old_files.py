@@ -84,7 +84,9 @@ def test_an_old_saliency_map_loads_and_fuses(name, model, models_folder):
     found = run("LoadConceptSaliency", name=f"{name}.safetensors")[0]
     assert [c.name for c in found.concepts] == wanted["concepts"]
     assert [[r.peak for r in row] for row in found.rankings] == wanted["peaks"]
-    assert {kind: list(part.prompts) for kind, part in found.gathered.items()} == wanted["gathered"]
+    assert {group.key: list(part.prompts) for group, part in found.gathered.items()} == wanted[
+        "gathered"
+    ]
     fused = run("NeuronMaskFuse", saliency={"saliency0": found}, granularity="neuron", r2=0.1)[0]
     assert run(
         "ApplyUnlearnPatch", model=model, patches={"patch0": fused}, strength=1.0, mismatch="error"

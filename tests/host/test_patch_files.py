@@ -9,7 +9,8 @@ import torch
 from testbed import pack
 
 patch_files = pack.module("unlearn.files.patch_file")
-files = pack.module("unlearn.files.storage")
+files = pack.module("unlearn.files.safetensors_io")
+folders = pack.module("unlearn.host.folders")
 adapters = pack.module("unlearn.host.adapters")
 patching = pack.module("unlearn.host.patching")
 weights = pack.module("unlearn.host.weights")
@@ -258,10 +259,10 @@ def test_writing_is_whole_or_not_at_all(saved, monkeypatch):
 )
 def test_no_name_leads_out(models, name):
     with pytest.raises(UnlearnError, match="file name"):
-        files.new("unlearn_patches", name)
+        folders.new("unlearn_patches", name)
     with pytest.raises(UnlearnError):
-        files.find("unlearn_patches", name)
-    assert files.stamp("unlearn_patches", name) == ""
+        folders.find("unlearn_patches", name)
+    assert folders.stamp("unlearn_patches", name) == ""
 
 
 def test_a_link_does_not_lead_out(models, tmp_path):
@@ -269,9 +270,9 @@ def test_a_link_does_not_lead_out(models, tmp_path):
     (tmp_path / "secret.safetensors").write_bytes(b"x")
     (models / "unlearn_patches" / "link").symlink_to(tmp_path)
     with pytest.raises(UnlearnError, match="leads out"):
-        files.find("unlearn_patches", "link/secret.safetensors")
+        folders.find("unlearn_patches", "link/secret.safetensors")
     with pytest.raises(UnlearnError, match="leads out"):
-        files.new("unlearn_patches", "link/new")
+        folders.new("unlearn_patches", "link/new")
 
 
 def test_the_folder_is_registered_and_extra_paths_are_searched(models, tmp_path):
@@ -280,16 +281,16 @@ def test_the_folder_is_registered_and_extra_paths_are_searched(models, tmp_path)
     extra = tmp_path / "elsewhere"
     extra.mkdir()
     folder_paths.add_model_folder_path("unlearn_patches", str(extra))
-    assert files.folders("unlearn_patches") == [extra, models / "unlearn_patches"]
+    assert folders.folders("unlearn_patches") == [extra, models / "unlearn_patches"]
     patch_files.save(models / "unlearn_patches" / "sub" / "own.safetensors", a_patch())
     patch_files.save(extra / "theirs.safetensors", a_patch())
     (extra / "notes.txt").write_text("no")
-    assert files.listed("unlearn_patches") == ["sub/own.safetensors", "theirs.safetensors"]
-    for name in files.listed("unlearn_patches"):
-        assert files.find("unlearn_patches", name).is_file() and files.stamp(
+    assert folders.listed("unlearn_patches") == ["sub/own.safetensors", "theirs.safetensors"]
+    for name in folders.listed("unlearn_patches"):
+        assert folders.find("unlearn_patches", name).is_file() and folders.stamp(
             "unlearn_patches", name
         )
-    assert files.new("unlearn_patches", "x.safetensors") == extra / "x.safetensors"
+    assert folders.new("unlearn_patches", "x.safetensors") == extra / "x.safetensors"
 
 
 def test_the_nodes_save_list_and_load(models):
@@ -363,3 +364,47 @@ def test_a_patched_model_says_what_was_applied(loaded):
     assert [m["strength"] for m in patching.manifest(once)] == [0.5] and patching.manifest(twice)[
         0
     ]["concepts"] == ["cat"]
+
+
+@pytest.mark.parametrize("stacked", [1, 2])
+def test_applying_builds_one_state_dict_however_many_weights_are_patched(
+    loaded, monkeypatch, stacked
+):
+    """A state dict of SDXL has thousands of entries, and a patch of it changes 140 weights."""
+    model = loaded[0]
+    keys = [layer.key for layer in layers.cross_attention(model)]
+    assert len(keys) == 8
+    edits = [
+        (key, adapters.LowRank.of(rand(weights.shape(model, key)[0], 1), rand(1, 768)))
+        for key in keys
+    ]
+    patch = types.UnlearnPatch(
+        tuple(edits) * stacked,
+        weights.fingerprint(model, keys),
+        ({"method": "m", "concepts": ["cat"]},),
+    )
+    built, real = [], type(model.model).state_dict
+
+    def state_dict(self, *args, **rest):
+        built.append(self)
+        return real(self, *args, **rest)
+
+    monkeypatch.setattr(type(model.model), "state_dict", state_dict)
+    patched, _ = patching.apply(model, patch)
+    assert len(built) == stacked  # one for each edit of one and the same weight
+    assert all(len(patched.patches[key]) == stacked for key in keys)
+
+
+def test_edits_of_one_weight_go_in_first_to_last(loaded):
+    model = loaded[0]
+    key = layers.feed_forward(model)[0].key
+    low = adapters.LowRank.of(rand(320, 1), rand(1, 1280))
+    all_of_it = adapters.Prune.of(torch.ones(1280).bool(), 320, 1280, "column")
+    for edits, left in (((low, all_of_it), False), ((all_of_it, low), True)):
+        patch = types.UnlearnPatch(
+            tuple((key, edit) for edit in edits),
+            weights.fingerprint(model, [key]),
+            ({"method": "m", "concepts": []},) * 2,
+        )
+        patched, _ = patching.apply(model, patch)
+        assert bool(weights.read(patched, key).any()) == left

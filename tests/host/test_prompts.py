@@ -137,14 +137,14 @@ def test_own_vowels_get_their_article():
 
 def test_judged_sentences_are_never_studied(loaded):
     """What the demo and the benchmarks judge is neither a template, nor a kept sentence, nor an everyday caption."""
-    from benchmarks.world import erase
-    from testbed import demo
+    from testbed import judged
 
-    studied = set(plans.plan(loaded[1], erase.concepts()).texts)
-    judged = {shot.caption.text for shot in (*demo.shots(), *erase.shots(3))}
-    assert len(judged) > 60 and not judged & studied
+    studied = set(plans.plan(loaded[1], judged.concepts()).texts)
+    drawn = {shot.caption.text for shot in (*judged.few_shots(), *judged.many_shots(3))}
+    assert len(drawn) > 60 and not drawn & studied
     bare = {t.replace("{concept}", "{a}") for ts in sentences.TEMPLATES.values() for t in ts}
-    assert not bare & {t.replace("a {a}", "{a}") for t in (*demo.PLAIN, *demo.STYLED, *demo.PAIR)}
+    templates = (*judged.PLAIN, *judged.STYLED, *judged.PAIR)
+    assert not bare & {t.replace("a {a}", "{a}") for t in templates}
 
 
 def test_streaming_concept_by_concept_changes_nothing(loaded):

@@ -513,8 +513,9 @@ def test_auto_protect_raises_the_worst(loaded):
     )  # the last loses a quarter of what it says
     for protect in (0.0, 0.9):
         patch = solve(loaded, concepts, protect=protect, preserve=0.01, size=64)[0]
+        predict = forecast.ForecastSettings(predict=True, size=64)
         hits = forecast.of_patch(
-            loaded[0], loaded[1], patch, ["fox", "house"], concepts.keep, glance=True, size=64
+            loaded[0], loaded[1], patch, ["fox", "house"], concepts.keep, predict
         )
         worst.append(min(h.retention for h in hits if h.on_keep_list))
     assert worst[1] > worst[0]
@@ -537,9 +538,9 @@ def test_a_glance_sees_what_an_edit_took_and_leaves_the_model(loaded, patch):
         loaded[0].model.state_dict()["diffusion_model.out.2.weight"].clone(),
     )
     hits = [forecast.WordImpact(n, 1.0, n != "fox") for n in ("fox", "cat", "church", "apple")]
-    same = forecast.glanced(loaded[0], loaded[0], loaded[1], hits, 64)
+    same = forecast.impacts_on_predictions(loaded[0], loaded[0], loaded[1], hits, 64)
     assert all(abs(h.retention - 1) < 1e-4 for h in same)
-    seen = forecast.glanced(loaded[0], patching.apply(loaded[0], patch)[0], loaded[1], hits, 64)
+    seen = forecast.impacts_on_predictions(loaded[0], patching.apply(loaded[0], patch)[0], loaded[1], hits, 64)
     assert (
         seen[0].name == "fox"
         and seen[0].retention < 0.5 < seen[1].retention
@@ -592,7 +593,7 @@ def test_another_clip_skip_meets_no_old_states(loaded, tmp_path):
     states = pack.module("unlearn.files.text_cache")
     skipped = loaded[1].clone()
     skipped.clip_layer(-2)
-    said = lambda clip: states.fingerprint(states.text_encoding.encode(clip, states.PROBES))
+    said = lambda clip: states.fingerprint(clip, {})
     assert said(skipped) != said(loaded[1])
 
 

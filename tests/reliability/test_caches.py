@@ -24,7 +24,7 @@ import torch
 from testbed import pack
 
 states = pack.module("unlearn.files.text_cache")
-files = pack.module("unlearn.files.storage")
+files = pack.module("unlearn.files.safetensors_io")
 material = pack.module("unlearn.sculpting.training_data")
 sentences = pack.module("unlearn.concepts.sentences")
 concept_files = pack.module("unlearn.concepts.lists")
@@ -42,7 +42,7 @@ def encode(clip, texts, progress=None):
 
 def prompts(n, first=0):
     return [
-        states.prompts.Prompt(f"a photo of thing {i}", "thing", 4, 4, 3 + i % 9)
+        states.text_encoding.Prompt(f"a photo of thing {i}", "thing", 4, 4, 3 + i % 9)
         for i in range(first, first + n)
     ]
 
@@ -59,12 +59,12 @@ def right(found):
 
 @pytest.fixture(autouse=True)
 def words(monkeypatch):
-    monkeypatch.setattr(states.prompts, "encode", encode)
+    monkeypatch.setattr(states.text_encoding, "encode", encode)
 
 
 def work(folder, number, seconds, limit, damage):
     """Reads and writes states for a while, as a solve does, with a store of its own each time; (stores, encoded) or what went wrong."""
-    states.prompts.encode = encode
+    states.text_encoding.encode = encode
     until, rounds, encoded = time.time() + seconds, 0, 0
     with torch.inference_mode():
         while time.time() < until or rounds < 3:
@@ -215,7 +215,7 @@ def test_threads_share_what_was_drawn(monkeypatch, tally):
 def test_what_is_read_once_is_never_changed_by_who_reads():
     """Cached values are tuples: a thread that has one cannot change another's."""
     assert isinstance(sentences.prior_sentences(), tuple) and isinstance(
-        sentences._lines("prior.txt"), tuple
+        sentences._data_lines("prior.txt"), tuple
     )
     with ThreadPoolExecutor(4) as pool:
         assert len({hash(x) for x in pool.map(lambda _: sentences.prior_words(), range(8))}) == 1
@@ -373,7 +373,9 @@ def test_names_of_our_own_files_fit_every_system():
         )
     ]
     made += [
-        pack.module("unlearn.files.saliency_file")._raw_name(3, name)
+        pack.module("unlearn.files.raw_statistics").raw_name(
+            3, pack.module("unlearn.types").Group("object", name)
+        )
         for name in ("cat", "CON", "a/b: c?", "\u732b")
     ]
     ours = [

@@ -43,7 +43,7 @@ class ScaPreReport:
             ("Kept prompts", kept),
         ]
         if self.hits:
-            sections.append((forecast.TITLE, forecast.bars(self.hits)))
+            sections.append((forecast.CHART_HEADING, forecast.bars(self.hits)))
         if self.channels is not None and self.channels.seen:
             at = (0.05, 0.25, 0.5, 0.75, 0.95)
             sections.append(

@@ -95,7 +95,7 @@ def solve(
         """The hits of a change as the model without and with it sees them."""
         edits = tuple(_edits(model, layers, change, plain)[0])
         trial = UnlearnPatch(edits, weights.fingerprint(model, [key for key, _ in edits]))
-        return forecast.glanced(model, patching.apply(model, trial)[0], clip, hits, size)
+        return forecast.impacts_on_predictions(model, patching.apply(model, trial)[0], clip, hits, size)
 
     change, stats, notes = study.solve_robustly(make, rounds, protect, shares, glance)
     notes = [*told, *notes]
@@ -203,19 +203,13 @@ class SolveSession:
             plain,
             tuple(keep),
         )
-        self.known = {}
+        self.forecast = forecast.WeightForecast(
+            clip, fetch, keep, stats.words, stats.word_states
+        )
 
     def look(self, moments):
         """The forecast's Hits, worst first."""
-        return forecast.look(
-            self.clip,
-            self.fetch,
-            self.keep,
-            self.stats.words,
-            self.stats.word_states,
-            moments,
-            self.known,
-        )
+        return self.forecast.impacts(moments)
 
     def fit_overshoot(self, make, most, drift, bar=None):
         """(shares [m] float64, notes): how far past zero to push what each concept adds to the end token, 0 to `most`, until LEFT
@@ -338,7 +332,7 @@ class SolveSession:
             if not new:
                 break
             protected |= dict.fromkeys(new)
-            rows = torch.cat([self.known[n][0] for n in protected]) / self.stats.scale
+            rows = torch.cat([self.forecast.contrasts[n].rows for n in protected]) / self.stats.scale
             change = make(stats := stats.protecting(rows, PROTECTION))
         if protected:
             notes.append(

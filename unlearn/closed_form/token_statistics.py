@@ -116,27 +116,22 @@ def measure(plan, fetch, tokens="all", target="difference", progress=None):
         found = []
         for pairs in block:
             i = pairs[0][0]
-            x, y, weights, c, n, end = contrast(pairs, read, tokens, target, scale)
-            if (
-                float(x.square().mean() if target == "difference" else (x - y).square().mean())
-                < 1e-10
-            ):
+            x, weights, c, n, end = contrast(pairs, read, tokens, scale)
+            if float(x.square().mean()) < 1e-10:
                 raise UnlearnError(
                     f"'{plan.names[i]}' and what it should turn into are the same to the text encoder; write something wider behind '->'."
                 )
-            found.append((x, y, weights))
+            found.append((x, weights))
             mean[:, i] = (x * weights[:, None]).sum(0) / weights.sum()
             ends.append(torch.where(torch.tensor(end), i, -1))
             if i in sampled:
                 positives.append(c), neutral.append(n)
-        x, y, weights = (torch.cat(part) for part in zip(*found, strict=True))
+        x, weights = (torch.cat(part) for part in zip(*found, strict=True))
         own = scapre.gram(x, weights)
         erase += own
         end = torch.cat(ends[-len(block) :]) >= 0
         erase_ends += scapre.gram(x[end], weights[end])
-        move += (
-            -own if target == "difference" else scapre.cross_gram(y, x, weights)
-        )  # what a concept adds is to become nothing
+        move -= own  # what a concept adds is to become nothing
         kept_rows.append(x), kept_weights.append(weights)
         if sum(map(len, kept_rows)) > MAX_SEPARATE_ROWS:
             one_by_one = False
@@ -153,7 +148,7 @@ def measure(plan, fetch, tokens="all", target="difference", progress=None):
         names=plan.names,
         rows=torch.cat(kept_rows),
         rows_weight=torch.cat(kept_weights),
-        ends=torch.cat(ends) if one_by_one and target == "difference" else None,
+        ends=torch.cat(ends) if one_by_one else None,
         erase_ends=erase_ends,
         positives=tuple(positives),
         neutral=torch.cat(neutral),

@@ -1,126 +1,145 @@
-"""The three edits a patch is made of, as weight adapters of ComfyUI's patcher.
+"""The three edits a patch consists of, as weight adapters of ComfyUI's patcher.
 
-The patcher rebuilds an adapter as `type(a)(a.loaded_keys, a.weights)`, so all state is in `weights`; with an offset it passes a
-view and drops the return value, so the weight is changed in place (it is the patcher's own copy, never the loaded model's).
+The patcher rebuilds an adapter as `type(a)(a.loaded_keys, a.weights)`, so all state is in
+`weights`. With an offset it passes a view and drops the return value, so the weight is changed in
+place. That weight is the patcher's own copy, never the loaded model's.
 """
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
 from comfy.weight_adapter import WeightAdapterBase
 
 
-class Edit(WeightAdapterBase):
-    """An edit of one weight matrix [d_out, d_in]; subclasses give `change(weight, strength)` -> float32 [d_out, d_in]."""
+class WeightEdit(WeightAdapterBase):
+    """An edit of one weight matrix [d_out, d_in]."""
 
-    def __init__(self, loaded_keys, weights):
-        self.loaded_keys, self.weights = loaded_keys, weights
+    weights: Any  # a tuple, whose parts each kind of edit names below
+
+    def __init__(self, loaded_keys: set[str], weights: tuple[Any, ...]) -> None:
+        self.loaded_keys = loaded_keys
+        self.weights = weights
 
     def calculate_weight(
         self,
-        weight,
-        key,
-        strength,
-        strength_model,
-        offset,
-        function,
-        intermediate_dtype=torch.float32,
-        original_weight=None,
-    ):
+        weight: torch.Tensor,
+        key: str,
+        strength: float,
+        strength_model: float,
+        offset: tuple | None,
+        function: Callable[[torch.Tensor], torch.Tensor] | None,
+        intermediate_dtype: torch.dtype = torch.float32,
+        original_weight: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Adds the edit to `weight` in place, as the patcher calls it."""
         change = self.change(weight, strength)
         if function is not None:
             change = function(change)
-        weight.copy_(weight.float() + change)  # float32 sum, rounded once to the weight's dtype
+        weight.copy_(weight.float() + change)  # a float32 sum, rounded once to the weight's dtype
         return weight
 
-    def change(self, weight, strength):
+    def change(self, weight: torch.Tensor, strength: float) -> torch.Tensor:
+        """What is added to the weight [d_out, d_in]: float32 [d_out, d_in]."""
         raise NotImplementedError
 
     @property
-    def shape(self):
-        """Shape of the weight matrix this edit is for."""
+    def shape(self) -> tuple[int, int]:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """(d_out, d_in) of the weight this edit is for."""
         raise NotImplementedError
 
 
-class Prune(Edit):
-    """W <- W * (1 - strength * mask), exactly zero at strength 1; mask bit-packed, one bit per connection, row or column.
+class Prune(WeightEdit):
+    """W <- W * (1 - strength * mask), exactly zero at strength 1.
 
-    weights = (packed uint8 [ceil(n / 8)], d_out, d_in, granularity), granularity 'connection', 'row' or 'column'.
+    weights = (packed uint8 [ceil(n / 8)], d_out, d_in, granularity). The mask is bit-packed, with
+    one bit for each connection, row or column, as the granularity says.
     """
 
     name = "unlearn_prune"
 
     @classmethod
-    def of(cls, mask, d_out, d_in, granularity="connection"):
-        """From a bool mask: [d_out, d_in] for connections, [d_out] for rows, [d_in] for columns."""
-        want = {"connection": (d_out, d_in), "row": (d_out,), "column": (d_in,)}[granularity]
-        if tuple(mask.shape) != want:
+    def of(
+        cls, mask: torch.Tensor, d_out: int, d_in: int, granularity: str = "connection"
+    ) -> Prune:
+        """From a bool mask: [d_out, d_in] of connections, [d_out] of rows, [d_in] of columns."""
+        expected = {"connection": (d_out, d_in), "row": (d_out,), "column": (d_in,)}[granularity]
+        if tuple(mask.shape) != expected:
             raise ValueError(
-                f"a {granularity} mask for a [{d_out}, {d_in}] weight must be {list(want)}, not {list(mask.shape)}"
+                f"a {granularity} mask for a [{d_out}, {d_in}] weight must be {list(expected)}, "
+                f"not {list(mask.shape)}"
             )
         packed = torch.from_numpy(np.packbits(mask.reshape(-1).cpu().numpy(), bitorder="little"))
         return cls(set(), (packed, d_out, d_in, granularity))
 
     @property
-    def shape(self):
-        return tuple(self.weights[1:3])
+    def shape(self) -> tuple[int, int]:
+        return self.weights[1], self.weights[2]
 
-    def mask(self, device="cpu"):
-        """The bool mask, broadcastable to [d_out, d_in]."""
+    def mask(self, device: torch.device | str = "cpu") -> torch.Tensor:
+        """The bool mask, in a shape that broadcasts to [d_out, d_in]."""
         packed, d_out, d_in, granularity = self.weights
         bits = (packed.to(device)[:, None] >> torch.arange(8, dtype=torch.uint8, device=device)) & 1
         shape = {"connection": (d_out, d_in), "row": (d_out, 1), "column": (1, d_in)}[granularity]
         return bits.flatten()[: shape[0] * shape[1]].view(shape).bool()
 
-    def change(self, weight, strength):
+    def change(self, weight: torch.Tensor, strength: float) -> torch.Tensor:
         return torch.where(self.mask(weight.device), weight.float() * -strength, 0.0)
 
 
-class LowRank(Edit):
-    """W <- W + strength * up @ down; weights = (up [d_out, r], down [r, d_in]), `down` shared among layers where the maths shares it."""
+class LowRank(WeightEdit):
+    """W <- W + strength * up @ down; weights = (up [d_out, r], down [r, d_in]).
+
+    Layers whose edits have the same `down` share one tensor.
+    """
 
     name = "unlearn_lowrank"
 
     @classmethod
-    def of(cls, up, down):
-        return cls(
-            set(),
-            (
-                up.to("cpu").contiguous(),
-                down
-                if down.is_contiguous() and down.device.type == "cpu"
-                else down.cpu().contiguous(),
-            ),
-        )
+    def of(cls, up: torch.Tensor, down: torch.Tensor) -> LowRank:
+        """From both factors; a contiguous `down` on the CPU is shared, not copied."""
+        if down.device.type != "cpu" or not down.is_contiguous():
+            down = down.cpu().contiguous()
+        return cls(set(), (up.to("cpu").contiguous(), down))
 
     @property
-    def shape(self):
+    def shape(self) -> tuple[int, int]:
         return self.weights[0].shape[0], self.weights[1].shape[1]
 
-    def change(self, weight, strength):
+    def change(self, weight: torch.Tensor, strength: float) -> torch.Tensor:
         up, down = (w.to(weight.device, torch.float32) for w in self.weights)
         return (up @ down).mul_(strength)
 
 
-class Delta(Edit):
-    """W <- W + strength * D; weights = (values, indices, d_out, d_in), indices int32 into the flattened D, or None when D is dense."""
+class Delta(WeightEdit):
+    """W <- W + strength * D; weights = (values, indices, d_out, d_in).
+
+    `indices` are int32 into the flattened D, or None when all of D is stored.
+    """
 
     name = "unlearn_delta"
+    # Share of nonzero entries below which indices are stored: with float16 values an index takes
+    # twice the bytes of a value. Not measured.
     SPARSE_BELOW = 0.25
 
     @classmethod
-    def of(cls, delta):
+    def of(cls, delta: torch.Tensor) -> Delta:
+        """From the matrix D [d_out, d_in]."""
         d_out, d_in = delta.shape
         flat = delta.detach().to("cpu").flatten()
-        where = flat.nonzero().flatten()
-        if len(where) < cls.SPARSE_BELOW * flat.numel():
-            return cls(set(), (flat[where].contiguous(), where.int(), d_out, d_in))
+        places = flat.nonzero().flatten()
+        if len(places) < cls.SPARSE_BELOW * flat.numel():
+            return cls(set(), (flat[places].contiguous(), places.int(), d_out, d_in))
         return cls(set(), (flat.clone(), None, d_out, d_in))
 
     @property
-    def shape(self):
-        return tuple(self.weights[2:])
+    def shape(self) -> tuple[int, int]:
+        return self.weights[2], self.weights[3]
 
-    def change(self, weight, strength):
+    def change(self, weight: torch.Tensor, strength: float) -> torch.Tensor:
         values, indices, d_out, d_in = self.weights
         values = values.to(weight.device, torch.float32) * strength
         if indices is None:

@@ -1,61 +1,136 @@
-"""Many prompts sampled together, one denoising step at a time, so that what is measured at a step is final before the next begins."""
+"""Many prompts sampled together, one denoising step at a time.
+
+All prompts finish a step before the next step begins, so what is measured at a step is final.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 import comfy.model_management
 import comfy.sample
 import comfy.samplers
 import torch
 
-LARGEST_BATCH = 8
+from .memory import BatchSize, raise_if_cancelled
+from .model_types import Clip, Model
+
+LARGEST_BATCH = 8  # prompts in one UNet call. Not measured
+# Share of free memory by which a batch must be smaller than ComfyUI's estimate of it, because hooks
+# keep activations as well. Not measured.
+MEMORY_MARGIN = 1.5
+# What a text encoder returns beside the token states that UNets read.
+EXTRAS = ("pooled_output",)
 
 
-class _Together(comfy.samplers.Sampler):
-    """A sampler for the host's guider that hands the loaded model to `body(guider, sigmas, model_options)`."""
+@dataclass(frozen=True)
+class SamplingPlan:
+    """Which prompts are sampled and how.
 
-    def __init__(self, body):
+    texts: the prompts; seeds: of the noise of each; groups: lists of prompt numbers that are run
+    one after another at each step; steps: of the whole DDIM schedule, of which only the first
+    `window` are run; size: of the pictures in pixels.
+    """
+
+    texts: Sequence[str]
+    seeds: Sequence[int]
+    groups: Sequence[Sequence[int]]
+    steps: int
+    window: int
+    cfg: float
+    size: int
+
+
+class Watch(Protocol):
+    """What `sample` tells about its progress, for who measures activations meanwhile."""
+
+    def begin(self, guider: Any) -> None:
+        """The model is loaded."""
+        ...
+
+    def end(self) -> None:
+        """Sampling is over, by success, error or cancelling."""
+        ...
+
+    def batch(self, chosen: Sequence[int], b: int) -> None:
+        """The UNet will be called on prompts `chosen`, `b` of them.
+
+        The conditional halves come first in the batch, then, where cfg is not 1, the others.
+        """
+        ...
+
+    def group(self, step: int, g: int) -> None:
+        """Group `g` has finished step `step`."""
+        ...
+
+
+class _InsideGuider(comfy.samplers.Sampler):
+    """A sampler that hands the loaded model to `body(guider, sigmas, model_options)`."""
+
+    def __init__(self, body: Callable[[Any, torch.Tensor, dict], None]) -> None:
         self.body = body
 
-    def sample(
+    def sample(  # pyright: ignore[reportIncompatibleMethodOverride]
         self,
-        model_wrap,
-        sigmas,
-        extra_args,
-        callback,
-        noise,
-        latent_image=None,
-        denoise_mask=None,
-        disable_pbar=False,
-    ):
+        model_wrap: Any,
+        sigmas: torch.Tensor,
+        extra_args: dict,
+        callback: Any,
+        noise: torch.Tensor,
+        latent_image: torch.Tensor | None = None,
+        denoise_mask: torch.Tensor | None = None,
+        disable_pbar: bool = False,
+    ) -> torch.Tensor:
+        """Runs the body, as ComfyUI runs a sampler."""
         self.body(model_wrap, sigmas, extra_args["model_options"])
         return noise
 
 
-def latent_shape(model, size):
+def latent_shape(model: Model, size: int) -> list[int]:
     """[channels, height, width] of the MODEL's latents for square pictures of `size` pixels."""
-    form = model.get_model_object("latent_format")
+    form: Any = model.get_model_object("latent_format")
     side = max(1, size // form.spacial_downscale_ratio)
     return [form.latent_channels, side, side]
 
 
-def conditioning(clip, texts, size):
-    """(positive, negative) CONDITIONING: all texts [n, 77, d] as one batch, and the empty prompt; each text is encoded once."""
+def seeded_noise(shape: Sequence[int], seeds: Sequence[int]) -> torch.Tensor:
+    """Noise [n, *shape] float32 on the CPU, each row of its own seed."""
+    rows = [torch.randn(shape, generator=torch.Generator().manual_seed(s)) for s in seeds]
+    return torch.stack(rows)
+
+
+def conditioning(
+    clip: Clip, texts: Sequence[str], size: int, extras: Sequence[str] = EXTRAS
+) -> tuple[list, list]:
+    """(positive, negative) CONDITIONING, each text encoded once.
+
+    The positive one holds all texts as one batch [n, 77, d], the negative one the empty prompt.
+    `extras` names what else of the text encoder's output the model reads.
+    """
     found = {}
     for text in dict.fromkeys([*texts, ""]):
-        comfy.model_management.throw_exception_if_processing_interrupted()
+        raise_if_cancelled()
         ((states, more),) = clip.encode_from_tokens_scheduled(clip.tokenize(text))
-        found[text] = states, more.get("pooled_output")
+        found[text] = states, more
 
-    def batch(chosen):
-        states = torch.cat([found[t][0] for t in chosen])
-        extra = {"width": size, "height": size}
-        if found[chosen[0]][1] is not None:
-            extra["pooled_output"] = torch.cat([found[t][1] for t in chosen])
-        return [[states, extra]]
+    def batch(chosen: Sequence[str]) -> list:
+        extra: dict[str, Any] = {"width": size, "height": size}
+        for name in extras:
+            if found[chosen[0]][1].get(name) is not None:
+                extra[name] = torch.cat([found[text][1][name] for text in chosen])
+        return [[torch.cat([found[text][0] for text in chosen]), extra]]
 
     return batch(list(texts)), batch([""])
 
 
-def _rows(cond, chosen, n):
-    """The conditioning of some of a batch of `n` prompts: rows `chosen` of every tensor that has one row per prompt."""
+def _of_prompts(cond: dict, chosen: Sequence[int], n: int) -> dict:
+    """The conditioning of prompts `chosen` out of n.
+
+    Every tensor that has one row for each prompt is cut to these rows.
+    """
     out = {}
     for name, value in cond["model_conds"].items():
         tensor = value.cond
@@ -64,149 +139,184 @@ def _rows(cond, chosen, n):
     return {**cond, "model_conds": out}
 
 
-def _joined(first, second, b):
-    """`first`, conditioning of b prompts, and `second`, of one prompt repeated, as one batch of 2 b."""
+def _joined(first: dict, second: dict, b: int) -> dict:
+    """The conditioning of b prompts, and that of one prompt repeated, as one batch of 2 b."""
     out = {}
     for name, value in first["model_conds"].items():
         other = second["model_conds"][name]
         if torch.is_tensor(value.cond):
-            parts = (
-                value.process_cond(batch_size=b, area=None),
-                other.process_cond(batch_size=b, area=None),
-            )
-            value = value._copy_with(torch.cat([p.cond for p in parts]))
+            parts = [v.process_cond(batch_size=b, area=None).cond for v in (value, other)]
+            value = value._copy_with(torch.cat(parts))
         out[name] = value
     return {**first, "model_conds": out}
 
 
-def _fitting(model, shape, halves):
-    """How many prompts fit in free memory at once."""
-    free, b = comfy.model_management.get_free_memory(model.load_device), LARGEST_BATCH
-    while b > 1 and model.model.memory_required([b * halves, *shape]) * 1.5 > free:
+def _fitting(model: Model, shape: Sequence[int], halves: int) -> int:
+    """How many prompts fit into free memory at once."""
+    free = comfy.model_management.get_free_memory(model.load_device)
+    b = LARGEST_BATCH
+    while b > 1 and model.model.memory_required([b * halves, *shape]) * MEMORY_MARGIN > free:
         b //= 2
     return b
 
 
-def sample(model, clip, texts, seeds, groups, *, steps, window, cfg, size, watch):
-    """Advances all prompts (`texts`, with the noise of `seeds`) through the first `window` of `steps` DDIM steps; returns the number of
-    prompts times steps that went through the UNet.
+def sample(model: Model, clip: Clip, plan: SamplingPlan, watch: Watch) -> int:
+    """Runs all prompts of a plan through the first `window` DDIM steps.
 
-    groups: lists of prompt numbers; at each step one group after the other is run, in batches that shrink when memory runs out.
-    watch.begin(guider) once the model is loaded and watch.end() whatever happens; watch.batch(numbers, b) before each UNet call, whose
-    batch holds the conditional halves of these prompts first and then, where cfg is not 1, the unconditional ones;
-    watch.group(step, g) when group g is through step `step`. Cancelling raises within one UNet call.
+    Returns prompts times steps that went through the UNet. Batches shrink when memory runs out.
+    Cancelling raises within one UNet call, and `watch.end()` is called whatever happens.
     """
-    shape, n, halves = latent_shape(model, size), len(texts), 1 if cfg == 1 else 2
-    positive, negative = conditioning(clip, texts, size)
-    latents = torch.stack(
-        [torch.randn(shape, generator=torch.Generator().manual_seed(s)) for s in seeds]
+    shape = latent_shape(model, plan.size)
+    halves = 1 if plan.cfg == 1 else 2
+    positive, negative = conditioning(clip, plan.texts, plan.size)
+    sampling: Any = model.get_model_object("model_sampling")
+    sigmas = comfy.samplers.calculate_sigmas(sampling, "normal", plan.steps)[: plan.window + 1]
+    batch = BatchSize(_fitting(model, shape, halves))
+    run = _Run(plan, watch, batch, seeded_noise(shape, plan.seeds))
+    # ComfyUI makes room in memory for a batch of this shape.
+    room = torch.zeros([batch.rows, *shape])
+    comfy.sample.sample_custom(
+        model,
+        room,
+        plan.cfg,
+        _InsideGuider(run.steps),
+        sigmas,
+        positive,
+        negative,
+        room,
+        disable_pbar=True,
     )
-    sigmas = comfy.samplers.calculate_sigmas(
-        model.get_model_object("model_sampling"), "normal", steps
-    )[: window + 1]
-    state = {"b": _fitting(model, shape, halves), "calls": 0}
+    return run.calls
 
-    def denoised(guider, x, sigma, chosen, options):
-        cond = _rows(guider.conds["positive"][0], chosen, n)
-        b, both = len(chosen), x
-        watch.batch(chosen, b)
-        if halves == 2:
-            cond, both = _joined(cond, guider.conds["negative"][0], b), torch.cat([x, x])
-        out = comfy.samplers.calc_cond_batch(
-            guider.inner_model, [[cond]], both, sigma.expand(len(both)), options
-        )[0]
-        if halves == 1:
-            return out
-        return comfy.samplers.cfg_function(
-            guider.inner_model,
-            out[:b],
-            out[b:],
-            cfg,
-            x,
-            sigma.expand(b),
-            options,
-            [cond],
-            guider.conds["negative"],
-        )
 
-    def body(guider, sigmas, options):
-        x = latents.to(sigmas.device)
+class _Run:
+    """One run of `sample`, once the model is loaded."""
+
+    def __init__(
+        self, plan: SamplingPlan, watch: Watch, batch: BatchSize, noise: torch.Tensor
+    ) -> None:
+        self.plan = plan
+        self.watch = watch
+        self.batch = batch
+        self.noise = noise
+        self.calls = 0  # prompts times steps that went through the UNet
+        self.guider: Any = None
+        self.options: dict = {}
+
+    def steps(self, guider: Any, sigmas: torch.Tensor, options: dict) -> None:
+        """All steps of all groups."""
+        self.guider, self.options = guider, options
+        x = self.noise.to(sigmas.device)
         sampling = guider.inner_model.model_sampling
         x = sampling.noise_scaling(sigmas[0], x, torch.zeros_like(x), True)
         try:
-            watch.begin(guider)
+            self.watch.begin(guider)
             for step in range(len(sigmas) - 1):
-                for g, group in enumerate(groups):
-                    at = 0
-                    while at < len(group):
-                        comfy.model_management.throw_exception_if_processing_interrupted()
-                        chosen = group[at : at + state["b"]]
-                        try:
-                            x0 = denoised(guider, x[chosen], sigmas[step], chosen, options)
-                        except Exception as error:
-                            comfy.model_management.raise_non_oom(error)
-                            if len(chosen) == 1:
-                                raise
-                            state["b"] = len(chosen) // 2
-                            x0 = None
-                        if (
-                            x0 is None
-                        ):  # outside the handler, which would hold on to what filled the memory
-                            comfy.model_management.soft_empty_cache()
-                            continue
-                        x[chosen] += (
-                            (x[chosen] - x0) / sigmas[step] * (sigmas[step + 1] - sigmas[step])
-                        )
-                        at += len(chosen)
-                        state["calls"] += len(chosen)
-                    watch.group(step, g)
+                for g, group in enumerate(self.plan.groups):
+                    self._step(x, group, sigmas[step], sigmas[step + 1])
+                    self.watch.group(step, g)
         finally:
-            watch.end()
+            self.watch.end()
 
-    room = torch.zeros(
-        [state["b"], *shape]
-    )  # the host makes room in memory for a batch of this shape
-    comfy.sample.sample_custom(
-        model, room, cfg, _Together(body), sigmas, positive, negative, room, disable_pbar=True
-    )
-    return state["calls"]
+    def _step(
+        self, x: torch.Tensor, group: Sequence[int], now: torch.Tensor, following: torch.Tensor
+    ) -> None:
+        """One DDIM step of a group of prompts, in place in the latents x [n, c, h, w]."""
+        at = 0
+        while at < len(group):
+            raise_if_cancelled()
+            left = group[at:]
+            n, x0 = self.batch.run(len(left), functools.partial(self._denoised, x, now, left))
+            chosen = left[:n]
+            x[chosen] += (x[chosen] - x0) / now * (following - now)
+            at += n
+            self.calls += n
+
+    def _denoised(
+        self, x: torch.Tensor, sigma: torch.Tensor, left: Sequence[int], b: int
+    ) -> torch.Tensor:
+        """x0 [b, c, h, w] that the model predicts for the first b of the prompts `left`."""
+        chosen = left[:b]
+        model, conds = self.guider.inner_model, self.guider.conds
+        cond = _of_prompts(conds["positive"][0], chosen, len(self.plan.texts))
+        x = x[chosen]
+        self.watch.batch(chosen, b)
+        call = comfy.samplers.calc_cond_batch
+        if self.plan.cfg == 1:
+            return call(model, [[cond]], x, sigma.expand(b), self.options)[0]
+        cond = _joined(cond, conds["negative"][0], b)
+        both = call(model, [[cond]], torch.cat([x, x]), sigma.expand(2 * b), self.options)[0]
+        return comfy.samplers.cfg_function(
+            model,
+            both[:b],
+            both[b:],
+            self.plan.cfg,
+            x,
+            sigma.expand(b),
+            self.options,
+            [cond],
+            conds["negative"],
+        )
 
 
-def predict_from_noise(model, clip, texts, seeds, *, level, size, step=lambda: None):
-    """What a MODEL makes of noise alone under each text: predicted pictures x0, [texts, seeds, c * h * w] float32 on the CPU, one UNet call
-    for each text and seed, at the noise level `level` (0..1 of the schedule). step: called after each batch."""
+def predict_from_noise(
+    model: Model,
+    clip: Clip,
+    texts: Sequence[str],
+    seeds: Sequence[int],
+    *,
+    level: float,
+    size: int,
+    step: Callable[[], None] = lambda: None,
+) -> torch.Tensor:
+    """Pictures x0 that a MODEL predicts from noise alone under each text.
+
+    Returns [texts, seeds, c * h * w] float32 on the CPU, from one prediction for each text and
+    seed at the noise level `level` (0..1 of the schedule). `step` is called after each batch.
+    Batches shrink when memory runs out.
+    """
     shape, n = latent_shape(model, size), len(texts)
     positive, negative = conditioning(clip, texts, size)
-    latents = torch.stack(
-        [torch.randn(shape, generator=torch.Generator().manual_seed(s)) for s in seeds]
-    )
-    sampling, found = model.get_model_object("model_sampling"), []
+    noise = seeded_noise(shape, seeds)
+    sampling: Any = model.get_model_object("model_sampling")
     schedule = torch.tensor([sampling.percent_to_sigma(1 - level), 0.0], dtype=torch.float32)
+    batch = BatchSize(_fitting(model, shape, 1))
+    pairs = [(text, seed) for text in range(n) for seed in range(len(seeds))]
+    found: list[torch.Tensor] = []
 
-    def body(guider, sigmas, options):
-        x, at = latents.to(sigmas.device), 0
-        x = guider.inner_model.model_sampling.noise_scaling(
-            sigmas[0], x, torch.zeros_like(x), False
-        )
-        rows = [(t, k) for t in range(n) for k in range(len(seeds))]
-        while at < len(rows):
-            comfy.model_management.throw_exception_if_processing_interrupted()
-            part = rows[at : at + b]
-            cond = _rows(guider.conds["positive"][0], [t for t, _ in part], n)
-            noisy, sigma = x[[k for _, k in part]], sigmas[0].expand(len(part))
-            found.append(
-                comfy.samplers.calc_cond_batch(guider.inner_model, [[cond]], noisy, sigma, options)[
-                    0
-                ]
-                .float()
-                .cpu()
+    def predict_all(guider: Any, sigmas: torch.Tensor, options: dict) -> None:
+        x = noise.to(sigmas.device)
+        sampling = guider.inner_model.model_sampling
+        x = sampling.noise_scaling(sigmas[0], x, torch.zeros_like(x), False)
+
+        def predict(left: list[tuple[int, int]], count: int) -> torch.Tensor:
+            part = left[:count]
+            cond = _of_prompts(guider.conds["positive"][0], [text for text, _ in part], n)
+            noisy, sigma = x[[seed for _, seed in part]], sigmas[0].expand(len(part))
+            out = comfy.samplers.calc_cond_batch(
+                guider.inner_model, [[cond]], noisy, sigma, options
             )
-            at += len(part)
+            return out[0].float().cpu()
+
+        at = 0
+        while at < len(pairs):
+            raise_if_cancelled()
+            left = pairs[at:]
+            count, x0 = batch.run(len(left), functools.partial(predict, left))
+            found.append(x0)
+            at += count
             step()
 
-    b = _fitting(model, shape, 1)
-    room = torch.zeros([b, *shape])
+    room = torch.zeros([batch.rows, *shape])
     comfy.sample.sample_custom(
-        model, room, 1.0, _Together(body), schedule, positive, negative, room, disable_pbar=True
+        model,
+        room,
+        1.0,
+        _InsideGuider(predict_all),
+        schedule,
+        positive,
+        negative,
+        room,
+        disable_pbar=True,
     )
     return torch.cat(found).view(n, len(seeds), -1)

@@ -1,4 +1,6 @@
-"""Reading a model's weights without touching them, whatever sibling clone is loaded, patched or quantised."""
+"""Reading a model's weights without changing them, whatever is loaded, patched or quantised."""
+
+from collections.abc import Iterable
 
 import comfy.lora
 import comfy.model_management
@@ -7,60 +9,80 @@ import comfy.utils
 import torch
 
 from ..errors import UnlearnError
-from ..types import Fingerprint
-from .adapters import Edit
+from ..types import Edit, Fingerprint
+from . import adapters
+from .model_types import Model
 
-SAMPLES = 64
-BYPASS_ATTACHMENT = (
-    "unlearn_beside"  # of the attachment with the edits that run beside the layers (bypass.py)
-)
+SAMPLES = 64  # entries of each weight in a fingerprint
+# The attachment that holds the bypass edits. Models in a running ComfyUI carry it under this name.
+BYPASS_ATTACHMENT = "unlearn_beside"
+IDENTITY_ROWS = 1024  # unit vectors that go through a packed layer at once
 
 
-def read(model, key, patched=True, device=None, edited=True):
+def read(
+    model: Model,
+    key: str,
+    patched: bool = True,
+    device: torch.device | str | None = None,
+    edited: bool = True,
+) -> torch.Tensor:
     """Weight `key` of a MODEL as a new float32 tensor [d_out, d_in] on `device` (default CPU).
 
-    Starts from the patcher's backup where one exists, for the module may hold a sibling clone's patched weight; `patched` adds
-    this model's own patches (LoRAs and the like, and edits that run beside the layers); not `edited`: without those of this pack. Raises
-    UnlearnError on NaN or infinite entries.
+    `patched` includes this model's own patches: LoRAs and the like, and this pack's edits, those
+    in bypass too. Not `edited` leaves out the edits of this pack. Raises UnlearnError on NaN or
+    infinite entries.
     """
     weight, _, convert = comfy.model_patcher.get_key_weight(model.model, key)
-    backup = model.backup.get(key) or model.hook_backup.get(
-        key
-    )  # in this order: hook_backup may be patched already
     if packed(weight) and convert is None:
-        return _checked(_through_the_layer(model, key), key).to(device or "cpu")
-    if backup is not None:
-        weight = backup[0]
+        return _checked(_read_through_layer(model, key), key).to(device or "cpu")
     weight = comfy.model_management.cast_to_device(
-        weight, torch.device(device or "cpu"), torch.float32, copy=True
+        _original(model, key, weight), torch.device(device or "cpu"), torch.float32, copy=True
     )
     if convert is not None:
         weight = convert(weight, inplace=True)  # dequantises
-    patches = (
-        [p for p in model.patches.get(key, ()) if edited or not isinstance(p[1], Edit)]
-        if patched
-        else []
-    )
-    if patches:
-        weight = comfy.lora.calculate_weight(patches, weight, key)
-    for edit, strength in bypass_edits(model).get(key, ()) if patched and edited else ():
-        weight += edit.change(weight, strength)
+    if patched:
+        weight = _with_patches(model, key, weight, edited)
     return _checked(weight, key)
 
 
-def edited(model, key):
-    """Whether a patch of this pack is on weight `key` of a MODEL, in it or beside its layer."""
-    return key in bypass_edits(model) or any(
-        isinstance(p[1], Edit) for p in model.patches.get(key, ())
-    )
+def _original(model: Model, key: str, weight: torch.Tensor) -> torch.Tensor:
+    """The weight without patches: the patcher's backup where there is one.
+
+    The module may hold the patched weight of a sibling clone. `hook_backup` comes second, because
+    what it holds may be patched already.
+    """
+    backup = model.backup.get(key) or model.hook_backup.get(key)
+    return weight if backup is None else backup[0]
 
 
-def bypass_edits(model):
-    """The edits that run beside the layers of a MODEL, not in its weights: weight key -> ((edit, strength), ...)."""
+def _with_patches(model: Model, key: str, weight: torch.Tensor, edited: bool) -> torch.Tensor:
+    """A weight [d_out, d_in] with the patches of a MODEL on it."""
+    patches = []
+    for patch in model.patches.get(key, ()):
+        if edited or not isinstance(patch[1], adapters.WeightEdit):
+            patches.append(patch)
+    if patches:
+        weight = comfy.lora.calculate_weight(patches, weight, key)
+    for edit, strength in bypass_edits(model).get(key, ()) if edited else ():
+        weight += edit.change(weight, strength)
+    return weight
+
+
+def edited(model: Model, key: str) -> bool:
+    """Whether an edit of this pack is on weight `key` of a MODEL, in the weight or in bypass."""
+    in_weight = any(isinstance(p[1], adapters.WeightEdit) for p in model.patches.get(key, ()))
+    return in_weight or key in bypass_edits(model)
+
+
+def bypass_edits(model: Model) -> dict[str, tuple[tuple[Edit, float], ...]]:
+    """The edits of a MODEL that run in bypass, not in its weights.
+
+    Weight key -> ((edit, strength), ...).
+    """
     return model.get_attachment(BYPASS_ATTACHMENT) or {}
 
 
-def _checked(weight, key):
+def _checked(weight: torch.Tensor, key: str) -> torch.Tensor:
     if not torch.isfinite(weight).all():
         raise UnlearnError(
             f"The input 'model' has NaN or infinite numbers in its weight '{key}'; "
@@ -69,46 +91,60 @@ def _checked(weight, key):
     return weight
 
 
-def packed(weight):
-    """Whether a weight is stored in a form of its loader's own (GGUF and the like), which only the layer itself can read."""
+def packed(weight: torch.Tensor) -> bool:
+    """Whether a weight is stored in a form that only its own layer can read (GGUF and the like)."""
     return not weight.is_floating_point() or hasattr(weight, "tensor_type")
 
 
-def _through_the_layer(model, key):
-    """The weight of a linear layer as its own forward pass applies it: the answers to unit vectors, less the answer to zero."""
+def _read_through_layer(model: Model, key: str) -> torch.Tensor:
+    """The weight [d_out, d_in] of a linear layer as its forward pass applies it.
+
+    These are the answers to unit vectors, less the answer to zero, which is the bias.
+    """
     comfy.model_management.load_models_gpu([model])
     module = comfy.utils.get_attr(model.model, key.removesuffix(".weight"))
     with torch.inference_mode():
         unit = torch.eye(module.in_features, device=model.load_device)
-        answers = torch.cat([module(part).float() for part in unit.split(1024)])
-        return (answers - module(torch.zeros_like(unit[:1])).float()).T.contiguous().clone()
+        answers = torch.cat([module(part).float() for part in unit.split(IDENTITY_ROWS)])
+        bias = module(torch.zeros_like(unit[:1])).float()
+        return (answers - bias).T.contiguous().clone()
 
 
-def fingerprint(model, keys):
-    """Fingerprint of the pristine, LoRA-free weights `keys` of a MODEL."""
+def fingerprint(model: Model, keys: Iterable[str]) -> Fingerprint:
+    """Fingerprint of the original weights `keys` of a MODEL, without LoRAs or edits."""
     samples = {}
     for key in keys:
         weight, _, convert = comfy.model_patcher.get_key_weight(model.model, key)
-        backup = model.backup.get(key) or model.hook_backup.get(key)
-        if packed(weight) or convert is not None:  # only as a whole
+        if packed(weight) or convert is not None:  # such a weight can only be read as a whole
             flat = read(model, key, patched=False).flatten()
         else:
-            flat = (weight if backup is None else backup[0]).reshape(-1)
-        where = torch.linspace(
-            0, flat.numel() - 1, min(SAMPLES, flat.numel()), dtype=torch.float64
-        ).long()
-        # float8 is indexed as bytes
-        found = (
-            flat.view(torch.uint8)[where.to(flat.device)].view(flat.dtype)
-            if flat.element_size() == 1
-            else flat[where.to(flat.device)]
-        )
-        samples[key] = _checked(found.detach().to("cpu", torch.float32, copy=True), key)
+            flat = _original(model, key, weight).reshape(-1)
+        count = min(SAMPLES, flat.numel())
+        places = torch.linspace(0, flat.numel() - 1, count, dtype=torch.float64).long()
+        samples[key] = _checked(at(flat, places).float(), key)
     return Fingerprint(samples)
 
 
-def shape(model, key):
-    """Shape of weight `key` of a MODEL as the maths sees it (a quantised weight's logical shape)."""
+def at(flat: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
+    """The entries at int64 `places` of a flat tensor, as a new tensor on the CPU."""
+    places = places.to(flat.device)
+    if flat.element_size() > 1:
+        return flat[places].detach().to("cpu", copy=True)
+    # float8 has no indexing of its own, so it is indexed as bytes.
+    return flat.view(torch.uint8)[places].view(flat.dtype).detach().to("cpu", copy=True)
+
+
+def exists(model: Model, key: str) -> bool:
+    """Whether a MODEL has a weight `key`. Asking for one key builds no state dict."""
+    try:
+        weight, _, _ = comfy.model_patcher.get_key_weight(model.model, key)
+    except AttributeError:
+        return False
+    return isinstance(weight, torch.Tensor)
+
+
+def shape(model: Model, key: str) -> tuple[int, ...]:
+    """Shape of weight `key` of a MODEL; of a quantised weight the shape it stands for."""
     weight, _, convert = comfy.model_patcher.get_key_weight(model.model, key)
     if packed(weight) and convert is None:
         module = comfy.utils.get_attr(model.model, key.removesuffix(".weight"))

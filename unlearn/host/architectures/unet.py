@@ -51,6 +51,20 @@ def _found(model, pattern, what):
     return sorted(layers, key=lambda x: (_ORDER[x.part], x.block, x.depth, x.projection))
 
 
+def label(key: str) -> str:
+    """Short name of a weight for reports, as in `input 4.0 ff`. Other weights keep their key."""
+    for pattern in (_CROSS, _FEED_FORWARD):
+        if found := pattern.match(key):
+            return Layer(key, found[1], int(found[2]), int(found[3]), found[4]).label
+    return key
+
+
+def part(key: str) -> str:
+    """The part of the UNet that a weight is in: `input`, `middle`, `output`, or '' for neither."""
+    found = re.match(_BLOCK, key)
+    return found[1] if found else ""
+
+
 NATIVE_SIZES = {"SDXL": 1024, "SD20": 768}
 
 

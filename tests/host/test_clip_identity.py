@@ -1,0 +1,164 @@
+"""Which text encoder it is: decided by its weights and settings, on whatever device and in whatever dtype it computes."""
+
+import time
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from testbed import pack, tiny
+
+identities = pack.module("unlearn.host.clip_identity")
+states = pack.module("unlearn.files.text_cache")
+QUERY = "clip_l.transformer.text_model.encoder.layers.1.self_attn.q_proj.weight"
+TOKENS = "clip_g.transformer.text_model.embeddings.token_embedding.weight"
+
+
+def sdxl(seed=0, dtype=None):
+    """A CLIP of two encoders as SDXL's, tiny, of random weights."""
+    import comfy.sd
+    import comfy.sdxl_clip
+    import comfy.supported_models_base as base
+
+    small = {
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_attention_heads": 2,
+        "num_hidden_layers": 3,
+    }
+    options = {"clip_l_model_config": small, "clip_g_model_config": small}
+    if dtype is not None:
+        options["dtype"] = dtype
+    target = base.ClipTarget(comfy.sdxl_clip.SDXLTokenizer, comfy.sdxl_clip.SDXLClipModel)
+    clip = comfy.sd.CLIP(target, parameters=1, model_options=options)
+    g = torch.Generator().manual_seed(seed)
+    for name, p in clip.cond_stage_model.named_parameters():
+        p.copy_(torch.randn(p.shape, generator=g) / 9)
+        if "text_projection" in name:
+            p.fill_(float("nan"))  # the host leaves anything in what a checkpoint lacks
+    return clip
+
+
+def identity(clip):
+    return identities.identity(clip, states.PROBES)
+
+
+def test_the_same_encoder_has_one_identity_in_every_dtype_and_state():
+    clip = sdxl()
+    known = identity(clip)
+    assert known is not None and known == identity(clip.clone()) == identity(sdxl())
+    assert known == identity(sdxl(dtype=torch.float16))
+    clip.encode_from_tokens(clip.tokenize("a cat"))  # loads it
+    other = clip.clone()
+    other.clip_layer(-3)
+    other.encode_from_tokens(other.tokenize("a cat"))  # the modules are shared with the clone
+    assert identity(clip) == known
+    clip.cond_stage_model.clip_l.transformer.text_projection.weight.fill_(3.0)
+    assert identity(clip) == known
+
+
+def patched(strength=1.0, seed=0):
+    clip = sdxl()
+    g = torch.Generator().manual_seed(seed)
+    clip.add_patches({QUERY: (torch.randn(32, 32, generator=g),)}, strength)
+    return clip
+
+
+def skipped(layer):
+    clip = sdxl()
+    clip.clip_layer(layer)
+    return clip
+
+
+def one_token_changed():
+    clip = sdxl()
+    dict(clip.cond_stage_model.named_parameters())[TOKENS][1234] += 1
+    return clip
+
+
+def other_tokenizer():
+    clip = sdxl()
+    clip.set_tokenizer_option("min_length", 99)
+    return clip
+
+
+OTHERS = {
+    "checkpoint": lambda: sdxl(seed=1),
+    "one token": one_token_changed,
+    "lora": patched,
+    "strength of a lora": lambda: patched(0.5),
+    "another lora": lambda: patched(seed=1),
+    "clip skip": lambda: skipped(-2),
+    "another clip skip": lambda: skipped(-3),
+    "tokenizer": other_tokenizer,
+}
+
+
+def test_everything_that_decides_states_makes_another_identity():
+    found = {name: identity(make()) for name, make in OTHERS.items()}
+    found["none of these"] = identity(sdxl())
+    assert None not in found.values() and len(set(found.values())) == len(found), found
+
+
+def test_a_lora_in_place_is_as_one_that_is_not_yet_loaded():
+    clip = patched()
+    known, plain = identity(clip), sdxl()
+    clip.encode_from_tokens(clip.tokenize("a cat"))
+    assert clip.patcher.backup  # it is in the weights now
+    assert identity(clip) == known != identity(plain)
+    unpatched = clip.clone()
+    unpatched.patcher.patches = {}
+    unpatched.patcher.backup = clip.patcher.backup
+    assert identity(unpatched) == identity(plain)
+
+
+@pytest.mark.parametrize("what", ["object_patches", "injections", "forced_hooks"])
+def test_what_cannot_be_read_has_no_identity(what):
+    clip = sdxl()
+    setattr(clip.patcher, what, {"x": object()})
+    assert identity(clip) is None
+    assert identity(tiny.Clip()) is identity(None) is identity(SimpleNamespace()) is None
+
+
+def test_states_stand_for_an_encoder_without_identity():
+    said = {text: torch.full((77, 4), float(i)) for i, text in enumerate(states.PROBES)}
+    other = {**said, states.PROBES[0]: said[states.PROBES[0]] + 0.01}
+    name = states.fingerprint(None, said)
+    assert name == states.fingerprint(None, dict(said)) != states.fingerprint(None, other)
+
+
+def test_kept_states_are_found_again_by_another_driver(tmp_path, monkeypatch):
+    """The same encoder, whose arithmetic differs in the third decimal, as it does between devices."""
+    clip = sdxl()
+    for p in clip.cond_stage_model.parameters():
+        p.nan_to_num_(0.0)
+    prompt = states.text_encoding.locate(clip, "a photo of a {concept}", "cat")
+    states.TextStateCache(clip, tmp_path).get([prompt])
+    real = states.text_encoding.encode
+    monkeypatch.setattr(
+        states.text_encoding,
+        "encode",
+        lambda *args: {text: state + 1e-3 for text, state in real(*args).items()},
+    )
+    again = states.TextStateCache(clip, tmp_path)
+    again.get([prompt])
+    assert again.encoded == 0
+
+
+def test_a_prompt_with_an_embedding_is_not_kept(tmp_path):
+    clip = sdxl()
+    for p in clip.cond_stage_model.parameters():
+        p.nan_to_num_(0.0)
+    prompt = states.text_encoding.locate(clip, "{concept} in embedding:mine", "cat")
+    states.TextStateCache(clip, tmp_path).get([prompt])
+    again = states.TextStateCache(clip, tmp_path)
+    again.get([prompt])
+    assert again.encoded == 1 and not list(tmp_path.rglob("*.safetensors"))
+
+
+def test_reading_the_weights_is_quick(loaded):
+    clip = loaded[1]
+    identity(clip)
+    start = time.perf_counter()
+    identity(clip)
+    assert time.perf_counter() - start < 2  # 0.02 s alone on one core; this machine may be busy
