@@ -755,7 +755,7 @@ def test_kernels_work_where_their_inputs_are(g):
     """With another default device, which is a CPU-only machine's second one: what forgets the device of its inputs fails."""
     few, many, w0, rows = (
         rand(g, 5, 4),
-        rand(g, scapre.ROWS * scapre.BLOCKS, 4),
+        rand(g, scapre.BLOCK_ROWS * scapre.COLUMN_BLOCKS, 4),
         rand(g, 6, 4),
         torch.ones(1, 6),
     )
