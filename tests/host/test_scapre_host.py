@@ -415,6 +415,11 @@ def test_a_variant_is_one_file(loaded, toy_variant):
     assert change_of(patch.edits[0][1]).norm() > change_of(unpushed.edits[0][1]).norm()
 
 
+def test_two_variants_of_one_name_are_refused():
+    with pytest.raises(ValueError, match="two variants are named 'uce'"):
+        registry.variant("uce", "", object)(lambda context, settings: None)
+
+
 def test_help_page_and_english_say_what_the_variants_say():
     """Stale? Run `python -m tools.write_variant_docs`."""
     page, english = (

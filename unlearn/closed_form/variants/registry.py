@@ -107,6 +107,8 @@ def variant(name: str, reference: str, settings: type) -> Callable[[Function], F
     """
 
     def declare(function: Function) -> Function:
+        if name in _VARIANTS:
+            raise ValueError(f"two variants are named '{name}'; give one of them another name")
         _VARIANTS[name] = Variant(name, reference, settings, function)
         return function
 
