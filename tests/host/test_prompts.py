@@ -143,7 +143,7 @@ def test_statistics_of_many_concepts_are_the_sums_of_those_of_each(loaded):
     """They are summed up block by block, so ten thousand concepts need no more memory than ten."""
     clip = loaded[1]
     things = ("fox", "car", "cup", "boat", "rose", "lamp", "coin")
-    names = [f"{a} {b}" for a in ("red", "old", "big", "cold", "wet") for b in things]
+    names = [f"{a} {b}" for a in ("red", "tall", "big", "cold", "wet") for b in things]
     assert len(names) > tuning.BLOCK
 
     def planned(chosen):
