@@ -4,8 +4,8 @@ from comfy_api.latest import io
 
 from ..kernels.fia import SCORES
 from ..unlearn.errors import UnlearnError, finite
-from ..unlearn.files import saliency_file, storage
-from ..unlearn.host import progress
+from ..unlearn.files import saliency_file
+from ..unlearn.host import folders, progress
 from ..unlearn.pruning import saliency
 from ..unlearn.pruning.prompts import lines
 from .sockets import Concepts, Saliency
@@ -198,7 +198,7 @@ class ConceptSaliency(io.ComfyNode):
                 "'raw_statistics' is for score 'paper'; with 'wanda' they are kept anyway, so leave it empty."
             )
         folder = (
-            storage.new_in(saliency_file.models_folder(), raw_statistics, ".raw")
+            folders.new_in(saliency_file.models_folder(), raw_statistics, ".raw")
             if raw_statistics
             else None
         )

@@ -4,7 +4,7 @@ from comfy_api.latest import io
 
 from ..unlearn.errors import UnlearnError, finite
 from ..unlearn.host import progress
-from ..unlearn.host.training_network import TRAINABLE
+from ..unlearn.host.architectures import TRAINABLE
 from ..unlearn.sculpting import train
 from .sockets import Concepts, Patch
 

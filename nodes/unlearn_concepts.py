@@ -8,7 +8,7 @@ from comfy_api.latest import io
 
 from ..unlearn.concepts import lists, notation
 from ..unlearn.errors import UnlearnError
-from ..unlearn.files import storage
+from ..unlearn.host import folders
 from ..unlearn.types import KINDS
 from .sockets import Concepts
 
@@ -29,8 +29,8 @@ def list_files():
 def file_path(name):
     """Full path of a list in the input folder; raises UnlearnError for one that is not there or lies outside."""
     plain, folder = folder_paths.annotated_filepath(name)  # 'x.txt [output]' and the like
-    path = storage.inside(folder or folder_paths.get_input_directory(), plain.strip())
-    if path.suffix.lower() not in (".txt", ".csv") or not storage.is_file(path):
+    path = folders.inside(folder or folder_paths.get_input_directory(), plain.strip())
+    if path.suffix.lower() not in (".txt", ".csv") or not folders.is_file(path):
         said = notation.short(name)
         raise UnlearnError(
             f"There is no concept list '{said}' in ComfyUI's input folder; put a .txt or .csv there and choose it again."

@@ -343,7 +343,7 @@ def draw(loaded, model, chosen, folder, given, patch=None):
     """Paths of the pictures of all rows, by ComfyUI's own sampler; one that lies in the folder and was made just so stays."""
     import comfy.sample
 
-    size = given.size or pack.module("unlearn.host.architectures.unet").native_size(model)
+    size = given.size or pack.module("unlearn.host.architectures").native_size(model)
     shape = lockstep.latent_shape(model, size)
     how = {
         "checkpoint": loaded.stamp,

@@ -15,7 +15,7 @@ files = pack.module("unlearn.files.saliency_file")
 lockstep = pack.module("unlearn.host.batched_sampling")
 masks = pack.module("unlearn.pruning.masks")
 patching = pack.module("unlearn.host.patching")
-layers_of = pack.module("unlearn.host.architectures.unet")
+layers_of = pack.module("unlearn.host.architectures")
 weights = pack.module("unlearn.host.weights")
 types = pack.module("unlearn.types")
 text = pack.module("unlearn.concepts.notation")
@@ -439,7 +439,7 @@ def test_the_size_a_model_was_made_for(kind, velocity, side):
         model_type=SimpleNamespace(name="V_PREDICTION" if velocity else "EPS"),
     )
     assert (
-        pack.module("unlearn.host.architectures.unet").native_size(SimpleNamespace(model=model))
+        pack.module("unlearn.host.architectures").native_size(SimpleNamespace(model=model))
         == side
     )
 

@@ -31,7 +31,8 @@ saliency = pack.module("unlearn.pruning.saliency")
 masks = pack.module("unlearn.pruning.masks")
 resuming = pack.module("unlearn.sculpting.saved_run")
 states = pack.module("unlearn.files.text_cache")
-files = pack.module("unlearn.files.storage")
+files = pack.module("unlearn.files.safetensors_io")
+folders = pack.module("unlearn.host.folders")
 adapters = pack.module("unlearn.host.adapters")
 sculpt = pack.module("kernels.sculpting")
 types = pack.module("unlearn.types")
@@ -559,12 +560,12 @@ def words(monkeypatch):
             for t in texts
         }
 
-    monkeypatch.setattr(states.prompts, "encode", encode)
+    monkeypatch.setattr(states.text_encoding, "encode", encode)
     return encode
 
 
 def test_files_of_token_states(box, words, wholes, tally):
-    prompts = [states.prompts.Prompt(t, "", 1, 2, 5) for t in ("a cat", "a dog", "a fox")]
+    prompts = [states.text_encoding.Prompt(t, "", 1, 2, 5) for t in ("a cat", "a dog", "a fox")]
     states.TextStateCache(None, box / "st").get(prompts)
     (file,) = (box / "st").rglob("*.safetensors")
     whole, truth = file.read_bytes(), words(None, [p.text for p in prompts])
@@ -643,7 +644,7 @@ def test_large_and_odd_files(box, tally, monkeypatch):
         patch_files.save(
             path, whole
         )  # the same file is read where memory is free, and refused in a sentence where none is
-        monkeypatch.setattr(files.comfy.model_management, "get_free_memory", lambda device: 1000)
+        monkeypatch.setattr(files.memory.comfy.model_management, "get_free_memory", lambda device: 1000)
         with pytest.raises(UnlearnError, match="memory are free"):
             patch_files.load(path)
         monkeypatch.undo()
@@ -831,7 +832,7 @@ def test_names_of_files(box, tally, monkeypatch):
                 for t in (*TRICKS, "link/secret.safetensors", "direct.safetensors")
             )
         ] + random:
-            new = watch(name, files.new, patch_files.FOLDER, name)
+            new = watch(name, folders.new, patch_files.FOLDER, name)
             if new is not None:
                 parts = new.relative_to(root.resolve()).parts
                 assert parts and not any(refused_by_windows(p) for p in parts), name
@@ -839,14 +840,14 @@ def test_names_of_files(box, tally, monkeypatch):
                     wrote += 1
                     files.write(new, {"a": torch.zeros(1)}, {})
                     assert new.is_file() and root.resolve() in new.resolve().parents, name
-            found = watch(name, files.find, patch_files.FOLDER, name)
+            found = watch(name, folders.find, patch_files.FOLDER, name)
             assert found is None or (
                 found.is_file() and root.resolve() in found.resolve().parents
             ), name
             listed = watch(name, concepts_node.file_path, name)
             assert listed is None or inputs.resolve() in listed.resolve().parents, name
             assert watch(name, lists.read_preset, name) is None
-            assert files.stamp(patch_files.FOLDER, name) == "" or found is not None
+            assert folders.stamp(patch_files.FOLDER, name) == "" or found is not None
             concepts_node.UnlearnConcepts.fingerprint_inputs(file=name)
     assert (
         wrote > 10
@@ -855,7 +856,7 @@ def test_names_of_files(box, tally, monkeypatch):
     )
     for link in ("link/secret.safetensors", "direct.safetensors"):
         with pytest.raises(UnlearnError, match="leads out"):
-            files.find(patch_files.FOLDER, link)
+            folders.find(patch_files.FOLDER, link)
 
 
 # --- lists of concepts ---------------------------------------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ import torch
 from ..concepts import sentences
 from ..errors import UnlearnError
 from ..host import batched_sampling, text_encoding, weights
-from ..host.architectures.unet import native_size
+from ..host.architectures import native_size, reads_text
 from . import charts, forecast
 
 DEFAULTS = {
@@ -276,7 +276,7 @@ def _decode(vae, shots, when, live):
 
 def _forecast(before, after, clip, concepts, touched, step):
     """(forecast Hits, lines on them): what the change of keys and values does to words that nobody drew; nothing where they are alike."""
-    if not any("attn2.to_k" in key or "attn2.to_v" in key for key, *_ in touched["layers"]):
+    if not any(reads_text(key) for key, *_ in touched["layers"]):
         return [], []
     try:
         hits = forecast.of_models(

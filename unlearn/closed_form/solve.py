@@ -10,7 +10,7 @@ from ..errors import UnlearnError
 from ..files.text_cache import TextStateCache, default_folder
 from ..host import patching, text_encoding, weights
 from ..host.adapters import LowRank
-from ..host.architectures.unet import cross_attention
+from ..host.architectures import cross_attention
 from ..host.progress import Progress
 from ..types import UnlearnPatch
 from ..version import VERSION

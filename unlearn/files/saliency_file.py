@@ -12,11 +12,10 @@ import torch
 from ...kernels import fia
 from ..concepts.notation import short
 from ..errors import UnlearnError
-from ..host import weights
+from ..host import folders, weights
 from ..types import KINDS, ActivationStats, Concept, Fingerprint, Ranking, SaliencyMap
 from ..version import VERSION
-from . import storage
-from .storage import inside
+from . import safetensors_io
 
 FORMAT = "unlearn-saliency-1"
 FOLDER = "unlearn_saliency"
@@ -26,12 +25,12 @@ MOST = 10**6  # of prompts or steps
 
 def models_folder():
     """Where saliency files live: `unlearn_saliency` in ComfyUI's models folder, or where extra_model_paths says."""
-    return storage.folders(FOLDER)[0]
+    return folders.folders(FOLDER)[0]
 
 
 def listed():
     """Names of the saliency files there are."""
-    return [n for n in storage.listed(FOLDER) if ".raw/" not in n.replace(os.sep, "/")]
+    return [n for n in folders.listed(FOLDER) if ".raw/" not in n.replace(os.sep, "/")]
 
 
 def save(path, found):
@@ -56,7 +55,7 @@ def save(path, found):
         "settings": found.settings,
         "gathered": gathered,
     }
-    storage.write(
+    safetensors_io.write(
         path, tensors, {"format": FORMAT, "version": VERSION, "saliency": json.dumps(said)}
     )
 
@@ -65,7 +64,7 @@ def load(path):
     """The SaliencyMap of a file; raises UnlearnError in one sentence when it is damaged or not one of ours."""
     name = Path(path).name
     try:
-        with storage.opened(path) as (metadata, header, read):
+        with safetensors_io.opened(path) as (metadata, header, read):
             if metadata.get("format") != FORMAT:
                 raise UnlearnError(
                     f"The file '{name}' is not a saliency map of this version; save one with Save Concept Saliency."
@@ -115,9 +114,9 @@ def load(path):
         )
     except UnlearnError:
         raise
-    except storage.DAMAGE as error:
+    except safetensors_io.DAMAGE as error:
         raise UnlearnError(
-            f"The file '{name}' is damaged ({storage.reason(error)}); save it again with Save Concept Saliency."
+            f"The file '{name}' is damaged ({safetensors_io.reason(error)}); save it again with Save Concept Saliency."
         ) from error
 
 
@@ -127,7 +126,7 @@ def _look(said, header):
     width, wanted = 0, {}
     for key, c_out, c_in in said["layers"]:
         if (
-            not storage.KEY.fullmatch(key)
+            not safetensors_io.KEY.fullmatch(key)
             or type(c_out) is not int
             or type(c_in) is not int
             or min(c_out, c_in) < 1
@@ -220,7 +219,7 @@ class RawWriter:
     def write(self, step, name, moments):
         tensors = {f"mean.{i}": m.mean.cpu() for i, m in enumerate(moments)}
         tensors |= {f"m2.{i}": m.m2.cpu() for i, m in enumerate(moments) if m.m2 is not None}
-        storage.write(self.path / _raw_name(step, name), tensors, {"n": str(moments[0].n)})
+        safetensors_io.write(self.path / _raw_name(step, name), tensors, {"n": str(moments[0].n)})
 
 
 def _raw_name(step, name):
@@ -231,13 +230,13 @@ def read_raw(folders, name, step, layer):
     """The Moments of one layer at one step, merged over raw folders (names under the models folder)."""
     whole = None
     for folder in folders:
-        path = inside(models_folder(), folder) / _raw_name(step, name)
+        path = folders.inside(models_folder(), folder) / _raw_name(step, name)
         if not path.exists():
             raise UnlearnError(
                 f"The raw statistics '{folder}' of '{name}' are not in the models folder {FOLDER}; copy them there."
             )
         try:
-            with storage.opened(path) as (metadata, header, read):
+            with safetensors_io.opened(path) as (metadata, header, read):
                 mean, m2 = (
                     read(f"mean.{layer}"),
                     read(f"m2.{layer}") if f"m2.{layer}" in header else None,
@@ -252,9 +251,9 @@ def read_raw(folders, name, step, layer):
                 raise ValueError("numbers")
         except UnlearnError:
             raise
-        except storage.DAMAGE as error:
+        except safetensors_io.DAMAGE as error:
             raise UnlearnError(
-                f"The raw statistics '{path.name}' in '{folder}' are damaged ({storage.reason(error)}); measure them again."
+                f"The raw statistics '{path.name}' in '{folder}' are damaged ({safetensors_io.reason(error)}); measure them again."
             ) from error
         whole = part if whole is None else whole.merge(part)
     return whole

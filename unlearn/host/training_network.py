@@ -6,7 +6,6 @@ given plain tensors: the frozen ones share memory with the model's where type an
 """
 
 import functools
-import re
 
 import comfy.ldm.modules.attention
 import comfy.ldm.modules.diffusionmodules.openaimodel as unets
@@ -18,19 +17,10 @@ import torch.utils.checkpoint
 from comfy.quant_ops import QuantizedTensor
 
 from ..errors import UnlearnError
-from . import text_encoding, weights
-from .architectures.unet import Layer
+from . import architectures, text_encoding, weights
+from .model_types import Model
 
 LARGEST_BATCH = 8
-_MATRIX = re.compile(
-    r"^diffusion_model\.(input|middle|output)_blocks?\.(\d+)(?:\.\d+)?\.transformer_blocks\.(\d+)"
-    r"\.(attn[12])\.(to_q|to_k|to_v|to_out)(?:\.0)?\.weight$"
-)
-TRAINABLE = {
-    "cross-attention": ("attn2", ("to_q", "to_k", "to_v", "to_out")),
-    "keys and values": ("attn2", ("to_k", "to_v")),
-    "all attention": ("attn", ("to_q", "to_k", "to_v", "to_out")),
-}
 _STREAMED = (
     "_v",
     "_v_weight",
@@ -42,27 +32,12 @@ _STREAMED = (
 )
 
 
-def layers(model, which="cross-attention"):
-    """The matrices of a MODEL to train, input to output; raises UnlearnError when there are none or they are quantised."""
-    block, projections = TRAINABLE[which]
-    found = []
-    for key in model.model.state_dict().keys():
-        hit = _MATRIX.match(key)
-        if hit and hit[4].startswith(block) and hit[5] in projections:
-            found.append(
-                Layer(
-                    key,
-                    hit[1],
-                    int(hit[2]),
-                    int(hit[3]),
-                    hit[5] if block == "attn2" else f"{hit[4]}.{hit[5]}",
-                )
-            )
-    if not found:
-        kind = type(getattr(model.model, "model_config", model.model)).__name__
-        raise UnlearnError(
-            f"The input 'model' ({kind}) has no text cross-attention layers to train; use an SD1.x, SD2.x or SDXL checkpoint."
-        )
+def layers(model: Model, which: str = "cross-attention") -> list[architectures.Layer]:
+    """The matrices of a MODEL to train, from input to output; which: one of TRAINABLE.
+
+    Raises UnlearnError when there are none or they are quantised.
+    """
+    found = architectures.of(model).trainable_matrices(which)
     for key in model.model.state_dict().keys():
         weight = (
             comfy.model_patcher.get_key_weight(model.model, key)[0]
@@ -78,8 +53,7 @@ def layers(model, which="cross-attention"):
                 "The input 'model' has quantised weights, which cannot be trained; load an fp16, bf16 or fp8 checkpoint, "
                 "or use ScaPre Solve, which needs no training."
             )
-    order = {"input": 0, "middle": 1, "output": 2}
-    return sorted(found, key=lambda x: (order[x.part], x.block, x.depth, x.projection))
+    return found
 
 
 def _sharing(tensor):
@@ -151,8 +125,8 @@ def conditioning(model, clip, texts, size, shape, bar=None):
         else:
             states = text_encoding.encode(clip, texts, bar)
             cond["cross_attn"] = torch.stack([states[t] for t in texts])
-        key = next(k for k in model.model.state_dict().keys() if k.endswith("attn2.to_k.weight"))
-        text_encoding.check_width(cond["cross_attn"].shape[-1], weights.shape(model, key)[1])
+        width = architectures.of(model).text_width()
+        text_encoding.check_width(cond["cross_attn"].shape[-1], width)
         room = torch.zeros(len(texts), *shape)
         (cond,) = comfy.samplers.encode_model_conds(
             model.model.extra_conds, [cond], room, torch.device("cpu"), "positive"

@@ -10,7 +10,7 @@ from ...kernels import fia
 from ..errors import UnlearnError
 from ..files import saliency_file
 from ..host import batched_sampling, progress, weights
-from ..host.architectures.unet import feed_forward, native_size
+from ..host.architectures import feed_forward, native_size
 from ..types import ActivationStats, Ranking, SaliencyMap
 from . import prompts
 

@@ -7,7 +7,8 @@ import torch
 
 from ..concepts.notation import short
 from ..errors import UnlearnError
-from ..files import storage
+from ..files import safetensors_io
+from ..host import folders
 
 KIND = "unlearn_training"
 FORMAT = "unlearn-training-1"
@@ -21,7 +22,7 @@ FREE = ("preview_every", "on_cancel", "low_rank")  # settings that may differ wh
 
 def path(name):
     """The file of a name; raises UnlearnError for one that leads out of the folder."""
-    return storage.new(KIND, name)
+    return folders.new(KIND, name)
 
 
 def identity(trainer):
@@ -61,7 +62,7 @@ def save(file, trainer):
     said = {k: getattr(trainer, k) for k in STATE}
     said |= {"scaler": trainer.scaler.state_dict(), "identity": identity(trainer)}
     # a copy: a shared or expanded tensor cannot be written
-    storage.write(
+    safetensors_io.write(
         file,
         {k: v.cpu().clone() for k, v in tensors.items()},
         {"format": FORMAT, "trainer": json.dumps(said)},
@@ -74,7 +75,7 @@ def load(file, trainer):
     if not file.is_file():
         return False
     try:
-        with storage.opened(file) as (metadata, header, read):
+        with safetensors_io.opened(file) as (metadata, header, read):
             if metadata.get("format") != FORMAT:
                 raise ValueError("it is no training file of this version")
             said = json.loads(metadata["trainer"])
@@ -88,9 +89,9 @@ def load(file, trainer):
             _restore(trainer, said, scaler, {k: read(k) for k in header})
     except UnlearnError:
         raise
-    except storage.DAMAGE as error:
+    except safetensors_io.DAMAGE as error:
         raise UnlearnError(
-            f"The training file '{file.name}' cannot be read ({storage.reason(error)}); delete it or choose another name."
+            f"The training file '{file.name}' cannot be read ({safetensors_io.reason(error)}); delete it or choose another name."
         ) from error
     return True
 

@@ -14,7 +14,7 @@ from ..concepts.notation import format_concept
 from ..errors import UnlearnError
 from ..host import patching, progress, weights
 from ..host.adapters import Delta, LowRank
-from ..host.architectures.unet import native_size
+from ..host.architectures import native_size
 from ..host.batched_sampling import latent_shape
 from ..host.training_network import Network, conditioning, layers
 from ..types import UnlearnPatch

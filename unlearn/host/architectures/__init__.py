@@ -21,7 +21,7 @@ def of(model: Model) -> Architecture:
     for family in FAMILIES:
         if family.fits(keys):
             return family(model)
-    return UNet(model).refuse("text cross-attention layers that this pack can edit")
+    return UNet(model).refuse("text cross-attention layers to train or edit")
 
 
 def cross_attention(model: Model) -> list[Layer]:
