@@ -151,7 +151,7 @@ class _Watch:
         self.done += len(part)
         self.bar.step(len(part))
         left = (time.time() - self.start) * (self.total / self.done - 1)
-        progress.say(
+        progress.status(
             f"step {step + 1} of {self.settings['window']}, about {left:.0f} s left", self.node_id
         )
         if self.done < self.total:
