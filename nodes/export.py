@@ -2,8 +2,8 @@
 
 from comfy_api.latest import io
 
-from ..unlearn.files import lora_file, storage
-from ..unlearn.host import checkpoint, progress
+from ..unlearn.files import lora_file, safetensors_io
+from ..unlearn.host import checkpoint, folders, progress
 from .sockets import Patch
 
 
@@ -77,13 +77,13 @@ class SaveUnlearnLoRA(io.ComfyNode):
 
     @classmethod
     def execute(cls, model, patch, name, size, precision):
-        path = storage.new("loras", name)
+        path = folders.new("loras", name)
         rank = size["rank"] if size["size"] == "rank" else None
         tensors, metadata, report = lora_file.export(
             model, patch, rank, lora_file.PRECISION[precision], cls.hidden.unique_id
         )
-        storage.write(path, tensors, metadata)
-        listed = path.relative_to(storage.folders("loras")[0].resolve()).as_posix()
+        safetensors_io.write(path, tensors, metadata)
+        listed = path.relative_to(folders.folders("loras")[0].resolve()).as_posix()
         report = f"Saved {listed}.\n{report}"
         progress.say(report, cls.hidden.unique_id)
         return io.NodeOutput(listed, report, ui={"text": [report]})

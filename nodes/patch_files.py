@@ -2,8 +2,8 @@
 
 from comfy_api.latest import io
 
-from ..unlearn.files import patch_file, storage
-from ..unlearn.host import progress
+from ..unlearn.files import patch_file
+from ..unlearn.host import folders, progress
 from .sockets import Patch
 
 
@@ -39,9 +39,9 @@ class SaveUnlearnPatch(io.ComfyNode):
 
     @classmethod
     def execute(cls, patch, name):
-        path = storage.new(patch_file.FOLDER, name)
+        path = folders.new(patch_file.FOLDER, name)
         patch_file.save(path, patch)
-        listed = path.relative_to(storage.folders(patch_file.FOLDER)[0].resolve()).as_posix()
+        listed = path.relative_to(folders.folders(patch_file.FOLDER)[0].resolve()).as_posix()
         progress.say(f"Saved {listed}, {path.stat().st_size / 2**20:.2f} MB.", cls.hidden.unique_id)
         return io.NodeOutput(listed, ui={"text": [listed]})
 
@@ -58,7 +58,7 @@ class LoadUnlearnPatch(io.ComfyNode):
             inputs=[
                 io.Combo.Input(
                     "name",
-                    options=storage.listed(patch_file.FOLDER),
+                    options=folders.listed(patch_file.FOLDER),
                     tooltip="A file made by Save Unlearn Patch, or copied to models/unlearn_patches; press R to refresh the list.",
                 )
             ],
@@ -75,11 +75,11 @@ class LoadUnlearnPatch(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, name):
-        return storage.stamp(patch_file.FOLDER, name)
+        return folders.stamp(patch_file.FOLDER, name)
 
     @classmethod
     def execute(cls, name):
-        path = storage.find(patch_file.FOLDER, name)
+        path = folders.find(patch_file.FOLDER, name)
         patch, metadata = patch_file.load(path)
         about = f"{name}, {path.stat().st_size / 2**20:.2f} MB, saved by ComfyUI-Unlearn {metadata.get('pack_version', '?')}\n"
         about += patch_file.describe(patch)

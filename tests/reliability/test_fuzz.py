@@ -34,7 +34,8 @@ merge_saliency = pack.module("unlearn.pruning.merge").merge
 masks = pack.module("unlearn.pruning.masks")
 resuming = pack.module("unlearn.sculpting.saved_run")
 states = pack.module("unlearn.files.text_cache")
-files = pack.module("unlearn.files.storage")
+files = pack.module("unlearn.files.safetensors_io")
+folders = pack.module("unlearn.host.folders")
 adapters = pack.module("unlearn.host.adapters")
 sculpt = pack.module("kernels.sculpting")
 Phase = pack.module("unlearn.sculpting.schedule").Phase
@@ -654,7 +655,9 @@ def test_large_and_odd_files(box, tally, monkeypatch):
             path.rmdir() if path.is_dir() else path.unlink()
         # The same file is read when memory is free, and refused in one sentence when it is not.
         patch_files.save(path, whole)
-        monkeypatch.setattr(files.comfy.model_management, "get_free_memory", lambda device: 1000)
+        monkeypatch.setattr(
+            files.memory.comfy.model_management, "get_free_memory", lambda device: 1000
+        )
         with pytest.raises(UnlearnError, match="memory are free"):
             patch_files.load(path)
         monkeypatch.undo()
@@ -857,7 +860,7 @@ def test_names_of_files(box, tally, monkeypatch):
             listed = watch(name, concepts_node.file_path, name)
             assert listed is None or inputs.resolve() in listed.resolve().parents, name
             assert watch(name, lists.read_preset, name) is None
-            assert files.stamp(patch_files.FOLDER, name) == "" or found is not None
+            assert folders.stamp(patch_files.FOLDER, name) == "" or found is not None
             concepts_node.UnlearnConcepts.fingerprint_inputs(file=name)
     assert (
         wrote > 10
@@ -866,7 +869,7 @@ def test_names_of_files(box, tally, monkeypatch):
     )
     for link in ("link/secret.safetensors", "direct.safetensors"):
         with pytest.raises(UnlearnError, match="leads out"):
-            files.find(patch_files.FOLDER, link)
+            folders.find(patch_files.FOLDER, link)
 
 
 # --- lists of concepts --------------------------------------------------------

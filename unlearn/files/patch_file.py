@@ -17,7 +17,7 @@ from ..host import patching, weights
 from ..host.adapters import Delta, LowRank, Prune
 from ..types import Fingerprint, UnlearnPatch
 from ..version import VERSION
-from . import storage
+from . import safetensors_io
 
 FORMAT, FORMAT_VERSION = "unlearn-patch", "1"
 FOLDER = "unlearn_patches"
@@ -58,7 +58,7 @@ def save(path, patch):
         "provenance": provenance,
         "edits": json.dumps(entries),
     }
-    storage.write(path, tensors, metadata | {"checksum": _checksum(tensors, metadata)})
+    safetensors_io.write(path, tensors, metadata | {"checksum": _checksum(tensors, metadata)})
 
 
 def _checksum(tensors, metadata):
@@ -76,7 +76,7 @@ def load(path):
     """(UnlearnPatch, metadata) of a file; raises UnlearnError in one sentence when it is damaged or not one of ours."""
     name = path.name
     try:
-        with storage.opened(path) as (metadata, header, read):
+        with safetensors_io.opened(path) as (metadata, header, read):
             if metadata.get("format") != FORMAT:
                 raise UnlearnError(
                     f"The file '{name}' is not an unlearn patch; save one with Save Unlearn Patch."
@@ -95,9 +95,9 @@ def load(path):
         return UnlearnPatch(_edits(entries, tensors), _fingerprint(tensors), provenance), metadata
     except UnlearnError:
         raise
-    except storage.DAMAGE as error:
+    except safetensors_io.DAMAGE as error:
         raise UnlearnError(
-            f"The file '{name}' is damaged ({storage.reason(error)}); get it again, or save it again with Save Unlearn Patch."
+            f"The file '{name}' is damaged ({safetensors_io.reason(error)}); get it again, or save it again with Save Unlearn Patch."
         ) from error
 
 
@@ -107,7 +107,7 @@ def _entries(entries, header):
     for name in used:
         dtype, shape = header[name]
         if (
-            not storage.KEY.fullmatch(name.removeprefix("fingerprint."))
+            not safetensors_io.KEY.fullmatch(name.removeprefix("fingerprint."))
             or dtype != "F32"
             or len(shape) != 1
             or not 1 <= shape[0] <= weights.SAMPLES
@@ -117,7 +117,7 @@ def _entries(entries, header):
         raise ValueError("it holds no edits")
     for i, entry in enumerate(entries):
         wanted = FIELDS[entry["kind"]][1]
-        if set(entry) != {"key", "kind", *wanted} or not storage.KEY.fullmatch(entry["key"]):
+        if set(entry) != {"key", "kind", *wanted} or not safetensors_io.KEY.fullmatch(entry["key"]):
             raise ValueError(f"edit {i}")
         tensors = {
             field: header[entry[field]]

@@ -18,7 +18,7 @@ def raise_if_cancelled() -> None:
 
 def free_bytes(device: torch.device) -> int:
     """Bytes that are free on a device."""
-    return comfy.model_management.get_free_memory(device)
+    return int(comfy.model_management.get_free_memory(device))
 
 
 def is_cpu(device: torch.device) -> bool:
