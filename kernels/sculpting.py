@@ -36,7 +36,7 @@ it has left the mask. Here its moments are cleared, so it stops at once.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -182,7 +182,7 @@ class MaskedAdam(torch.optim.Adam):
         self.state[parameter].update(restored)
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+    def step(self, closure: Any = None) -> Any:
         """Does one step. The gradients must be finite; they are masked in place.
 
         Parameters without a mask do not move.

@@ -84,7 +84,7 @@ class CollateralForecast(io.ComfyNode):
         )
 
     @classmethod
-    def execute(  # pyright: ignore[reportIncompatibleMethodOverride]
+    def execute(
         cls,
         model: Model,
         clip: Clip,

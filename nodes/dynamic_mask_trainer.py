@@ -69,7 +69,13 @@ class DynamicMaskTrainer(io.ComfyNode):
                 "continual",
                 "sequential",
             ],
-            inputs=[*_main_inputs(), *_advanced_inputs()],
+            inputs=[
+                *_main_inputs(),
+                *_optional_inputs(),
+                *_mask_inputs(),
+                *_loss_inputs(),
+                *_running_inputs(),
+            ],
             outputs=[
                 Patch.Output("patch", tooltip="Connect to Apply Unlearn Patch."),
                 io.Custom("LOSS_MAP").Output(
@@ -87,7 +93,7 @@ class DynamicMaskTrainer(io.ComfyNode):
         )
 
     @classmethod
-    def execute(  # pyright: ignore[reportIncompatibleMethodOverride]
+    def execute(
         cls,
         model: Model,
         clip: Clip,
@@ -166,6 +172,11 @@ def _main_inputs() -> list[io.Input]:
             "Decides noise, pictures and order. The same seed repeats a run on the CPU.",
             control_after_generate=io.ControlAfterGenerate.fixed,
         ),
+    ]
+
+
+def _optional_inputs() -> list[io.Input]:
+    return [
         Patch.Input(
             "earlier",
             optional=True,
@@ -221,11 +232,7 @@ def _length_inputs() -> list[io.Input]:
     ]
 
 
-def _advanced_inputs() -> list[io.Input]:
-    return [*_method_inputs(), *_running_inputs()]
-
-
-def _method_inputs() -> list[io.Input]:
+def _mask_inputs() -> list[io.Input]:
     return [
         choice(
             "trainable",
@@ -265,6 +272,11 @@ def _method_inputs() -> list[io.Input]:
             "gradients' sizes.",
             **RARE,
         ),
+    ]
+
+
+def _loss_inputs() -> list[io.Input]:
+    return [
         real(
             "align",
             0.0,

@@ -78,9 +78,10 @@ class ScaPreSolve(io.ComfyNode):
                     options=list(ESTIMATORS),
                     default=DEFAULTS.estimator,
                     optional=True,
-                    tooltip="How Informax weights are found where they are on. 'printed' is the "
-                    "paper's, nearly the same in every channel; 'shuffled' deals the graded "
-                    "weights out at random, to see whether they matter.",
+                    tooltip="How Informax weights are found where they are on. Start with "
+                    "'graded'. 'printed' is the paper's, with one threshold for each channel; "
+                    "'shuffled' gives the graded weights to channels at random, to see whether "
+                    "they matter.",
                     advanced=True,
                 ),
                 io.Float.Input(

@@ -82,15 +82,13 @@ def shape(net):
 
 def drawn(net, texts, seed):
     """Latents [n, c, h, w], one per text, that the model that came in draws for them."""
-    rows = [net.row[t] for t in texts]
+    rows = [net.text_id[t] for t in texts]
     return net.draw(
         net.reference,
         rows,
-        [net.row[""]] * len(rows),
+        [net.text_id[""]] * len(rows),
         [seed + i for i in range(len(rows))],
-        shape(net),
-        DRAWING,
-        CFG,
+        networks.DrawSettings(tuple(shape(net)), DRAWING, CFG),
     )
 
 
@@ -104,7 +102,7 @@ def moved(net):
     """Edits of what was trained, as it moved from the start."""
     return [
         (key, adapters.Delta.of((w.detach() - net.start(key)).half()))
-        for key, w in net.masters.items()
+        for key, w in net.trainable.items()
     ]
 
 

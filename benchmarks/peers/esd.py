@@ -28,14 +28,17 @@ def loss(net, branch, x, sigma, rows):
             net.reference,
             torch.cat([x, x]),
             torch.cat([sigma, sigma]),
-            [net.row[""]] * len(x) + rows,
+            [net.text_id[""]] * len(x) + rows,
         )
     return (net.predict(branch, x, sigma, rows) - target(*said.chunk(2))).square().mean()
 
 
 def train(net, names, steps, seed=0):
     """Trains the student for `steps` steps a concept."""
-    g, optimiser = torch.Generator().manual_seed(seed), torch.optim.Adam(net.masters.values(), RATE)
+    g, optimiser = (
+        torch.Generator().manual_seed(seed),
+        torch.optim.Adam(net.trainable.values(), RATE),
+    )
     pictures = _shared.drawn(net, [n for n in names for _ in range(PICTURES)], seed).view(
         len(names), PICTURES, *_shared.shape(net)
     )
@@ -45,7 +48,7 @@ def train(net, names, steps, seed=0):
             net, pictures[i, torch.randint(PICTURES, (BATCH,), generator=g)], g
         )
         optimiser.zero_grad()
-        loss(net, net.student, x, sigma, [net.row[names[i]]] * BATCH).backward()
+        loss(net, net.student, x, sigma, [net.text_id[names[i]]] * BATCH).backward()
         optimiser.step()
 
 

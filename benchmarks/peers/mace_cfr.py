@@ -23,7 +23,7 @@ LAMBDA = 10.0  # official configurations: 10 for objects, 0 where the prior is c
 PRIOR = 4.7e3  # rows that the captions weigh together: 600 000 of 77 tokens at 1e-4
 KEPT = 20.0  # of every state of the keep list: 1e-4 x 2e5
 sentences = pack.module("unlearn.concepts.sentences")
-material = pack.module("unlearn.sculpting.training_data")
+plans = pack.module("unlearn.sculpting.plan")
 scapre = pack.module("kernels.scapre")
 prompts = _shared.prompts
 
@@ -51,7 +51,7 @@ def block(a, b, old, new):
 def erase(model, clip, concepts, seed=0):
     found = []
     for concept in concepts.concepts:
-        templates = (*sentences.TEMPLATES[concept.kind], *material.MORE[concept.kind])
+        templates = (*sentences.TEMPLATES[concept.kind], *plans.MORE[concept.kind])
         for name in concept.names:
             for t in (prompts.grammar(t, name) for t in templates):
                 a, b = (

@@ -37,7 +37,9 @@ def denoising(net, x, sigma, latents, rows):
     x: noised latents [n, c, h, w]; rows: their texts.
     """
     return (
-        (net.predict(net.student, x, sigma, rows) - net.answer(latents, x, sigma)).square().mean()
+        (net.predict(net.student, x, sigma, rows) - net.denoising_target(latents, x, sigma))
+        .square()
+        .mean()
     )
 
 
@@ -56,10 +58,10 @@ def train(net, pairs, kept, steps, seed=0):
 
     kept: texts whose predictions are trained to stay.
     """
-    g, params = torch.Generator().manual_seed(seed), list(net.masters.values())
+    g, params = torch.Generator().manual_seed(seed), list(net.trainable.values())
     own = _shared.drawn(net, [n for n, _ in pairs for _ in range(PICTURES)], seed)
-    said = [net.row[t] for pair in pairs for t in [pair[0]] * PICTURES]
-    other = [net.row[t] for pair in pairs for t in [pair[1]] * PICTURES]
+    said = [net.text_id[t] for pair in pairs for t in [pair[0]] * PICTURES]
+    other = [net.text_id[t] for pair in pairs for t in [pair[1]] * PICTURES]
     held = _shared.drawn(net, kept, seed)
     for at in torch.arange(len(own)).split(BATCH):
         x, sigma = _shared.noised(net, own[at], g)
@@ -76,7 +78,8 @@ def train(net, pairs, kept, steps, seed=0):
         y, level = _shared.noised(net, held[keep], g)
         lost = forgetting(net, x, sigma, [said[i] for i in at], [other[i] for i in at])
         (
-            lost + ALPHA * denoising(net, y, level, held[keep], [net.row[kept[i]] for i in keep])
+            lost
+            + ALPHA * denoising(net, y, level, held[keep], [net.text_id[kept[i]] for i in keep])
         ).backward()
         for p, mask in zip(params, chosen, strict=True):
             p.grad *= mask

@@ -39,7 +39,7 @@ class Lora:
     """
 
     def __init__(self, net, g):
-        self.net, self.start = net, {key: w.detach().clone() for key, w in net.masters.items()}
+        self.net, self.start = net, {key: w.detach().clone() for key, w in net.trainable.items()}
         self.up = {k: torch.nn.Parameter(torch.zeros(len(w), RANK)) for k, w in self.start.items()}
         self.down = {
             k: torch.nn.Parameter(torch.randn(RANK, w.shape[1], generator=g) / w.shape[1] ** 0.5)
@@ -49,7 +49,7 @@ class Lora:
     @torch.no_grad()
     def pull(self):
         """Gradients of the factors from those of the matrices."""
-        for key, w in self.net.masters.items():
+        for key, w in self.net.trainable.items():
             self.up[key].grad, self.down[key].grad = (
                 w.grad @ self.down[key].T,
                 self.up[key].T @ w.grad,
@@ -59,7 +59,7 @@ class Lora:
     @torch.no_grad()
     def put(self, strength=1.0):
         """The factors on the student's matrices."""
-        for key, w in self.net.masters.items():
+        for key, w in self.net.trainable.items():
             w.copy_(self.start[key] + strength * self.up[key] @ self.down[key])
 
 
@@ -76,7 +76,7 @@ def train(net, pairs, steps, seed=0):
         x, sigma = _shared.noised(
             net, pictures[i, torch.randint(PICTURES, (BATCH,), generator=g)], g
         )
-        loss(net, net.student, x, sigma, *([net.row[t]] * BATCH for t in pairs[i])).backward()
+        loss(net, net.student, x, sigma, *([net.text_id[t]] * BATCH for t in pairs[i])).backward()
         lora.pull(), optimiser.step(), lora.put()
     return lora
 

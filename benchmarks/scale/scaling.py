@@ -26,7 +26,7 @@ from testbed import pack
 from testbed.shapes import on_meta, random_model
 from testbed.worlds.studio import studio
 
-from ..world.dynamic_mask import WORLD, material, networks, rounds, sculpt
+from ..world.dynamic_mask import WORLD, settings_of, trainer_of
 from ..world.dynamic_mask import concepts as kept_alike
 from ..world.fia import Peak, saliency, text
 from ..world.scapre_world import ORDER
@@ -135,25 +135,12 @@ def names(n):
 
 def trained(model, clip, density, steps, size, **more):
     """({seconds of a step, peak MB}) of training one concept with this density."""
-    side = size // 8
-    settings = {
-        **sculpt.DEFAULTS,
-        **WORLD,
-        "pictures": 2,
-        "captions": 2,
-        "warmup": 2,
-        "refresh": 2,
-        "stop_at": 0.0,
-    }
-    settings |= {"steps": steps, "density": density, "size": size, "sampling_steps": 2, **more}
+    short = {"pictures": 2, "captions": 2, "warmup": 2, "refresh": 2, "stop_at": 0.0}
+    short |= {"steps": steps, "density": density, "size": size, "sampling_steps": 2, **more}
+    settings = settings_of.TrainingSettings(**{**WORLD, **short})
     times = []
     with torch.inference_mode(False), torch.enable_grad():
-        plan = material.plan(clip, kept_alike(ORDER[:1]), captions=settings["captions"])
-        said = networks.conditioning(model, clip, plan.texts, size, (4, side, side))
-        net = networks.Network(model, [layer.key for layer in networks.layers(model)], said)
-        trainer = rounds.Trainer(
-            net, material.Material(net, plan, settings, (4, side, side)), settings
-        )
+        trainer = trainer_of(model, clip, kept_alike(ORDER[:1]), settings)
         _, mb, _ = measured(lambda: trainer.run(lambda: times.append(time.perf_counter())))
     each = sorted(b - a for a, b in zip(times[2:], times[3:], strict=False))  # behind the warm-up
     return {"seconds": round(each[len(each) // 2], 4), "peak_mb": mb}

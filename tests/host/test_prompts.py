@@ -82,7 +82,7 @@ def test_the_plan_never_keeps_what_it_forgets(loaded):
 
 
 def test_statistics_from_their_definition(loaded):
-    """Two sentences: the erased rows are the mean differences, their weights sum to the concept's own."""
+    """Two sentences: erased rows are mean differences, with weights that sum to the concept's."""
     clip = loaded[1]
     plan = plans.plan(
         clip, text.parse("fox -> wolf * 3"), templates=("{concept}", "a {concept}"), prior=False
@@ -128,7 +128,7 @@ def test_own_vowels_get_their_article():
 
 
 def test_judged_sentences_are_never_studied(loaded):
-    """What the demo and the benchmarks judge is neither a template, nor a kept sentence, nor an everyday caption."""
+    """What the demo and the benchmarks judge is no template, kept sentence or caption."""
     from testbed import judged
 
     studied = set(plans.plan(loaded[1], judged.concepts()).texts)

@@ -1,4 +1,7 @@
-"""DynamicMaskTrainer in a real ComfyUI on very small UNets of every kind: what it changes, what it refuses, and how it stops."""
+"""DynamicMaskTrainer in a real ComfyUI on very small UNets of every kind.
+
+What it changes, what it refuses, and how it stops.
+"""
 
 import functools
 import gc
@@ -73,7 +76,10 @@ def tokenizer():
 
 
 class TextEncoder:
-    """The real tokenizer and made-up states: a seeded vector per token, mixed a little along the sentence, as a causal encoder does."""
+    """The real tokenizer and made-up states.
+
+    Each token has a seeded vector; they are mixed along the sentence, as a causal encoder does.
+    """
 
     def __init__(self, width):
         self.tokenizer = tokenizer()
@@ -94,7 +100,7 @@ class TextEncoder:
 
 
 def unet(kind="SD1.5", dtype=torch.float32, cast=None):
-    """A MODEL of a very small UNet with random weights, made the way the host makes them: in inference mode."""
+    """A MODEL of a very small UNet with random weights, made in inference mode as by the host."""
     import comfy.model_patcher
     import comfy.supported_models
 
@@ -114,7 +120,8 @@ def unet(kind="SD1.5", dtype=torch.float32, cast=None):
             if module.bias is not None:
                 module.bias.zero_()
         elif getattr(module, "weight", None) is not None:
-            module.weight.fill_(1), module.bias.zero_()
+            module.weight.fill_(1)
+            module.bias.zero_()
     return comfy.model_patcher.ModelPatcher(model, torch.device("cpu"), torch.device("cpu"))
 
 
@@ -138,7 +145,7 @@ def digest(model):
 
 
 def clean(model):
-    """No hook, weight function or gradient is left on a MODEL, and inference mode is on as it was."""
+    """No hook, weight function or gradient is left on a MODEL; inference mode is on as before."""
     for module in model.model.modules():
         assert (
             not module._forward_hooks
@@ -343,7 +350,7 @@ def test_cancel_changes_nothing_and_the_next_run_works(small, monkeypatch, at):
 
 
 def interrupted(monkeypatch, number, step):
-    """Makes training be cancelled within the forward pass of a step, or between two when step is negative."""
+    """Makes training be cancelled in a step of a round; returns what undoes this."""
     import comfy.model_management as mm
 
     real = rounds.Trainer._backward
@@ -532,7 +539,7 @@ def test_drawing_starts_fewer_pictures_at_once_when_memory_runs_out(small, monke
 
 
 def test_gradients_are_taken_in_parts_when_memory_runs_out(small, monkeypatch):
-    whole, real, chunks = train(small), rounds.Trainer._add_gradients, []
+    whole, real, chunks = train(small), rounds.Trainer._set_gradients, []
 
     def full(self, batch, rows):
         chunks.append(rows)
@@ -540,7 +547,7 @@ def test_gradients_are_taken_in_parts_when_memory_runs_out(small, monkeypatch):
             raise torch.OutOfMemoryError("full")
         return real(self, batch, rows)
 
-    monkeypatch.setattr(rounds.Trainer, "_add_gradients", full)
+    monkeypatch.setattr(rounds.Trainer, "_set_gradients", full)
     room = 3
     parts = train(small)
     assert max(chunks) > 3 >= chunks[-1] and parts[1]["loss"] == pytest.approx(
@@ -887,7 +894,7 @@ def test_the_network_is_gone_when_training_fails(small, monkeypatch, fault, chec
     elif fault == "cancelled":
         interrupted(monkeypatch, 0, 3)
     else:
-        monkeypatch.setattr(rounds.Trainer, "_add_gradients", out_of_memory)
+        monkeypatch.setattr(rounds.Trainer, "_set_gradients", out_of_memory)
     gc.disable()
     try:
         with pytest.raises((UnlearnError, memory.Cancelled, torch.OutOfMemoryError)) as caught:

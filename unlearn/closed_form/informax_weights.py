@@ -41,4 +41,4 @@ class InformaxWeights:
         """Quantiles of all weights given out so far, float64 [len(at)]."""
         step = max(1, sum(map(len, self.given)) // QUANTILE_SAMPLES)
         levels = torch.tensor(at, dtype=torch.float64)
-        return torch.quantile(torch.cat(self.given)[::step], levels)
+        return torch.quantile(torch.cat(self.given)[::step], levels) + 0.0  # not -0.0

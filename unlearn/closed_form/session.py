@@ -6,8 +6,7 @@ from dataclasses import dataclass
 import torch
 
 from ...kernels import rece
-from ..analysis import forecast
-from ..analysis.forecast import WeightGrams, WordImpact
+from ..analysis.forecast import WeightForecast, WeightGrams, WordImpact
 from ..host.model_types import Clip
 from ..host.progress import Progress
 from . import token_statistics, tuning
@@ -50,16 +49,16 @@ class SolveSession:
     ) -> None:
         self.clip, self.plan, self.fetch = clip, plan, fetch
         self.grams, self.keep, self.solve = grams, tuple(keep), solve
-        self._forecast: forecast.WeightForecast | None = None
+        self._forecast: WeightForecast | None = None
 
-    def forecast(self, stats: Statistics, grams: WeightGrams) -> list[WordImpact]:
+    def impacts(self, stats: Statistics, grams: WeightGrams) -> list[WordImpact]:
         """What layers with these Gram matrices keep of each word at risk, the worst first."""
         return self._forecaster(stats).impacts(grams)
 
-    def _forecaster(self, stats: Statistics) -> forecast.WeightForecast:
+    def _forecaster(self, stats: Statistics) -> WeightForecast:
         """The one forecast of this session, which keeps what it has read of a word."""
         if self._forecast is None:
-            self._forecast = forecast.WeightForecast(
+            self._forecast = WeightForecast(
                 self.clip, self.fetch, self.keep, stats.words, stats.word_states
             )
         return self._forecast
@@ -110,7 +109,7 @@ class SolveSession:
         """
         protected: dict[str, None] = {}
         for _ in range(tuning.PROTECTION_ROUNDS if level > 0 else 0):
-            impacts = look_again(found.edit, self.forecast(found.stats, self._after(found.edit)))
+            impacts = look_again(found.edit, self.impacts(found.stats, self._after(found.edit)))
             at_risk = [i.name for i in impacts if i.retention < level and i.name not in protected]
             if not at_risk:
                 break

@@ -152,7 +152,7 @@ def solve(
             ),
         ),
     )
-    impacts = session.forecast(found.stats, edits.grams)
+    impacts = session.impacts(found.stats, edits.grams)
     report = ScaPreReport.of(found.stats, edits, impacts, row_weights, found.notes)
     return patch, report.picture(variant.name), report.text(patch)
 

@@ -5,6 +5,7 @@ the day of the commit that set the value. Everything in `IN_PROVENANCE` affects 
 solve and is written into the patch.
 """
 
+from ..analysis import tuning as analysis
 from ..files.text_cache import KEPT_PAD_SAMPLES, PAD_SAMPLES
 
 NEUTRAL_WEIGHT = 1.0
@@ -102,22 +103,23 @@ QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 """Quantiles of the Informax weights that the report shows."""
 
 IN_PROVENANCE: dict[str, float | int | str] = {
-    "NEUTRAL_WEIGHT": NEUTRAL_WEIGHT,
-    "WORDS_WEIGHT": WORDS_WEIGHT,
-    "TARGET_RESIDUAL": TARGET_RESIDUAL,
-    "OVERSHOOT_ITERATIONS": OVERSHOOT_ITERATIONS,
-    "RESIDUAL_WARNING": RESIDUAL_WARNING,
-    "ENERGY": ENERGY,
-    "DENSE_ENERGY": DENSE_ENERGY,
-    "REVIVAL": REVIVAL,
-    "PROTECTION": PROTECTION,
-    "PROTECTION_ROUNDS": PROTECTION_ROUNDS,
-    "CHECKED_CONCEPTS": CHECKED_CONCEPTS,
-    "CHECKED_TWICE": CHECKED_TWICE,
-    "SAMPLED": SAMPLED,
-    "MAX_SEPARATE_ROWS": MAX_SEPARATE_ROWS,
-    "NOISE": NOISE,
-    "POINTS": POINTS,
-    "PAD_SAMPLES": PAD_SAMPLES,
-    "KEPT_PAD_SAMPLES": KEPT_PAD_SAMPLES,
+    **analysis.IN_PROVENANCE,
+    "neutral_weight": NEUTRAL_WEIGHT,
+    "words_weight": WORDS_WEIGHT,
+    "target_residual": TARGET_RESIDUAL,
+    "overshoot_iterations": OVERSHOOT_ITERATIONS,
+    "residual_warning": RESIDUAL_WARNING,
+    "energy": ENERGY,
+    "dense_energy": DENSE_ENERGY,
+    "revival": REVIVAL,
+    "protection": PROTECTION,
+    "protection_rounds": PROTECTION_ROUNDS,
+    "checked_concepts": CHECKED_CONCEPTS,
+    "checked_twice": CHECKED_TWICE,
+    "sampled": SAMPLED,
+    "max_separate_rows": MAX_SEPARATE_ROWS,
+    "noise": NOISE,
+    "points": POINTS,
+    "pad_samples": PAD_SAMPLES,
+    "kept_pad_samples": KEPT_PAD_SAMPLES,
 }

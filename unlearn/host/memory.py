@@ -46,7 +46,8 @@ def forget_frames(error: BaseException) -> None:
     """Clears the local variables of the functions that an error has come through.
 
     An error holds on to them while it is handled or shown, and with them to all tensors they name.
-    Functions that still run are left alone.
+    Functions that still run are left alone. What an inner function encloses cannot be cleared, so
+    code that relies on this binds large values with functools.partial instead.
     """
     todo: list[BaseException | None] = [error]
     seen: set[int] = set()

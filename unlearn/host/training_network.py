@@ -399,17 +399,24 @@ class Network:
         """
         parts: list[torch.Tensor] = []
         at = 0
-
-        def work(n: int) -> torch.Tensor:
-            rows = slice(at, at + n)
-            return self.predict(branch, x[rows], sigma[rows], text_ids[rows])
-
         while at < len(x):
             left = len(x) - at
+            work = functools.partial(self._predict_some, branch, x[at:], sigma[at:], text_ids[at:])
             n, part = batch_size.run(left if most is None else min(left, most), work)
             parts.append(part)
             at += n
         return torch.cat(parts)
+
+    def _predict_some(
+        self,
+        branch: Branch,
+        x: torch.Tensor,
+        sigma: torch.Tensor,
+        text_ids: Sequence[int],
+        n: int,
+    ) -> torch.Tensor:
+        """As `predict`, of the first n rows."""
+        return self.predict(branch, x[:n], sigma[:n], text_ids[:n])
 
     def levels(self, fractions: torch.Tensor | Sequence[float]) -> torch.Tensor:
         """Noise levels sigma, float32, for fractions of the schedule in (0, 1).
@@ -451,14 +458,10 @@ class Network:
         batch_size = BatchSize(LARGEST_BATCH)
         drawn: list[torch.Tensor] = []
         at = 0
-
-        def work(n: int) -> torch.Tensor:
-            part = slice(at, at + n)
-            ids = [*text_ids[part], *away_from[part]]
-            return self._ddim(branch, ids, seeds[part], how, bar)
-
         while at < len(text_ids):
-            n, latents = batch_size.run(len(text_ids) - at, work)
+            pairs = list(zip(text_ids, away_from, strict=True))[at:]
+            work = functools.partial(self._ddim, branch, pairs, seeds[at:], how, bar)
+            n, latents = batch_size.run(len(pairs), work)
             drawn.append(latents)
             at += n
         return torch.cat(drawn)
@@ -466,15 +469,16 @@ class Network:
     def _ddim(
         self,
         branch: Branch,
-        text_ids: Sequence[int],
+        pairs: Sequence[tuple[int, int]],
         seeds: Sequence[int],
         how: DrawSettings,
         bar: Progress | None,
+        n: int,
     ) -> torch.Tensor:
-        """Latents on the CPU; text_ids: those of all texts, then those they are guided from."""
-        noise = torch.stack(
-            [torch.randn(how.shape, generator=torch.Generator().manual_seed(s)) for s in seeds]
-        )
+        """The first n latents on the CPU; pairs: a text, and the one it is guided away from."""
+        text_ids = [text_id for text_id, _ in pairs[:n]] + [other for _, other in pairs[:n]]
+        generators = [torch.Generator().manual_seed(seed) for seed in seeds[:n]]
+        noise = torch.stack([torch.randn(how.shape, generator=g) for g in generators])
         sigmas = comfy.samplers.calculate_sigmas(self.sampling, "normal", how.steps)
         sigmas = sigmas.clone().to(self.device)
         nothing = torch.zeros_like(noise, device=self.device)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -194,14 +195,18 @@ def _learn(
         f"{seconds / 60:.0f} minutes",
         inputs.node_id,
     )
-
-    def hand_over() -> None:
-        if after_round is not None:
-            after_round(learned_patch(network, prepared.chosen, origin).patch)
-
+    # No inner functions here: an error would hold on to the network through them (forget_frames).
+    hand_over = partial(_hand_over, network, prepared.chosen, origin, after_round)
     cancelled = _run(trainer, prepared.file, hand_over)
     outcome = learned_patch(network, prepared.chosen, origin)
     return _Learned(outcome, trainer.result(), cancelled)
+
+
+def _hand_over(
+    network: Network, chosen: list[Layer], origin: Origin, after_round: AfterRound | None
+) -> None:
+    if after_round is not None:
+        after_round(learned_patch(network, chosen, origin).patch)
 
 
 def _run(trainer: Trainer, file: Path | None, after_round: Callable[[], None]) -> bool:
@@ -213,16 +218,8 @@ def _run(trainer: Trainer, file: Path | None, after_round: Callable[[], None]) -
         progress.say(
             f"going on in round {trainer.round + 1} at step {trainer.step}", trainer.node_id
         )
-
-    def before_step() -> None:
-        if trainer.bar is not None:
-            trainer.bar.step()
-        if file is not None and trainer.step and trainer.step % tuning.SAVE_EVERY == 0:
-            saved_run.save(file, trainer)
-        preview.show_preview(trainer)
-
     try:
-        trainer.run(before_step, after_round)
+        trainer.run(partial(_before_step, trainer, file), after_round)
     except memory.Cancelled:
         if file is not None:
             saved_run.save(file, trainer)
@@ -232,3 +229,12 @@ def _run(trainer: Trainer, file: Path | None, after_round: Callable[[], None]) -
     if file is not None:
         file.unlink(missing_ok=True)
     return False
+
+
+def _before_step(trainer: Trainer, file: Path | None) -> None:
+    """Progress, saving and preview; raises Cancelled when the artist has cancelled."""
+    if trainer.bar is not None:
+        trainer.bar.step()
+    if file is not None and trainer.step and trainer.step % tuning.SAVE_EVERY == 0:
+        saved_run.save(file, trainer)
+    preview.show_preview(trainer)

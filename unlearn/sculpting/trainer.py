@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch.amp.grad_scaler import GradScaler
@@ -255,13 +256,7 @@ class Trainer:
 
         Returns the loss of each term by name, and `total`.
         """
-
-        def work(rows: int) -> dict[str, float]:
-            for w in self.weights:
-                w.grad = None
-            return self._add_gradients(batch, rows)
-
-        _, losses = self.batch_size.run(len(batch), work)
+        _, losses = self.batch_size.run(len(batch), partial(self._set_gradients, batch))
         if not losses["total"] < tuning.EXPLODED_LOSS:
             raise UnlearnError(
                 f"Training on '{task.concept.name}' went astray at step {self.step + 1} (loss "
@@ -270,8 +265,10 @@ class Trainer:
             )
         return losses
 
-    def _add_gradients(self, batch: Batch, rows: int) -> dict[str, float]:
-        """Adds the gradients of a batch, `rows` of its rows at a time (SM-4)."""
+    def _set_gradients(self, batch: Batch, rows: int) -> dict[str, float]:
+        """Sets the gradients of a batch, `rows` of its rows at a time (SM-4)."""
+        for w in self.weights:
+            w.grad = None
         net, losses = self.network, {"total": 0.0}
         for chunk in batch.chunks(rows):
             prediction = net.predict(net.student, chunk.x, chunk.sigma, chunk.text_ids)
