@@ -72,7 +72,7 @@ class CollateralForecast(io.ComfyNode):
             outputs=[
                 io.Image.Output(
                     "report_image",
-                    tooltip="How much is left of the effect of the words that are hit hardest.",
+                    tooltip="How much is left of the effect of the words that are harmed most.",
                 ),
                 io.String.Output(
                     "report",
@@ -84,7 +84,7 @@ class CollateralForecast(io.ComfyNode):
         )
 
     @classmethod
-    def execute(  # pyright: ignore[reportIncompatibleMethodOverride]
+    def execute(
         cls,
         model: Model,
         clip: Clip,

@@ -93,7 +93,7 @@ class DynamicMaskTrainer(io.ComfyNode):
         )
 
     @classmethod
-    def execute(  # pyright: ignore[reportIncompatibleMethodOverride]
+    def execute(
         cls,
         model: Model,
         clip: Clip,

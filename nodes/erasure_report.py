@@ -165,7 +165,7 @@ class ErasureReport(io.ComfyNode):
         )
 
     @classmethod
-    def execute(  # pyright: ignore[reportIncompatibleMethodOverride]
+    def execute(
         cls,
         before: Model,
         after: Model,

@@ -127,7 +127,7 @@ class UnlearnConcepts(io.ComfyNode):
         return [(str(path), stat.st_mtime_ns, stat.st_size) for path, stat in found]
 
     @classmethod
-    def execute(  # pyright: ignore[reportIncompatibleMethodOverride]
+    def execute(
         cls,
         forget: str,
         keep: str,

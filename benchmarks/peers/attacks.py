@@ -21,7 +21,7 @@ from ..world.inversion import SENTENCES, Text, revive
 kernel = pack.module("kernels.rece")
 layers = pack.module("unlearn.host.architectures.unet")
 weights = pack.module("unlearn.host.weights")
-REVIVAL = pack.module("unlearn.closed_form.solve").REVIVAL
+REVIVAL = pack.module("unlearn.closed_form.tuning").REVIVAL
 SEED = 9000
 
 

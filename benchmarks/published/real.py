@@ -309,7 +309,8 @@ def patch_for(loaded, wanted, given, out):
         return patch_files.load(path)[0]
     start = time.time()
     if how == "scapre":
-        patch, _, report = scapre.solve(loaded.model, loaded.clip, wanted, folder=STATES, **more)
+        chosen = scapre.SolveSettings.of(**more)
+        patch, _, report = scapre.solve(loaded.model, loaded.clip, wanted, chosen, folder=STATES)
     else:
         known = {**saliency.DEFAULTS, **masks.DEFAULTS}
         if wrong := [k for k in more if k not in known]:

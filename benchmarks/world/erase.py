@@ -64,8 +64,9 @@ def main():
         settings = dict(SETTINGS[name])
         start = time.time()
         with torch.inference_mode():
+            wanted = concepts(keep=settings.pop("keep", True))
             patch, _, words = scapre.solve(
-                s.model, s.clip, concepts(keep=settings.pop("keep", True)), **settings
+                s.model, s.clip, wanted, scapre.SolveSettings.of(**settings)
             )
             seconds = time.time() - start
             forgot, kept, misses = found(s, plan, patching.apply(s.model, patch)[0])

@@ -126,7 +126,7 @@ def main():
                         False,
                         order,
                         protect=given.protect,
-                        size=64,
+                        glance_size=64,
                         **settings,
                     )
                 table[-1]["protected"] = [round(x, 3) for x in safe[:2]]

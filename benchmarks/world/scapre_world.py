@@ -139,8 +139,8 @@ class Bench:
                 self.studio.model,
                 self.studio.clip,
                 concepts(count, keep, order),
+                scapre.SolveSettings.of(**settings),
                 folder=CACHE,
-                **settings,
             )
         return patch, words, time.time() - start
 

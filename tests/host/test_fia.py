@@ -20,6 +20,7 @@ report = pack.module("unlearn.pruning.report")
 prompts = pack.module("unlearn.pruning.prompts")
 files = pack.module("unlearn.files.saliency_file")
 raw_files = pack.module("unlearn.files.raw_statistics")
+storage = pack.module("unlearn.files.storage")
 lockstep = pack.module("unlearn.host.batched_sampling")
 masks = pack.module("unlearn.pruning.masks")
 patching = pack.module("unlearn.host.patching")
@@ -279,7 +280,7 @@ def test_files_that_are_not_ours(loaded, tmp_path):
         files.load(path)
     for name in ("../x", "/etc/x", "", "a/../../x"):
         with pytest.raises(UnlearnError, match="leads out"):
-            files.inside(tmp_path, name)
+            storage.inside(tmp_path, name)
 
 
 @pytest.mark.parametrize("granularity", ["connection", "neuron", "row"])

@@ -157,9 +157,9 @@ def test_a_forecast_says_what_of_the_keep_list_is_harmed():
         [hit("dog", 0.5, True), hit("wolf", 0.2, False), hit("key", 0.95, True)]
     )
     assert said == [
-        "WARNING: of the keep list, these lose part of what they say: dog 50% left.",
-        "Nobody asked to forget these, but the forecast sees them hit hardest: wolf 20% left. "
-        "List under 'keep' what matters.",
+        "WARNING: the edit weakens these entries of the keep list: dog 50% left of their effect.",
+        "These words are not on the forget list, but the forecast expects them to be harmed most: "
+        "wolf 20% left of their effect. List under 'keep' what matters.",
     ]
 
 

@@ -59,7 +59,7 @@ class ReportInputs:
 
 
 @dataclass(frozen=True)
-class ErasureReport:
+class Comparison:
     """The results of `compare`: two IMAGEs, the report in words, and all figures."""
 
     grid: torch.Tensor
@@ -73,7 +73,7 @@ def compare(
     concepts: ConceptSet,
     settings: ReportSettings,
     node_id: str | None = None,
-) -> ErasureReport:
+) -> Comparison:
     """Draws all pairs with both models and measures what changed; neither model is changed.
 
     Cancelling raises within one sampling step. Raises UnlearnError for two models that do not go
@@ -115,7 +115,7 @@ def compare(
     metrics["shots"] = _pair_metrics(pairs, changes)
     colour = report.verdict_colour(code)
     grid = sheet.draw_sheet(words, colour, pairs, live.thumbnails, changes)
-    return ErasureReport(
+    return Comparison(
         charts.to_image(grid),
         report.draw_chart(pairs, changes, metrics, weight_changes, impacts),
         report.write_text(metrics, weight_changes, forecast_lines),

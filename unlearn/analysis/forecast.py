@@ -27,7 +27,7 @@ from .weight_grams import WeightGrams
 
 EXAMINED_IN = sentences.KEPT[1]  # one sentence; each more costs time
 WORDS_SHOWN = 12
-CHART_HEADING = "Forecast: what words hit hardest keep of what they say"
+CHART_HEADING = "Forecast: what is left of the effect of the words that are harmed most"
 SMALLEST_SIZE = 64  # pixels
 
 
@@ -275,7 +275,7 @@ def _prediction_batches(keep: Sequence[str]) -> int:
 
 
 def bars(impacts: Sequence[WordImpact], count: int = WORDS_SHOWN) -> list[charts.Bar]:
-    """Bars of the words that are hit hardest, for a chart with the heading `CHART_HEADING`."""
+    """Bars of the words that are harmed most, for a chart with the heading `CHART_HEADING`."""
     found = []
     for impact in impacts[:count]:
         left = impact.retention
@@ -292,17 +292,18 @@ def describe(impacts: Sequence[WordImpact], bound: float = tuning.RETENTION_WARN
     lines = []
     if kept:
         lines.append(
-            f"WARNING: of the keep list, these lose part of what they say: {_named(kept)} left."
+            "WARNING: the edit weakens these entries of the keep list: "
+            f"{_named(kept)} left of their effect."
         )
     if others:
         lines.append(
-            "Nobody asked to forget these, but the forecast sees them hit hardest: "
-            f"{_named(others)} left. List under 'keep' what matters."
+            "These words are not on the forget list, but the forecast expects them to be harmed "
+            f"most: {_named(others)} left of their effect. List under 'keep' what matters."
         )
     if not lines:
         lines.append(
             f"Forecast: of {len(impacts)} kept texts and suspect words none loses more than "
-            f"{1 - bound:.0%} of what it says."
+            f"{1 - bound:.0%} of its effect."
         )
     return lines
 
