@@ -26,6 +26,7 @@ from safetensors.torch import save as serialise
 from testbed import pack
 
 patch_files = pack.module("unlearn.files.patch_file")
+patch_reports = pack.module("unlearn.files.patch_report")
 saliency_files = pack.module("unlearn.files.saliency_file")
 saliency = pack.module("unlearn.pruning.saliency")
 masks = pack.module("unlearn.pruning.masks")
@@ -499,7 +500,7 @@ def test_patch_files(box, wholes, tally):
             path.write_bytes(checksummed(raw) if rng.random() < 0.8 else raw)
             if (found := watch(i, patch_files.load, path)) is not None:
                 assert (
-                    patch_files.describe(found[0])
+                    patch_reports.describe(found[0])
                     and found[0].digest
                     and all(min(e.shape) > 0 for _, e in found[0].edits)
                 ), i
