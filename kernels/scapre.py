@@ -1,60 +1,77 @@
-"""ScaPre, Forget Many, Forget Right (arXiv 2601.06162): closed-form edit of cross-attention keys and values.
+"""ScaPre, Forget Many, Forget Right (arXiv 2601.06162): closed-form edit of keys and values.
 
-Variant `anchored`. Per output row i of a weight W0 [d_out, d], over concept states c_t and their targets n_t, minimise
+This is the variant `anchored`. For each output row i of a weight W0 [d_out, d], with concept states
+c_t and their targets n_t, it minimises
 
-    eta m_i sum_t omega_t (w_i c_t - w0_i n_t)^2 + (w_i - w0_i)^T P (w_i - w0_i),   P = lambda I + R + beta K
+    eta m_i sum_t omega_t (w_i c_t - w0_i n_t)^2 + (w_i - w0_i)^T P (w_i - w0_i),
 
-(eqs 3-5 with an anchor at W0, which the printed objective (8) lacks). With S = sum omega c c^T and T = sum omega (n - c) c^T,
+with P = lambda I + R + beta K. These are eqs 3-5 with an anchor at W0, which the printed objective
+(8) lacks. With S = sum omega c c^T and T = sum omega (n - c) c^T the solution is
 
     w_i - w0_i = eta m_i w0_i T (P + eta m_i S)^-1.
 
 One generalised eigendecomposition S v = mu P v (V^T P V = I) serves every row of every layer:
 
-    (P + eta m S)^-1 = V diag(1 / (1 + eta m mu)) V^T,
+    (P + eta m S)^-1 = V diag(1 / (1 + eta m mu)) V^T.
 
-and since the rows of T lie in the span of the c_t, only the eigenvectors with mu > 0 take part: the edit is low-rank with V^T shared.
+The rows of T lie in the span of the c_t, so only eigenvectors with mu > 0 take part. The edit is of
+low rank, and all layers share V^T.
 """
 
 import torch
 
-BLOCKS, ROWS = 4, 1024  # of columns and rows, in which a tall Gram matrix is summed up
+COLUMN_BLOCKS = 4  # blocks of columns in which a tall Gram matrix is summed up
+BLOCK_ROWS = 1024  # rows that are added to it at a time
 
 
-def gram(states, weights=None):
-    """Second moment sum_t omega_t c_t c_t^T, [d, d] float64, of states [n, d]; weights [n] default to 1."""
+def gram(states: torch.Tensor, weights: torch.Tensor | None = None) -> torch.Tensor:
+    """Second moment sum_t omega_t c_t c_t^T, [d, d] float64, of states [n, d].
+
+    weights: omega [n], 1 where they are not given.
+    """
     x = states.double()
     (n, d), omega = x.shape, None if weights is None else weights.double()[:, None]
-    if n < ROWS * BLOCKS:
+    if n < BLOCK_ROWS * COLUMN_BLOCKS:
         return x.T @ (x if omega is None else x * omega)
-    out, width = torch.zeros(d, d, dtype=torch.float64, device=x.device), -(-d // BLOCKS)
-    for at in range(0, n, ROWS):  # only what is on and above the diagonal, five eighths of the work
-        part = x[at : at + ROWS]
-        weighted = part if omega is None else part * omega[at : at + ROWS]
+    out, width = torch.zeros(d, d, dtype=torch.float64, device=x.device), -(-d // COLUMN_BLOCKS)
+    # Only the blocks on and above the diagonal are computed, five eighths of the work.
+    for at in range(0, n, BLOCK_ROWS):
+        part = x[at : at + BLOCK_ROWS]
+        weighted = part if omega is None else part * omega[at : at + BLOCK_ROWS]
         for i in range(0, d, width):
             out[i : i + width, i:].addmm_(part[:, i : i + width].T, weighted[:, i:])
     return out.triu_().add_(out.triu(1).T)
 
 
-def cross_gram(targets, states, weights=None):
-    """T = sum_t omega_t (n_t - c_t) c_t^T, [d, d] float64, of targets n and states c [n, d]."""
+def cross_gram(
+    targets: torch.Tensor, states: torch.Tensor, weights: torch.Tensor | None = None
+) -> torch.Tensor:
+    """T = sum_t omega_t (n_t - c_t) c_t^T, [d, d] float64, of targets n and states c, both [n, d].
+
+    weights: omega [n], 1 where they are not given.
+    """
     states, targets = states.double(), targets.double()
     return (targets - states).T @ (
         states if weights is None else states * weights.double()[:, None]
     )
 
 
-def spectral_trace(concepts):
-    """R = U diag((1 - sigmoid(sigma)) sigma) U^T of the concept matrix C_E = U diag(sigma) V^T [d, m] (eq 4), [d, d] float64.
+def spectral_trace(concepts: torch.Tensor) -> torch.Tensor:
+    """R = U diag((1 - sigmoid(sigma)) sigma) U^T (eq 4), [d, d] float64.
 
-    Strong shared directions (large sigma) are left free, weak ones are penalised, so concepts do not fight over them.
+    concepts: the matrix C_E = U diag(sigma) V^T [d, m]. Strong shared directions (large sigma) are
+    left free and weak ones are penalised, so that concepts do not fight over them.
     """
     u, sigma, _ = torch.linalg.svd(concepts.double(), full_matrices=False)
     return (u * ((1 - torch.sigmoid(sigma)) * sigma)) @ u.T
 
 
-def anchored_basis(s, p, tolerance=1e-12):
-    """Generalised eigenpairs S v = mu P v with mu > tolerance * mu_max: (mu [r], V [d, r]), float64, largest first.
+def anchored_basis(
+    s: torch.Tensor, p: torch.Tensor, tolerance: float = 1e-12
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Generalised eigenpairs S v = mu P v: (mu [r], V [d, r]), float64, largest first.
 
+    s, p [d, d]. Only pairs with mu > tolerance * mu_max are given.
     Raises torch.linalg.LinAlgError when P is not positive definite.
     """
     lower = torch.linalg.cholesky(p.double())
@@ -66,17 +83,23 @@ def anchored_basis(s, p, tolerance=1e-12):
     return mu[keep].flip(0), v[:, keep].flip(1)
 
 
-def confined_basis(s, p, basis, tolerance=1e-12):
-    """`anchored_basis` of edits confined to the columns of `basis` [d, k]: (mu [r], V [d, r]) with V in their span (hard preservation).
+def confined_basis(
+    s: torch.Tensor, p: torch.Tensor, basis: torch.Tensor, tolerance: float = 1e-12
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """`anchored_basis` with V in the span of the columns of `basis` [d, k]: (mu [r], V [d, r]).
 
-    It is the minimiser of the same objective over all edits that do nothing to what is orthogonal to `basis`.
+    It minimises the same objective over all edits that do nothing to what is orthogonal to `basis`
+    (hard preservation).
     """
     mu, v = anchored_basis(basis.T @ s @ basis, basis.T @ p @ basis, tolerance)
     return mu, basis @ v
 
 
-def rank_by_energy(mu, eta, energy):
-    """How many leading components carry `energy` (0..1] of the erased signal sum_j mu_j (eta mu_j / (1 + eta mu_j))^2."""
+def rank_by_energy(mu: torch.Tensor, eta: float, energy: float) -> int:
+    """How many leading components carry the share `energy` (0..1] of the erased signal.
+
+    The signal is sum_j mu_j (eta mu_j / (1 + eta mu_j))^2, with mu [r] largest first.
+    """
     erased = mu * (eta * mu / (1 + eta * mu)) ** 2
     total = erased.cumsum(0)
     if not len(mu) or total[-1] <= 0:
@@ -84,10 +107,17 @@ def rank_by_energy(mu, eta, energy):
     return int((total < energy * total[-1]).sum()) + 1
 
 
-def anchored_up(w0, tv, mu, eta, m=None):
-    """The layer's factor `up` [d_out, r] of the edit `up @ V^T`, float32: eta m_i (w0_i T V) / (1 + eta m_i mu).
+def anchored_up(
+    w0: torch.Tensor,
+    tv: torch.Tensor,
+    mu: torch.Tensor,
+    eta: float,
+    m: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """The layer's factor `up` [d_out, r] of the edit `up @ V^T`, float32.
 
-    w0 [d_out, d]; tv = T V [d, r]; mu [r]; m [d_out] Informax weights or None for 1.
+    It is eta m_i (w0_i T V) / (1 + eta m_i mu), of w0 [d_out, d], tv = T V [d, r] and mu [r].
+    m: Informax weights [d_out], 1 where they are not given.
     """
     rows = w0.float() @ tv.float()
     if m is None:

@@ -1,10 +1,12 @@
-"""What a patch does to words that nobody asked to forget, told before a picture is drawn."""
+"""Says which words a patch harms that nobody wanted to forget, before a picture is drawn."""
 
 from comfy_api.latest import io
 
 from ..unlearn.analysis import charts, forecast
 from ..unlearn.errors import finite
 from ..unlearn.host import progress
+from ..unlearn.host.model_types import Clip, Model
+from ..unlearn.types import ConceptSet, UnlearnPatch
 from .sockets import Concepts, Patch
 
 
@@ -15,25 +17,29 @@ class CollateralForecast(io.ComfyNode):
             node_id="CollateralForecast",
             display_name="Collateral Forecast",
             category="unlearn",
-            description="Says which common words and which of the kept texts a patch harms, before a picture is drawn: from its keys and "
-            "values, and from a glance of both models at noise. For patches of any method.",
+            description="Says which common words and which entries of the keep list a patch harms, "
+            "before a picture is drawn. It compares keys and values, and what the model predicts "
+            "from noise with and without the patch. For patches of any method.",
             search_aliases=["forget", "erase", "unlearn", "damage", "side effects", "collateral"],
             inputs=[
                 io.Model.Input(
                     "model",
-                    tooltip="The model the patch is for, after any LoRA loaders. It is not changed.",
+                    tooltip="The model the patch is for, after any LoRA loaders. It is not "
+                    "changed.",
                 ),
                 io.Clip.Input(
                     "clip",
-                    tooltip="The text encoder that goes with the model, from the same checkpoint loader.",
+                    tooltip="The text encoder that goes with the model, from the same checkpoint "
+                    "loader.",
                 ),
                 Patch.Input(
-                    "patch", tooltip="The patch to look at, from ScaPre Solve or another eraser."
+                    "patch", tooltip="The patch to examine, from ScaPre Solve or another eraser."
                 ),
                 Concepts.Input(
                     "concepts",
                     optional=True,
-                    tooltip="What was to be forgotten (left out here) and kept (looked at first).",
+                    tooltip="The list the patch was made from. The forecast leaves out what was to "
+                    "be forgotten and always examines what was to be kept.",
                 ),
                 io.Float.Input(
                     "strength",
@@ -47,8 +53,9 @@ class CollateralForecast(io.ComfyNode):
                     "glance",
                     default=True,
                     optional=True,
-                    tooltip="Let the model, with and without the patch, look at noise once per word: this tells far better what is harmed. "
-                    "Off: from the weights alone, in a second.",
+                    tooltip="Also compare what the model predicts from noise under each word, with "
+                    "and without the patch. This tells far better which words are harmed. Off: "
+                    "only the weights are compared, which is faster.",
                 ),
                 io.Int.Input(
                     "size",
@@ -57,39 +64,46 @@ class CollateralForecast(io.ComfyNode):
                     max=2048,
                     step=8,
                     optional=True,
-                    tooltip="Side of what it looks at, in pixels. 0 is half of the model's own size; try 0 first.",
+                    tooltip="Side of the predicted pictures, in pixels. 0 is half of the model's "
+                    "own size; try 0 first.",
                     advanced=True,
                 ),
             ],
             outputs=[
                 io.Image.Output(
-                    "report_image", tooltip="How much of what the words hit hardest say is left."
+                    "report_image",
+                    tooltip="How much is left of the effect of the words that are harmed most.",
                 ),
                 io.String.Output(
                     "report",
-                    tooltip="The same in words. Put what matters to you on the keep list and solve again.",
+                    tooltip="The same in words. Put what matters to you on the keep list and solve "
+                    "again.",
                 ),
             ],
             hidden=[io.Hidden.unique_id],
         )
 
     @classmethod
-    def execute(cls, model, clip, patch, strength, concepts=None, glance=True, size=0):
+    def execute(
+        cls,
+        model: Model,
+        clip: Clip,
+        patch: UnlearnPatch,
+        strength: float,
+        concepts: ConceptSet | None = None,
+        glance: bool = True,
+        size: int = 0,
+    ) -> io.NodeOutput:
         finite(strength=strength)
-        forgotten = (
-            [n for c in concepts.concepts for n in c.names]
-            if concepts
-            else [n for p in patch.provenance for n in p.get("concepts", ())]
-        )
-        keep = concepts.keep if concepts else ()
-        hits = forecast.of_patch(
-            model, clip, patch, forgotten, keep, cls.hidden.unique_id, strength, glance, size
-        )
-        words = "\n".join(forecast.describe(hits))
+        if concepts is None:  # the patch says what it forgets
+            forgotten = [n for record in patch.provenance for n in record.get("concepts", ())]
+            keep = ()
+        else:
+            forgotten = [name for concept in concepts.concepts for name in concept.names]
+            keep = concepts.keep
+        settings = forecast.ForecastSettings(strength, glance, size, cls.hidden.unique_id)
+        impacts = forecast.of_patch(model, clip, patch, forgotten, keep, settings)
+        words = "\n".join(forecast.describe(impacts))
         progress.say(words, cls.hidden.unique_id)
-        return io.NodeOutput(
-            charts.bar_charts(
-                "Collateral Forecast", [(forecast.TITLE, forecast.bars(hits, 2 * forecast.SHOWN))]
-            ),
-            words,
-        )
+        chart = (forecast.CHART_HEADING, forecast.bars(impacts, 2 * forecast.WORDS_SHOWN))
+        return io.NodeOutput(charts.bar_charts("Collateral Forecast", [chart]), words)

@@ -1,36 +1,49 @@
-"""Measures which weight connections a concept needs, by forward passes only (Forget-It-All, arXiv 2601.06163)."""
+"""Measures which weight connections a concept needs, by forward passes only.
+
+The method is Forget-It-All (arXiv 2601.06163).
+"""
+
+from typing import Any
 
 from comfy_api.latest import io
 
 from ..kernels.fia import SCORES
+from ..unlearn.concepts.notation import split_lines
 from ..unlearn.errors import UnlearnError, finite
 from ..unlearn.files import saliency_file
 from ..unlearn.host import folders, progress
-from ..unlearn.pruning import saliency
-from ..unlearn.pruning.prompts import lines
+from ..unlearn.host.model_types import Clip, Model
+from ..unlearn.pruning import collection
+from ..unlearn.pruning.prompts import OwnLines
+from ..unlearn.types import ConceptSet
 from .sockets import Concepts, Saliency
 
-D = saliency.DEFAULTS
+D = collection.DEFAULTS
+
+
+def _lines(name: str, example: str, tooltip: str) -> io.String.Input:
+    """An input for several lines of text."""
+    return io.String.Input(
+        name,
+        multiline=True,
+        default="",
+        optional=True,
+        placeholder=example,
+        tooltip=tooltip,
+        advanced=True,
+    )
 
 
 class ConceptSaliency(io.ComfyNode):
     @classmethod
-    def define_schema(cls):
-        text = lambda name, example, tip: io.String.Input(
-            name,
-            multiline=True,
-            default="",
-            optional=True,
-            placeholder=example,
-            tooltip=tip,
-            advanced=True,
-        )
+    def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="ConceptSaliency",
             display_name="Concept Saliency (FIA)",
             category="unlearn",
-            description="Measures which connections of the model each concept needs, by starting a few pictures with and without it. "
-            "No training, no gradients: works with any precision. Connect it to Fuse Neuron Masks.",
+            description="Measures which connections of the model each concept needs, by starting "
+            "a few pictures with it and without it. There is no training and there are no "
+            "gradients, so any precision works. Connect it to Fuse Neuron Masks.",
             search_aliases=[
                 "erase",
                 "remove",
@@ -49,25 +62,29 @@ class ConceptSaliency(io.ComfyNode):
                 ),
                 io.Clip.Input(
                     "clip",
-                    tooltip="The text encoder that goes with the model, from the same checkpoint loader.",
+                    tooltip="The text encoder that goes with the model, from the same checkpoint "
+                    "loader.",
                 ),
                 Concepts.Input(
                     "concepts",
-                    tooltip="What to forget, from Concepts to Forget. Its keep list is not used here.",
+                    tooltip="What to forget, from Concepts to Forget. Its keep list is not used "
+                    "here.",
                 ),
                 io.Combo.Input(
                     "score",
                     options=list(SCORES),
                     default=D["score"],
-                    tooltip="'paper' weighs how input and output of a connection go together; 'wanda' only the input: less memory, "
-                    "and its statistics can always be merged. Try 'paper' first.",
+                    tooltip="'paper' weighs how the input and the output of a connection go "
+                    "together. 'wanda' weighs only the input, needs far less memory, and its "
+                    "statistics can always be merged. Try 'paper' first.",
                 ),
                 io.Int.Input(
                     "prompts",
                     default=D["prompts"],
                     min=1,
                     max=1000,
-                    tooltip="Pictures started per concept, and as many without it. 5 is enough to try; 10 is steadier.",
+                    tooltip="Pictures started for each concept, and as many without it. 5 is "
+                    "enough to try; more is steadier.",
                 ),
                 io.Int.Input(
                     "steps",
@@ -81,7 +98,8 @@ class ConceptSaliency(io.ComfyNode):
                     default=D["window"],
                     min=1,
                     max=1000,
-                    tooltip="How many of them are run and measured. The first ones decide what is in the picture: leave it at a fifth.",
+                    tooltip="How many of the steps are run and measured. The first steps decide "
+                    "what is in the picture, so leave it at a fifth of them.",
                 ),
                 io.Float.Input(
                     "cfg",
@@ -89,7 +107,8 @@ class ConceptSaliency(io.ComfyNode):
                     min=1.0,
                     max=30.0,
                     step=0.5,
-                    tooltip="Guidance while measuring. Use what you draw with; 1 takes half the time.",
+                    tooltip="Guidance while measuring. Use the value you draw with. At 1 the "
+                    "model runs half as often.",
                 ),
                 io.Int.Input(
                     "seed",
@@ -97,7 +116,7 @@ class ConceptSaliency(io.ComfyNode):
                     min=0,
                     max=2**63 - 1,
                     control_after_generate=io.ControlAfterGenerate.fixed,
-                    tooltip="Noise of the first prompt; the others count on from it.",
+                    tooltip="Noise of the first prompt. The following prompts count on from it.",
                 ),
                 io.Int.Input(
                     "size",
@@ -105,7 +124,8 @@ class ConceptSaliency(io.ComfyNode):
                     min=0,
                     max=4096,
                     step=8,
-                    tooltip="Width and height in pixels of the measured pictures; 0 takes the model's own (512, 768 or 1024).",
+                    tooltip="Width and height of the measured pictures in pixels. 0 takes the "
+                    "size the model was made for (512, 768 or 1024).",
                 ),
                 io.Float.Input(
                     "ceiling",
@@ -113,7 +133,8 @@ class ConceptSaliency(io.ComfyNode):
                     min=0.001,
                     max=1.0,
                     step=0.01,
-                    tooltip="Share of each layer's connections that is remembered: the largest r2 that Fuse Neuron Masks can use.",
+                    tooltip="Share of each layer's connections that is remembered. It is the "
+                    "largest r2 that Fuse Neuron Masks can use.",
                 ),
                 io.Float.Input(
                     "r1",
@@ -121,22 +142,24 @@ class ConceptSaliency(io.ComfyNode):
                     min=0.0001,
                     max=1.0,
                     step=0.01,
-                    tooltip="Share of connections that count as high at one step, for how often a connection is high. Leave it.",
+                    tooltip="Share of connections that count as high at one step. It decides how "
+                    "often a connection is high. Leave it.",
                     advanced=True,
                 ),
                 io.Combo.Input(
                     "scale",
                     options=["layer_max", "none"],
                     default=D["scale"],
-                    tooltip="Whether strength is divided by the layer's maximum before frequency is added (as in the released code) or "
-                    "not (as printed). Leave it.",
+                    tooltip="Whether strength is divided by the layer's maximum before frequency "
+                    "is added (as in the released code) or not (as printed). Leave it.",
                     advanced=True,
                 ),
                 io.Combo.Input(
                     "halves",
                     options=["conditional", "both"],
                     default=D["halves"],
-                    tooltip="Measure the prompt's half of guidance, or both halves as the released code does. Leave it.",
+                    tooltip="Measure the prompt's half of guidance, or both halves as the "
+                    "released code does. Leave it.",
                     advanced=True,
                 ),
                 io.Int.Input(
@@ -144,20 +167,21 @@ class ConceptSaliency(io.ComfyNode):
                     default=D["first"],
                     min=0,
                     max=10**6,
-                    tooltip="Number of the first prompt pair, to share work: 0 on one machine, 'prompts' on the next; then merge.",
+                    tooltip="Number of the first prompt pair, to share the work: 0 on one "
+                    "machine, the value of 'prompts' on the next. Then merge the results.",
                     advanced=True,
                 ),
-                text(
+                _lines(
                     "templates",
                     "a {concept} in {context}",
                     "Own sentences with the concept, one per line, with {concept} and {context}.",
                 ),
-                text(
+                _lines(
                     "base",
                     "{context}",
                     "The same sentences without the concept, one per line, with {context}.",
                 ),
-                text(
+                _lines(
                     "contexts",
                     "a kitchen\nthe garden",
                     "What stands for {context}, one per line. Empty: places, people, things.",
@@ -166,8 +190,9 @@ class ConceptSaliency(io.ComfyNode):
                     "raw_statistics",
                     default="",
                     optional=True,
-                    tooltip="A name here writes the raw statistics of score 'paper' into models/unlearn_saliency, to be merged. "
-                    "They are large (gigabytes). Leave it empty.",
+                    tooltip="A name here writes the raw statistics of the score 'paper' into "
+                    "models/unlearn_saliency, so that they can be merged. They take gigabytes. "
+                    "Leave it empty.",
                     advanced=True,
                 ),
             ],
@@ -183,32 +208,29 @@ class ConceptSaliency(io.ComfyNode):
     @classmethod
     def execute(
         cls,
-        model,
-        clip,
-        concepts,
-        templates="",
-        base="",
-        contexts="",
-        raw_statistics="",
-        **settings,
-    ):
+        model: Model,
+        clip: Clip,
+        concepts: ConceptSet,
+        templates: str = "",
+        base: str = "",
+        contexts: str = "",
+        raw_statistics: str = "",
+        **settings: Any,
+    ) -> io.NodeOutput:
         finite(**{k: float(settings[k]) for k in ("cfg", "ceiling", "r1")})
-        if raw_statistics and settings["score"] == "wanda":
-            raise UnlearnError(
-                "'raw_statistics' is for score 'paper'; with 'wanda' they are kept anyway, so leave it empty."
-            )
-        folder = (
-            folders.new_in(saliency_file.models_folder(), raw_statistics, ".raw")
-            if raw_statistics
-            else None
-        )
-        found, report = saliency.collect(
+        folder = None
+        if raw_statistics:
+            if settings["score"] == "wanda":
+                raise UnlearnError(
+                    "'raw_statistics' is for score 'paper'; with 'wanda' they are kept anyway, "
+                    "so leave it empty."
+                )
+            folder = folders.new_in(saliency_file.models_folder(), raw_statistics, ".raw")
+        found, report = collection.collect(
             model,
             clip,
             concepts,
-            lines(templates),
-            lines(base),
-            lines(contexts),
+            OwnLines(split_lines(templates), split_lines(base), split_lines(contexts)),
             folder=folder,
             node_id=cls.hidden.unique_id,
             **settings,

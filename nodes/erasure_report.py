@@ -1,15 +1,19 @@
-"""Shows what an edit did: the same prompts and seeds before and after, side by side, with numbers and a verdict."""
+"""Shows what an edit did: pictures before and after it, side by side, and a verdict."""
+
+from typing import Any
 
 import comfy.samplers
 from comfy_api.latest import io, ui
 
-from ..unlearn.analysis import comparison
+from ..unlearn.analysis.comparison import ReportInputs, ReportSettings, as_json, compare
+from ..unlearn.concepts.notation import split_lines
 from ..unlearn.errors import finite
 from ..unlearn.host import progress
-from ..unlearn.pruning.prompts import lines
+from ..unlearn.host.model_types import Clip, Model, Vae
+from ..unlearn.types import ConceptSet
 from .sockets import Concepts
 
-D = comparison.DEFAULTS
+D = ReportSettings()
 
 
 class ErasureReport(io.ComfyNode):
@@ -19,8 +23,9 @@ class ErasureReport(io.ComfyNode):
             node_id="ErasureReport",
             display_name="Erasure Report",
             category="unlearn",
-            description="Draws every forgotten concept and some kept ones with the model before and after, same seed, and says in words "
-            "whether the edit worked, did nothing, or damaged everything.",
+            description="Draws every forgotten concept and some kept ones with the model before "
+            "and after the edit, with the same seeds, and says in words whether the edit worked, "
+            "did nothing, or damaged everything.",
             search_aliases=[
                 "erase",
                 "remove",
@@ -33,12 +38,13 @@ class ErasureReport(io.ComfyNode):
             ],
             inputs=[
                 io.Model.Input(
-                    "before", tooltip="The plain model, as it goes into Apply Unlearn Patch."
+                    "before", tooltip="The unedited model, as it goes into Apply Unlearn Patch."
                 ),
-                io.Model.Input("after", tooltip="The patched model, from Apply Unlearn Patch."),
+                io.Model.Input("after", tooltip="The edited model, from Apply Unlearn Patch."),
                 io.Clip.Input(
                     "clip",
-                    tooltip="The text encoder that goes with the models, from the same checkpoint loader.",
+                    tooltip="The text encoder that goes with the models, from the same checkpoint "
+                    "loader.",
                 ),
                 io.Vae.Input(
                     "vae",
@@ -50,37 +56,40 @@ class ErasureReport(io.ComfyNode):
                 ),
                 io.Int.Input(
                     "seed",
-                    default=D["seed"],
+                    default=D.seed,
                     min=0,
                     max=0xFFFFFFFFFFFFFFFF,
                     control_after_generate=io.ControlAfterGenerate.fixed,
-                    tooltip="Seed of the first picture of each prompt; a KSampler with this seed draws the same.",
+                    tooltip="Seed of the first picture of each prompt. A KSampler with this seed "
+                    "draws the same picture.",
                 ),
                 io.Int.Input(
                     "seeds",
-                    default=D["seeds"],
+                    default=D.seeds,
                     min=1,
                     max=16,
-                    tooltip="Pictures per prompt, each with a seed of its own. 2 for a look, 8 to be sure.",
+                    tooltip="Pictures per prompt, each with a seed of its own. Try 2 first; 8 say "
+                    "more.",
                 ),
                 io.Int.Input(
                     "kept",
-                    default=D["kept"],
+                    default=D.kept,
                     min=0,
                     max=64,
-                    tooltip="How many prompts of the keep list to draw; where the list is shorter, everyday captions are added. Without "
-                    "any, damage cannot be told.",
+                    tooltip="How many prompts of the keep list to draw. Where the list is shorter, "
+                    "everyday captions are added. Without kept prompts the report cannot see "
+                    "damage.",
                 ),
                 io.Int.Input(
                     "steps",
-                    default=D["steps"],
+                    default=D.steps,
                     min=1,
                     max=200,
                     tooltip="Sampling steps per picture. Use what you draw with.",
                 ),
                 io.Float.Input(
                     "cfg",
-                    default=D["cfg"],
+                    default=D.cfg,
                     min=0.0,
                     max=100.0,
                     step=0.5,
@@ -88,24 +97,25 @@ class ErasureReport(io.ComfyNode):
                 ),
                 io.Int.Input(
                     "size",
-                    default=D["size"],
+                    default=D.size,
                     min=0,
                     max=2048,
                     step=64,
-                    tooltip="Width and height in pixels; 0 takes what the model was made for. Smaller is faster, but models draw badly "
-                    "below half of it.",
+                    tooltip="Width and height in pixels. 0 takes what the model was made for. "
+                    "Smaller is faster, but models draw badly below half of it.",
                 ),
                 io.Combo.Input(
                     "sampler",
                     options=list(comfy.samplers.KSampler.SAMPLERS),
-                    default=D["sampler"],
-                    tooltip="Use one without fresh noise in each step (no 'ancestral', no 'sde'), so that pairs can be compared.",
+                    default=D.sampler,
+                    tooltip="Use one without fresh noise in each step (no 'ancestral', no 'sde'), "
+                    "so that pairs can be compared.",
                     advanced=True,
                 ),
                 io.Combo.Input(
                     "scheduler",
                     options=list(comfy.samplers.KSampler.SCHEDULERS),
-                    default=D["scheduler"],
+                    default=D.scheduler,
                     tooltip="How the sampling steps are spread. Use what you draw with.",
                     advanced=True,
                 ),
@@ -115,20 +125,22 @@ class ErasureReport(io.ComfyNode):
                     default="",
                     optional=True,
                     placeholder="a photo of a {concept}",
-                    tooltip="Own sentences, one per line with {concept} in it. Empty: one sentence by kind. Try some the eraser was not "
-                    "made with.",
+                    tooltip="Your own sentences, one per line, each with {concept} in it. Empty: "
+                    "one sentence by kind. Try sentences that the patch was not made with.",
                     advanced=True,
                 ),
                 io.ClipVision.Input(
                     "clip_vision",
                     optional=True,
-                    tooltip="For CLIP scores, from Load CLIP Vision. Against the words they need a text encoder of the same CLIP: for SDXL "
-                    "that is ViT-bigG, for SD2.x ViT-H.",
+                    tooltip="For CLIP scores, from Load CLIP Vision. To score pictures against the "
+                    "prompt it must belong to the same CLIP as the text encoder: ViT-bigG for "
+                    "SDXL, ViT-H for SD2.x.",
                 ),
                 io.Clip.Input(
                     "score_clip",
                     optional=True,
-                    tooltip="The text encoder of the same CLIP as clip_vision, where the model's own is another (always with SD1.x).",
+                    tooltip="The text encoder of the same CLIP as clip_vision, where the model's "
+                    "own is another (always with SD1.x).",
                     advanced=True,
                 ),
             ],
@@ -138,7 +150,8 @@ class ErasureReport(io.ComfyNode):
                 ),
                 io.Image.Output(
                     "chart",
-                    tooltip="Change of pictures, CLIP scores, and relative change of each layer's weights.",
+                    tooltip="Change of pictures, CLIP scores, and relative change of each layer's "
+                    "weights.",
                 ),
                 io.String.Output(
                     "report",
@@ -155,30 +168,28 @@ class ErasureReport(io.ComfyNode):
     @classmethod
     def execute(
         cls,
-        before,
-        after,
-        clip,
-        vae,
-        concepts,
-        templates="",
-        clip_vision=None,
-        score_clip=None,
-        **settings,
-    ):
+        before: Model,
+        after: Model,
+        clip: Clip,
+        vae: Vae,
+        concepts: ConceptSet,
+        templates: str = "",
+        clip_vision: Any = None,
+        score_clip: Clip | None = None,
+        **settings: Any,
+    ) -> io.NodeOutput:
         finite(cfg=settings["cfg"])
-        grid, chart, report, metrics = comparison.compare(
-            before,
-            after,
-            clip,
-            vae,
+        report = compare(
+            ReportInputs(before, after, clip, vae, clip_vision, score_clip),
             concepts,
-            lines(templates),
-            clip_vision,
-            score_clip,
+            ReportSettings(templates=split_lines(templates), **settings),
             cls.hidden.unique_id,
-            **settings,
         )
-        progress.say(report, cls.hidden.unique_id)
+        progress.say(report.text, cls.hidden.unique_id)
         return io.NodeOutput(
-            grid, chart, report, comparison.as_json(metrics), ui=ui.PreviewImage(grid, cls=cls)
+            report.grid,
+            report.chart,
+            report.text,
+            as_json(report.metrics),
+            ui=ui.PreviewImage(report.grid, cls=cls),
         )

@@ -1,10 +1,17 @@
-"""Turns saliency into a patch that prunes what concepts need and spares what all of them share (Forget-It-All, arXiv 2601.06163)."""
+"""Turns saliency into a patch that prunes what concepts need, except what most of them share.
+
+The method is Forget-It-All (arXiv 2601.06163).
+"""
+
+from typing import Any
 
 from comfy_api.latest import io
 
 from ..unlearn.errors import UnlearnError, finite
 from ..unlearn.host import progress
 from ..unlearn.pruning import masks
+from ..unlearn.pruning.settings import GRANULARITIES, PARTS
+from ..unlearn.types import SaliencyMap
 from .sockets import Patch, Saliency
 
 D = masks.DEFAULTS
@@ -12,13 +19,14 @@ D = masks.DEFAULTS
 
 class NeuronMaskFuse(io.ComfyNode):
     @classmethod
-    def define_schema(cls):
+    def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="NeuronMaskFuse",
             display_name="Fuse Neuron Masks (FIA)",
             category="unlearn",
-            description="Makes a patch that prunes the connections the concepts need, except those that most of them share. Takes under a "
-            "second, so try several r2. Connect the patch to Apply Unlearn Patch.",
+            description="Makes a patch that prunes the connections the concepts need, except "
+            "those that most of them share. It does not measure again, so try several values of "
+            "r2. Connect the patch to Apply Unlearn Patch.",
             search_aliases=[
                 "erase",
                 "remove",
@@ -36,7 +44,8 @@ class NeuronMaskFuse(io.ComfyNode):
                     template=io.Autogrow.TemplatePrefix(
                         Saliency.Input(
                             "saliency",
-                            tooltip="From Concept Saliency or Load Concept Saliency; a new socket appears.",
+                            tooltip="From Concept Saliency or Load Concept Saliency. A new socket "
+                            "appears when it is connected.",
                         ),
                         prefix="saliency",
                         min=1,
@@ -51,8 +60,9 @@ class NeuronMaskFuse(io.ComfyNode):
                     max=1.0,
                     step=0.001,
                     round=False,
-                    tooltip="Share of each layer's connections a concept may choose. Try 0.01 first, 0.02 for styles, 0.03 for what will "
-                    "not go. A concept's weight multiplies it.",
+                    tooltip="Share of each layer's connections a concept may choose. Try 0.01 "
+                    "first, 0.02 for styles, and 0.03 for a concept that is still drawn. A "
+                    "concept's weight multiplies it.",
                 ),
                 io.Float.Input(
                     "alpha",
@@ -60,19 +70,20 @@ class NeuronMaskFuse(io.ComfyNode):
                     min=0.0,
                     max=2.0,
                     step=0.05,
-                    tooltip="A connection chosen by at least this share of the concepts belongs to none of them and is kept. 0.6 for "
-                    "objects, 0.8 for styles; above 1 keeps nothing back. With one concept it does not matter.",
+                    tooltip="A connection chosen by at least this share of the concepts belongs "
+                    "to none of them and is kept. Use 0.6 for objects and 0.8 for styles. Above 1 "
+                    "everything chosen is pruned. With one concept it does not matter.",
                 ),
                 io.Combo.Input(
                     "granularity",
-                    options=list(masks.GRANULARITY),
+                    options=list(GRANULARITIES),
                     default=D["granularity"],
-                    tooltip="Prune single connections, whole hidden neurons (columns), or whole output rows. Try 'connection' first; "
-                    "'neuron' makes the smallest patch.",
+                    tooltip="Prune single connections, whole hidden neurons (columns), or whole "
+                    "output rows. Try 'connection' first; 'neuron' makes the smallest patch.",
                 ),
                 io.Combo.Input(
                     "parts",
-                    options=list(masks.PARTS),
+                    options=list(PARTS),
                     default=D["parts"],
                     tooltip="Which parts of the UNet are pruned. Try 'all' first.",
                     advanced=True,
@@ -92,7 +103,7 @@ class NeuronMaskFuse(io.ComfyNode):
                     min=0.0,
                     max=1.0,
                     step=0.05,
-                    tooltip="Leave out layers behind this depth.",
+                    tooltip="Leave out layers after this depth.",
                     advanced=True,
                 ),
                 io.String.Input(
@@ -109,7 +120,8 @@ class NeuronMaskFuse(io.ComfyNode):
                 Patch.Output("patch", tooltip="Connect to Apply Unlearn Patch."),
                 io.Image.Output(
                     "report_image",
-                    tooltip="Pruned share of each layer, what concepts share, and what is kept for all.",
+                    tooltip="Charts: the pruned share of each layer, what concepts share, and "
+                    "what is kept for all.",
                 ),
                 io.String.Output(
                     "report", tooltip="The same in words, with warnings and what to do next."
@@ -119,12 +131,15 @@ class NeuronMaskFuse(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, saliency, per_concept="", **settings):
+    def execute(
+        cls, saliency: dict[str, SaliencyMap | None], per_concept: str = "", **settings: Any
+    ) -> io.NodeOutput:
         finite(**{k: settings[k] for k in ("r2", "alpha", "from_depth", "to_depth")})
-        maps = [s for s in saliency.values() if s is not None]
+        maps = [found for found in saliency.values() if found is not None]
         if not maps:
             raise UnlearnError(
-                "The input 'saliency' has nothing connected; connect Concept Saliency or Load Concept Saliency."
+                "The input 'saliency' has nothing connected; "
+                "connect Concept Saliency or Load Concept Saliency."
             )
         patch, picture, report = masks.fuse(maps, per_concept, **settings)
         progress.say(report, cls.hidden.unique_id)

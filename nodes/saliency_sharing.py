@@ -1,22 +1,25 @@
-"""Saliency on disk and from several machines: save, load, merge."""
+"""Saves, loads and merges saliency, so that several machines can share the measuring."""
 
 from comfy_api.latest import io
 
 from ..unlearn.errors import UnlearnError
 from ..unlearn.files import saliency_file
 from ..unlearn.host import folders
-from ..unlearn.pruning import saliency as maps_of
+from ..unlearn.host.model_types import Model
+from ..unlearn.pruning.merge import merge
+from ..unlearn.types import SaliencyMap
 from .sockets import Saliency
 
 
 class SaveConceptSaliency(io.ComfyNode):
     @classmethod
-    def define_schema(cls):
+    def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="SaveConceptSaliency",
             display_name="Save Concept Saliency",
             category="unlearn",
-            description="Saves saliency to models/unlearn_saliency, so that it need not be measured again, here or on another machine.",
+            description="Saves saliency to models/unlearn_saliency, so that it need not be "
+            "measured again, here or on another machine.",
             search_aliases=["unlearn", "forget", "saliency", "FIA"],
             inputs=[
                 Saliency.Input(
@@ -37,7 +40,7 @@ class SaveConceptSaliency(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, saliency, name):
+    def execute(cls, saliency: SaliencyMap, name: str) -> io.NodeOutput:
         path = folders.new(saliency_file.FOLDER, name)
         saliency_file.save(path, saliency)
         listed = path.relative_to(folders.folders(saliency_file.FOLDER)[0].resolve()).as_posix()
@@ -46,12 +49,13 @@ class SaveConceptSaliency(io.ComfyNode):
 
 class LoadConceptSaliency(io.ComfyNode):
     @classmethod
-    def define_schema(cls):
+    def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="LoadConceptSaliency",
             display_name="Load Concept Saliency",
             category="unlearn",
-            description="Loads saliency from models/unlearn_saliency. Connect it to Fuse Neuron Masks.",
+            description="Loads saliency from models/unlearn_saliency. Connect it to Fuse Neuron "
+            "Masks.",
             search_aliases=["unlearn", "forget", "saliency", "FIA"],
             inputs=[
                 io.Combo.Input(
@@ -68,23 +72,24 @@ class LoadConceptSaliency(io.ComfyNode):
         )
 
     @classmethod
-    def fingerprint_inputs(cls, name):
+    def fingerprint_inputs(cls, name: str) -> str:
         return folders.stamp(saliency_file.FOLDER, name)
 
     @classmethod
-    def execute(cls, name):
+    def execute(cls, name: str) -> io.NodeOutput:
         return io.NodeOutput(saliency_file.load(folders.find(saliency_file.FOLDER, name)))
 
 
 class MergeConceptSaliency(io.ComfyNode):
     @classmethod
-    def define_schema(cls):
+    def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="MergeConceptSaliency",
             display_name="Merge Concept Saliency",
             category="unlearn",
-            description="Joins saliency of one model: different concepts side by side, and one concept measured with different prompts as "
-            "if all had been measured together.",
+            description="Joins saliency of one model. Different concepts are put side by side. "
+            "One concept measured with different prompts comes out as if all had been measured "
+            "together.",
             search_aliases=["unlearn", "forget", "saliency", "FIA"],
             inputs=[
                 io.Autogrow.Input(
@@ -92,7 +97,8 @@ class MergeConceptSaliency(io.ComfyNode):
                     template=io.Autogrow.TemplatePrefix(
                         Saliency.Input(
                             "saliency",
-                            tooltip="From Concept Saliency or Load Concept Saliency; a new socket appears.",
+                            tooltip="From Concept Saliency or Load Concept Saliency. A new socket "
+                            "appears when it is connected.",
                         ),
                         prefix="saliency",
                         min=1,
@@ -103,7 +109,8 @@ class MergeConceptSaliency(io.ComfyNode):
                 io.Model.Input(
                     "model",
                     optional=True,
-                    tooltip="Needed where one concept stands in several maps: the model they were measured on.",
+                    tooltip="The model that the maps were measured on. It is needed only where "
+                    "one concept is in several maps.",
                 ),
             ],
             outputs=[
@@ -114,10 +121,13 @@ class MergeConceptSaliency(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, saliency, model=None):
-        maps = [s for s in saliency.values() if s is not None]
+    def execute(
+        cls, saliency: dict[str, SaliencyMap | None], model: Model | None = None
+    ) -> io.NodeOutput:
+        maps = [found for found in saliency.values() if found is not None]
         if not maps:
             raise UnlearnError(
-                "The input 'saliency' has nothing connected; connect Concept Saliency or Load Concept Saliency."
+                "The input 'saliency' has nothing connected; "
+                "connect Concept Saliency or Load Concept Saliency."
             )
-        return io.NodeOutput(maps_of.merge(maps, model))
+        return io.NodeOutput(merge(maps, model))

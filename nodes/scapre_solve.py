@@ -1,26 +1,32 @@
-"""Erases many concepts at once by a closed-form edit of the cross-attention keys and values (arXiv 2601.06162)."""
+"""Forgets many concepts at once by a closed-form edit of cross-attention (arXiv 2601.06162)."""
+
+from typing import Any
 
 from comfy_api.latest import io
 
-from ..unlearn.closed_form import solve
+from ..unlearn.closed_form.solve import ESTIMATORS, SolveSettings, solve
+from ..unlearn.concepts.notation import split_lines
 from ..unlearn.errors import finite
 from ..unlearn.host import progress
+from ..unlearn.host.model_types import Clip, Model
+from ..unlearn.types import ConceptSet
 from .sockets import Concepts, Patch
 from .variant_inputs import variant_input
 
 TOKENS = ["all", "last"]
-DEFAULTS = solve.COMMON_DEFAULTS
+DEFAULTS = SolveSettings()
 
 
 class ScaPreSolve(io.ComfyNode):
     @classmethod
-    def define_schema(cls):
+    def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="ScaPreSolve",
             display_name="ScaPre Solve",
             category="unlearn",
-            description="Makes a patch that forgets all listed concepts at once, in seconds and without pictures, by solving for the "
-            "cross-attention keys and values. Connect the patch to Apply Unlearn Patch.",
+            description="Makes a patch that forgets all listed concepts at once, in seconds and "
+            "without pictures, by solving for the cross-attention keys and values. Connect the "
+            "patch to Apply Unlearn Patch.",
             search_aliases=[
                 "erase",
                 "remove",
@@ -37,7 +43,8 @@ class ScaPreSolve(io.ComfyNode):
                 ),
                 io.Clip.Input(
                     "clip",
-                    tooltip="The text encoder that goes with the model, from the same checkpoint loader.",
+                    tooltip="The text encoder that goes with the model, from the same checkpoint "
+                    "loader.",
                 ),
                 Concepts.Input(
                     "concepts", tooltip="What to forget and what to keep, from Concepts to Forget."
@@ -46,13 +53,15 @@ class ScaPreSolve(io.ComfyNode):
                 io.Combo.Input(
                     "tokens",
                     options=TOKENS,
-                    default="all",
-                    tooltip="Erase all words of a concept's name, or only the 'last' (spares the 'ice' of 'ice cream').",
+                    default=DEFAULTS.tokens,
+                    tooltip="Erase all words of a concept's name, or only the 'last' (spares the "
+                    "'ice' of 'ice cream').",
                 ),
                 io.Boolean.Input(
                     "prior",
-                    default=True,
-                    tooltip="Also keep everyday captions and 3000 common words, so that what you did not list is held too. Leave it on.",
+                    default=DEFAULTS.prior,
+                    tooltip="Also keep everyday captions and 3000 common words, so that what you "
+                    "did not list is held too. Leave it on.",
                 ),
                 io.String.Input(
                     "templates",
@@ -60,55 +69,63 @@ class ScaPreSolve(io.ComfyNode):
                     default="",
                     optional=True,
                     placeholder="a photo of a {concept}",
-                    tooltip="Own sentences to study the concepts in, one per line with {concept} in it. Empty: built-in sentences by kind.",
+                    tooltip="Own sentences to study the concepts in, one per line with {concept} "
+                    "in it. Empty: built-in sentences by kind.",
                     advanced=True,
                 ),
                 io.Combo.Input(
                     "estimator",
-                    options=list(solve.ESTIMATORS),
-                    default="graded",
+                    options=list(ESTIMATORS),
+                    default=DEFAULTS.estimator,
                     optional=True,
-                    tooltip="How Informax weights are found where they are on. 'printed' is the paper's, nearly the same in every channel; "
-                    "'shuffled' deals the graded weights out at random, to see whether they matter.",
+                    tooltip="How Informax weights are found where they are on. Start with "
+                    "'graded'. 'printed' is the paper's, with one threshold for each channel; "
+                    "'shuffled' gives the graded weights to channels at random, to see whether "
+                    "they matter.",
                     advanced=True,
                 ),
                 io.Float.Input(
                     "hard_keep",
-                    default=DEFAULTS["hard_keep"],
+                    default=DEFAULTS.hard_keep,
                     min=0.0,
                     max=1.0,
                     step=0.001,
                     optional=True,
-                    tooltip="Variant 'anchored': do not touch the keep list at all, up to this share of its energy. 0 holds it softly, "
-                    "by 'preserve'. Try 0.99; at 1 nothing of the list moves, and look-alikes of it may come back.",
+                    tooltip="Variant 'anchored': do not touch the keep list at all, up to this "
+                    "share of its energy. 0 holds it softly, by 'preserve'. Try 0.99. At 1 "
+                    "nothing on the list moves, and concepts that look like it may come back.",
                     advanced=True,
                 ),
                 io.Int.Input(
                     "rounds",
-                    default=DEFAULTS["rounds"],
+                    default=DEFAULTS.rounds,
                     min=0,
                     max=10,
                     optional=True,
-                    tooltip="Rounds of search for hidden ways to bring a concept back, closed one by one. Try 1 against determined users; "
-                    "more rounds cost what is kept.",
+                    tooltip="Rounds of search for embeddings that bring a concept back; those "
+                    "found are erased too. Leave it at 0: in our tests rounds stopped no "
+                    "determined user, and two of them cost a quarter of what is kept.",
                     advanced=True,
                 ),
                 io.Boolean.Input(
                     "expand",
-                    default=DEFAULTS["expand"],
+                    default=DEFAULTS.expand,
                     optional=True,
-                    tooltip="Also study plurals and joined or hyphened forms of the names. Leave it on unless a plural must stay.",
+                    tooltip="Also study plurals and joined or hyphenated forms of the names. Turn "
+                    "it on when a plural or another spelling brings a concept back.",
                     advanced=True,
                 ),
                 io.Float.Input(
                     "auto_protect",
-                    default=DEFAULTS["protect"],
+                    default=DEFAULTS.protect,
                     min=0.0,
                     max=1.0,
                     step=0.05,
                     optional=True,
-                    tooltip="How far every common word must stand out as it did, when the model looks at noise once per word; words "
-                    "below are kept too and the patch solved again. 0 only forecasts. Try 0.8 when unlisted things change.",
+                    tooltip="How far every common word must still stand out, as a share of before, "
+                    "when the model looks at noise once per word. Words below it are kept too, "
+                    "and the patch is solved again. 0 only forecasts. Try 0.8 when unlisted "
+                    "things change.",
                     advanced=True,
                 ),
             ],
@@ -128,41 +145,40 @@ class ScaPreSolve(io.ComfyNode):
     @classmethod
     def execute(
         cls,
-        model,
-        clip,
-        concepts,
-        variant,
-        tokens,
-        prior,
-        templates="",
-        estimator="graded",
-        hard_keep=DEFAULTS["hard_keep"],
-        rounds=DEFAULTS["rounds"],
-        expand=DEFAULTS["expand"],
-        auto_protect=DEFAULTS["protect"],
-    ):
-        settings = {k: v for k, v in variant.items() if k != "variant"}
+        model: Model,
+        clip: Clip,
+        concepts: ConceptSet,
+        variant: dict[str, Any],
+        tokens: str,
+        prior: bool,
+        templates: str = "",
+        estimator: str = DEFAULTS.estimator,
+        hard_keep: float = DEFAULTS.hard_keep,
+        rounds: int = DEFAULTS.rounds,
+        expand: bool = DEFAULTS.expand,
+        auto_protect: float = DEFAULTS.protect,
+    ) -> io.NodeOutput:
+        own = {name: value for name, value in variant.items() if name != "variant"}
         finite(
-            **{k: float(v) for k, v in settings.items()},
+            **{name: float(value) for name, value in own.items()},
             hard_keep=hard_keep,
             auto_protect=auto_protect,
         )
-        sentences = tuple(line.strip() for line in templates.splitlines() if line.strip()) or None
-        patch, picture, report = solve.solve(
-            model,
-            clip,
-            concepts,
-            sentences,
+        sentences = split_lines(templates) or None
+        settings = SolveSettings.of(
+            variant["variant"],
+            templates=sentences,
             tokens=tokens,
             prior=prior,
-            node_id=cls.hidden.unique_id,
-            variant=variant["variant"],
             estimator=estimator,
             hard_keep=hard_keep,
             rounds=rounds,
             expand=expand,
             protect=auto_protect,
-            **settings,
+            **own,
+        )
+        patch, picture, report = solve(
+            model, clip, concepts, settings, node_id=cls.hidden.unique_id
         )
         progress.say(report, cls.hidden.unique_id)
         return io.NodeOutput(patch, picture, report)

@@ -2,6 +2,7 @@
 
 import contextlib
 from pathlib import Path
+from typing import Any
 
 import folder_paths
 from comfy_api.latest import io
@@ -9,31 +10,35 @@ from comfy_api.latest import io
 from ..unlearn.concepts import lists, notation
 from ..unlearn.errors import UnlearnError
 from ..unlearn.host import folders
-from ..unlearn.types import KINDS
+from ..unlearn.types import KINDS, ConceptSet
 from .sockets import Concepts
 
 NONE = lists.NONE
 
 
-def list_files():
+ENDINGS = (".txt", ".csv")
+
+
+def list_files() -> list[str]:
     """Concept lists in ComfyUI's input folder, to choose from."""
     folder = Path(folder_paths.get_input_directory())
-    found = (
-        [p.name for p in folder.iterdir() if p.suffix.lower() in (".txt", ".csv") and p.is_file()]
-        if folder.is_dir()
-        else []
-    )
+    found = []
+    if folder.is_dir():
+        found = [p.name for p in folder.iterdir() if p.suffix.lower() in ENDINGS and p.is_file()]
     return [NONE, *sorted(found)]
 
 
-def file_path(name):
-    """Full path of a list in the input folder; raises UnlearnError for one that is not there or lies outside."""
+def file_path(name: str) -> Path:
+    """Full path of a list in the input folder.
+
+    Raises UnlearnError for one that is not there or lies outside of the folder.
+    """
     plain, folder = folder_paths.annotated_filepath(name)  # 'x.txt [output]' and the like
     path = folders.inside(folder or folder_paths.get_input_directory(), plain.strip())
-    if path.suffix.lower() not in (".txt", ".csv") or not folders.is_file(path):
-        said = notation.short(name)
+    if path.suffix.lower() not in ENDINGS or not folders.is_file(path):
         raise UnlearnError(
-            f"There is no concept list '{said}' in ComfyUI's input folder; put a .txt or .csv there and choose it again."
+            f"There is no concept list '{notation.short(name)}' in ComfyUI's input folder; "
+            "put a .txt or .csv there and choose it again."
         )
     return path
 
@@ -45,31 +50,34 @@ class UnlearnConcepts(io.ComfyNode):
             node_id="UnlearnConcepts",
             display_name="Concepts to Forget",
             category="unlearn",
-            description="Names what the model must forget and what it must keep. Connect it to an eraser such as ScaPre Solve.",
+            description="Names what the model must forget and what it must keep. Connect it to an "
+            "eraser such as ScaPre Solve.",
             search_aliases=["erase", "remove", "unlearn", "forget", "censor", "concept"],
             inputs=[
                 io.String.Input(
                     "forget",
                     multiline=True,
                     placeholder="cat -> animal | kitten, kitty\nvan gogh",
-                    tooltip="What to forget, one concept per line. Optional: '-> word' says what to draw instead, '| word, word' "
-                    "adds other names of the same thing, '* 2' pushes it harder. Try first: 'name -> superclass', "
-                    "as in 'garbage truck -> vehicle'.",
+                    tooltip="What to forget, one concept per line. Optional: '-> word' says what "
+                    "to draw instead, '| word, word' adds other names of the same thing, '* 2' "
+                    "erases it harder. Try first: 'name -> superclass', as in 'garbage truck -> "
+                    "vehicle'.",
                 ),
                 io.String.Input(
                     "keep",
                     multiline=True,
                     default="",
                     placeholder="fox\ndog",
-                    tooltip="What must stay as it is, one per line. Name above all what looks or sounds like a forgotten concept. "
-                    "Everyday words are kept anyway.",
+                    tooltip="What must stay as it is, one per line. Above all name what looks or "
+                    "sounds like a forgotten concept. Everyday words are kept anyway.",
                 ),
                 io.Combo.Input(
                     "kind",
                     options=list(KINDS),
                     default="object",
-                    tooltip="What the forgotten concepts are; it chooses the sentences they are studied in. A line may begin with "
-                    "'object:', 'style:' or 'explicit:' to differ from this choice.",
+                    tooltip="What the forgotten concepts are. It decides which sentences are used "
+                    "to erase them. A line may begin with 'object:', 'style:' or 'explicit:' to "
+                    "differ from this choice.",
                 ),
                 Concepts.Input(
                     "more",
@@ -81,7 +89,8 @@ class UnlearnConcepts(io.ComfyNode):
                     options=lists.presets(),
                     default=NONE,
                     optional=True,
-                    tooltip="A list that comes with the pack, forgotten as well. Plain text in nodes/data/presets: read and edit it.",
+                    tooltip="A list that comes with the pack and is forgotten as well. The lists "
+                    "are plain text in nodes/data/presets, which you can read and copy.",
                     advanced=True,
                 ),
                 io.Combo.Input(
@@ -89,8 +98,9 @@ class UnlearnConcepts(io.ComfyNode):
                     options=list_files(),
                     default=NONE,
                     optional=True,
-                    tooltip="A list of your own from ComfyUI's input folder, forgotten as well: a .txt with lines as above ('keep: fox' "
-                    "keeps), or a .csv with the columns name, superclass, aliases, weight, kind.",
+                    tooltip="A list of your own from ComfyUI's input folder that is forgotten as "
+                    "well: a .txt with lines as above ('keep: fox' keeps), or a .csv with the "
+                    "columns name, superclass, aliases, weight, kind.",
                     advanced=True,
                 ),
             ],
@@ -98,22 +108,34 @@ class UnlearnConcepts(io.ComfyNode):
                 Concepts.Output("concepts", tooltip="Connect to an eraser such as ScaPre Solve."),
                 io.String.Output(
                     "text",
-                    tooltip="The forget list as it was understood, one concept per line with its kind.",
+                    tooltip="The forget list as it was understood, one concept per line with its "
+                    "kind.",
                 ),
             ],
         )
 
     @classmethod
-    def fingerprint_inputs(cls, file=NONE, preset=NONE, **inputs):
+    def fingerprint_inputs(
+        cls, file: str | None = NONE, preset: str | None = NONE, **inputs: Any
+    ) -> list[tuple[str, int, int]]:
         """Runs again when the chosen file has changed."""
         paths = [] if preset in (None, NONE) else [lists.PRESETS / f"{preset}.txt"]
         if file not in (None, NONE):
-            with contextlib.suppress(UnlearnError):  # told when the node runs
+            with contextlib.suppress(UnlearnError):  # the node raises it when it runs
                 paths.append(file_path(file))
-        return [(str(p), p.stat().st_mtime_ns, p.stat().st_size) for p in paths if p.is_file()]
+        found = [(path, path.stat()) for path in paths if path.is_file()]
+        return [(str(path), stat.st_mtime_ns, stat.st_size) for path, stat in found]
 
     @classmethod
-    def execute(cls, forget, keep, kind, more=None, preset=NONE, file=NONE):
+    def execute(
+        cls,
+        forget: str,
+        keep: str,
+        kind: str,
+        more: ConceptSet | None = None,
+        preset: str | None = NONE,
+        file: str | None = NONE,
+    ) -> io.NodeOutput:
         sets = [] if more is None else [more]
         if preset not in (None, NONE):
             sets.append(lists.read_preset(preset, kind))
@@ -122,7 +144,7 @@ class UnlearnConcepts(io.ComfyNode):
         if notation.has_lines(forget) or not sets:
             sets.insert(0, notation.parse(forget, keep, kind))
         else:
-            sets[0] = notation.keeping(sets[0], keep)
+            sets[0] = notation.with_keep_lines(sets[0], keep)
         concepts = sets[0]
         for other in sets[1:]:
             concepts = notation.merge(concepts, other)

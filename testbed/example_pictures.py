@@ -1,10 +1,8 @@
-"""`dev.py bench pictures`: runs the example workflows on the sprite world and writes the picture that stands beside each as a template.
+"""The example workflows on the sprite world, and the picture that ComfyUI shows for each of them.
 
-Each sheet shows what the workflow's own Save Image nodes saved: prompts with forgotten concepts, then prompts with kept ones.
+A picture is a sheet of what the workflow's own Save Image nodes saved. `dev.py tool
+draw_example_pictures` draws them; tests and `dev.py serve` use the same graphs.
 """
-
-import argparse
-import time
 
 from PIL import Image, ImageDraw, ImageFont
 
@@ -12,12 +10,13 @@ from testbed.worlds import checkpoint
 from testbed.worlds.sprites import OBJECTS, STYLES, SUPERCLASS
 
 from . import graphs
-from .server import BASE, Server
+from .server import BASE
 
 SIDE = 800
 INK, GONE, KEPT, PAPER = (28, 32, 38), (192, 66, 52), (46, 125, 90), (250, 250, 247)
 SMALL = "on a small SD1.5-format model, same seeds"
-# What stands in for a workflow's own concepts, by node title; what is drawn, forgotten ones first; the headline.
+# Per workflow: the sprite world's concepts by node title, the prompts with forgotten concepts,
+# the prompts with kept ones, and the headline.
 BOTH = {"Objects to Forget": ("fox", "house"), "Styles to Forget": ("van gogh",)}
 ERASED = (
     ("an image of a fox", "a drawing of a house", "a fish by van gogh"),
@@ -86,7 +85,10 @@ QUICK = TRAINING | {
 
 
 def small(name, muted=False, quick=False):
-    """A workflow in API format with the sprite world in place of its checkpoint, concepts and sizes; quick: as few steps as can be."""
+    """A workflow in API format, with the sprite world's checkpoint, concepts and sizes.
+
+    quick: with as few steps as possible, for tests.
+    """
     graph, concepts = graphs.to_api(graphs.load(name), muted), PLANS[name][0]
     gone = [c for names in concepts.values() for c in names]
     kept = "\n".join(c for c in (*OBJECTS, *STYLES) if c not in gone)
@@ -128,7 +130,10 @@ def label(title):
 
 
 def runs(server, name, prompts, quick=False):
-    """What is saved for each prompt, [(label, picture), ...] in the order of the workflow's nodes; muted nodes run in a second round."""
+    """What is saved for each prompt: [(label, picture), ...] in the order of the workflow's nodes.
+
+    Nodes that are muted in the workflow run in a second round.
+    """
     graph, whole = small(name, False, quick), small(name, True, quick)
     if len(whole) > len(graph):
         server.run(graph)
@@ -147,8 +152,10 @@ def runs(server, name, prompts, quick=False):
 
 
 def sheet(title, forgotten, kept):
-    """A square picture, as the template browser shows it, of two lists of (prompt, [(label, picture), ...]): pairs stand in two columns,
-    more pictures in a line each."""
+    """A square picture of two lists of (prompt, [(label, picture), ...]).
+
+    Pairs of pictures stand in two columns; more pictures stand in one line for each prompt.
+    """
     out = Image.new("RGB", (SIDE, SIDE), PAPER)
     draw, font = ImageDraw.Draw(out), ImageFont.load_default
     for k, line in enumerate(title.split("\n")):
@@ -168,23 +175,3 @@ def sheet(title, forgotten, kept):
                 out.paste(picture.resize((side, side), Image.NEAREST), at)
                 draw.text((at[0], at[1] + side + 2), label, INK, font(16))
     return out
-
-
-def main():
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument(
-        "names", nargs="*", default=list(PLANS), help="example workflows, all by default"
-    )
-    names = parser.parse_args().names or list(PLANS)
-    checkpoint.expand(BASE / "models" / "checkpoints")
-    with Server("--disable-metadata", leaves=SAVED) as server:
-        for name in names:
-            start, (_, gone, kept, title) = time.time(), PLANS[name]
-            shots = list(zip((*gone, *kept), runs(server, name, (*gone, *kept)), strict=True))
-            path = graphs.FOLDER / f"{name}.jpg"
-            sheet(title, shots[: len(gone)], shots[len(gone) :]).save(path, quality=92)
-            print(f"{path}: {time.time() - start:.0f} s", flush=True)
-
-
-if __name__ == "__main__":
-    main()

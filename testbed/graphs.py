@@ -1,4 +1,4 @@
-"""The example workflows as graphs: UI-format files turned into API format, with values put in by node title."""
+"""The example workflows as graphs: reading their files, and the source they are drawn from."""
 
 import json
 from pathlib import Path
@@ -13,9 +13,10 @@ def load(name):
 
 
 def to_api(workflow, muted=False):
-    """UI format (version 0.4) -> API format {id: {class_type, inputs, _meta}}; notes, and muted nodes unless asked for, are left out.
+    """UI format (version 0.4) -> API format {id: {class_type, inputs, _meta}}, without notes.
 
-    Widget values stand in the order of the inputs that have a widget; a seed is followed by its control_after_generate.
+    Muted nodes are left out unless `muted` is True. Widget values stand in the order of the inputs
+    that have a widget, and a seed is followed by its control_after_generate.
     """
     links = {link[0]: (str(link[1]), link[2]) for link in workflow["links"]}
     graph = {}
@@ -40,7 +41,10 @@ def to_api(workflow, muted=False):
 
 
 def filled(workflow, graph):
-    """A UI-format workflow with the values of an API graph of the same nodes and inputs, and nothing said of models to download."""
+    """A UI-format workflow with the values of an API graph of the same nodes and inputs.
+
+    The list of models to download is left out.
+    """
     workflow = json.loads(json.dumps(workflow))
     for node in workflow["nodes"]:
         node.get("properties", {}).pop("models", None)
@@ -81,7 +85,8 @@ def put(graph, title, **values):
 
 CHECKPOINT, SDXL = "v1-5-pruned-emaonly-fp16.safetensors", "sd_xl_base_1.0.safetensors"
 URLS = {  # for the frontend's dialog about missing models
-    CHECKPOINT: f"https://huggingface.co/Comfy-Org/stable-diffusion-v1-5-archive/resolve/main/{CHECKPOINT}",
+    CHECKPOINT: "https://huggingface.co/Comfy-Org/stable-diffusion-v1-5-archive/resolve/main/"
+    + CHECKPOINT,
     SDXL: f"https://huggingface.co/stabilityai/stable-diffusion-xl-base-1.0/resolve/main/{SDXL}",
 }
 SAMPLER = {
@@ -113,7 +118,7 @@ class Drawing(NamedTuple):
 
 
 def _solve(concepts, variant="anchored", **settings):
-    """Inputs of ScaPreSolve on nodes 1 and `concepts`; settings of the variant as in nodes/host/variants.py."""
+    """Inputs of ScaPreSolve on nodes 1 and `concepts`; `settings` are those of the variant."""
     known = {
         "erase": 100.0,
         "preserve": 1.0,
@@ -202,9 +207,12 @@ TRAIN = {
 def quick_erase(checkpoint=CHECKPOINT, side=512, note=None):
     """Forget objects and a style by ScaPre, see before and after with the same seed."""
     note = note or (
-        "## Quick erase\n\n1. **Load Checkpoint**: pick any SD1.5, SD2.1 or SDXL checkpoint.\n2. **Objects to Forget**, **Styles to "
-        "Forget**: one per line, *name -> what to draw instead*; list look-alikes under keep.\n3. **Prompt**: something with a forgotten "
-        "concept in it.\n4. Press **Run**. Before and After share one seed.\n\nSomething kept has changed? Add it to *keep*, or raise "
+        "## Quick erase\n\n1. **Load Checkpoint**: pick any SD1.5, SD2.1 or SDXL checkpoint.\n2. "
+        "**Objects to Forget**, **Styles to "
+        "Forget**: one per line, *name -> what to draw instead*; list look-alikes under keep.\n3. "
+        "**Prompt**: something with a forgotten "
+        "concept in it.\n4. Press **Run**. Before and After share one seed.\n\nSomething kept has "
+        "changed? Add it to *keep*, or raise "
         "*preserve*. It came back? Raise *erase* tenfold."
     )
     erasers = {
@@ -226,9 +234,12 @@ def quick_erase(checkpoint=CHECKPOINT, side=512, note=None):
 def erase_sdxl():
     """Quick erase at SDXL's size."""
     note = (
-        "## Quick erase for SDXL\n\n1. **Load Checkpoint**: SDXL base, or any model made from it.\n2. **Objects to Forget**, **Styles to "
-        "Forget**: one per line, *name -> what to draw instead*.\n3. **Prompt**: something with a forgotten concept in it.\n4. Press "
-        "**Run**. The patch fits SDXL models alone; make one per base model.\n\nSomething kept has changed? Add it to *keep*, or raise "
+        "## Quick erase for SDXL\n\n1. **Load Checkpoint**: SDXL base, or any model made from "
+        "it.\n2. **Objects to Forget**, **Styles to "
+        "Forget**: one per line, *name -> what to draw instead*.\n3. **Prompt**: something with a "
+        "forgotten concept in it.\n4. Press "
+        "**Run**. The patch fits SDXL models alone; make one per base model.\n\nSomething kept has "
+        "changed? Add it to *keep*, or raise "
         "*preserve*. Not enough memory? Set **Picture Size** to 768."
     )
     return quick_erase(SDXL, 1024, note)
@@ -237,9 +248,12 @@ def erase_sdxl():
 def neuron_pruning():
     """Forget objects by FIA: measure, fuse, apply."""
     note = (
-        "## Neuron pruning\n\n1. **Load Checkpoint**: pick any SD1.5, SD2.1 or SDXL checkpoint.\n2. **Objects to Forget**: one per line.\n"
-        "3. Press **Run**. Concept Saliency starts a few pictures with and without each concept; that takes a while, once.\n4. Change *r2* "
-        "in **Fuse Neuron Masks** and press Run again: only the masks are made anew.\n\nIt came back? Raise *r2*, up to the ceiling of "
+        "## Neuron pruning\n\n1. **Load Checkpoint**: pick any SD1.5, SD2.1 or SDXL "
+        "checkpoint.\n2. **Objects to Forget**: one per line.\n"
+        "3. Press **Run**. Concept Saliency starts a few pictures with and without each concept; "
+        "that takes a while, once.\n4. Change *r2* "
+        "in **Fuse Neuron Masks** and press Run again: only the masks are made anew.\n\nIt came "
+        "back? Raise *r2*, up to the ceiling of "
         "Concept Saliency. Something else suffers? Lower it."
     )
     erasers = {
@@ -256,10 +270,14 @@ def neuron_pruning():
 def one_after_another():
     """Forget objects in sequence by Sculpting Memory, see the loss."""
     note = (
-        "## One after another\n\n1. **Load Checkpoint**: pick any SD1.5, SD2.1 or SDXL checkpoint that is not quantised.\n2. **Objects to "
-        "Forget**: one per line with a superclass, in the order they are forgotten; list what you care about under keep.\n3. Press "
-        "**Run**. The model draws its own training pictures, then trains: minutes on a GPU.\n\nIt came back? Take the preset *balanced*. "
-        "Something kept has changed? Raise *hold* (advanced). To forget one more later, connect this patch to *earlier*."
+        "## One after another\n\n1. **Load Checkpoint**: pick any SD1.5, SD2.1 or SDXL checkpoint "
+        "that is not quantised.\n2. **Objects to "
+        "Forget**: one per line with a superclass, in the order they are forgotten; list what you "
+        "care about under keep.\n3. Press "
+        "**Run**. The model draws its own training pictures, then trains: minutes on a GPU.\n\nIt "
+        "came back? Take the preset *balanced*. "
+        "Something kept has changed? Raise *hold* (advanced). To forget one more later, connect "
+        "this patch to *earlier*."
     )
     erasers = {
         "2": ("UnlearnConcepts", "Objects to Forget", (40, 220, 400, 300), OBJECTS),
@@ -280,18 +298,25 @@ def one_after_another():
 def all_three_stacked():
     """Each method forgets what suits it; one Apply Unlearn Patch takes all three patches."""
     note = (
-        "## All three, stacked\n\nA style by **ScaPre** (seconds), an object by **FIA** (a minute), another by **Dynamic Mask Trainer** "
-        "(minutes on a GPU); each from the same plain model. **Apply Unlearn Patch** puts them on in order.\n\n1. **Load Checkpoint**: "
-        "any SD1.5, SD2.1 or SDXL checkpoint that is not quantised.\n2. Name a concept in each group.\n3. Press **Run**. What is "
-        "done is not done again: change one group, and only that one runs.\n\nToo slow? Cut the link from the trainer to **Apply Unlearn "
+        "## All three, stacked\n\nA style by **ScaPre** (seconds), an object by **FIA** (a "
+        "minute), another by **Dynamic Mask Trainer** "
+        "(minutes on a GPU); each from the same plain model. **Apply Unlearn Patch** puts them on "
+        "in order.\n\n1. **Load Checkpoint**: "
+        "any SD1.5, SD2.1 or SDXL checkpoint that is not quantised.\n2. Name a concept in each "
+        "group.\n3. Press **Run**. What is "
+        "done is not done again: change one group, and only that one runs.\n\nToo slow? Cut the "
+        "link from the trainer to **Apply Unlearn "
         "Patch**: it does not run then. More patches? A new socket appears with each link."
     )
-    one = lambda forget, keep, kind="object": {
-        "forget": forget,
-        "keep": keep,
-        "kind": kind,
-        **NO_FILE,
-    }
+
+    def one(forget, keep, kind="object"):
+        return {
+            "forget": forget,
+            "keep": keep,
+            "kind": kind,
+            **NO_FILE,
+        }
+
     erasers = {
         "2": (
             "UnlearnConcepts",
@@ -353,9 +378,12 @@ def all_three_stacked():
 def compare_variants():
     """The same concepts by three variants of ScaPre, sampled beside the plain model."""
     note = (
-        "## Compare variants\n\nThe same concepts, forgotten by three variants of **ScaPre Solve**, one prompt and one seed.\n\n- "
-        "**anchored**: this pack's own, with which to start\n- **paper**: the system of the paper\n- **uce**: plain UCE, the classic\n\n"
-        "1. **Load Checkpoint**, **Objects to Forget**, **Styles to Forget**, **Prompt**: put in yours.\n2. Press **Run**.\n\nTo compare "
+        "## Compare variants\n\nThe same concepts, forgotten by three variants of **ScaPre "
+        "Solve**, one prompt and one seed.\n\n- "
+        "**anchored**: this pack's own, with which to start\n- **paper**: the system of the "
+        "paper\n- **uce**: plain UCE, the classic\n\n"
+        "1. **Load Checkpoint**, **Objects to Forget**, **Styles to Forget**, **Prompt**: put in "
+        "yours.\n2. Press **Run**.\n\nTo compare "
         "settings instead, choose the same *variant* thrice and change one number in each."
     )
     wires = {"positive": ["4", 0], "negative": ["5", 0], "latent_image": ["6", 0]}
@@ -446,13 +474,18 @@ def compare_variants():
 
 
 def export_and_reload():
-    """Forget and save; then, with the second group switched on, load what was saved and see the same pictures."""
+    """Forget and save; with the second group switched on, load the files: the same pictures."""
     note = (
-        "## Export and reload\n\n1. **Load Checkpoint**, **Objects to Forget**, **Prompt**: put in yours.\n2. Press **Run**: group 1 "
-        "writes a patch into *models/unlearn_patches* and a LoRA into *models/loras*.\n3. Press **R**, so that the new files are listed. "
-        "Draw a box around group 2 with **Ctrl** held down, and press **Ctrl+M**: it is switched on.\n4. Press **Run**: *live*, *from "
-        "patch* and *from LoRA* are the same picture.\n\nThe LoRA needs no extra nodes to be loaded: send it to anybody who has the same "
-        "checkpoint. **Save Unlearned Checkpoint** is switched off, for it writes gigabytes; **Ctrl+M** switches it on."
+        "## Export and reload\n\n1. **Load Checkpoint**, **Objects to Forget**, **Prompt**: put in "
+        "yours.\n2. Press **Run**: group 1 "
+        "writes a patch into *models/unlearn_patches* and a LoRA into *models/loras*.\n3. Press "
+        "**R**, so that the new files are listed. "
+        "Draw a box around group 2 with **Ctrl** held down, and press **Ctrl+M**: it is switched "
+        "on.\n4. Press **Run**: *live*, *from "
+        "patch* and *from LoRA* are the same picture.\n\nThe LoRA needs no extra nodes to be "
+        "loaded: send it to anybody who has the same "
+        "checkpoint. **Save Unlearned Checkpoint** is switched off, for it writes gigabytes; "
+        "**Ctrl+M** switches it on."
     )
     wires = {"positive": ["4", 0], "negative": ["5", 0], "latent_image": ["6", 0]}
     whole = {
@@ -469,13 +502,16 @@ def export_and_reload():
         "precision": "float32",
     }
     stock = {"model": ["1", 0], "lora_name": "my_unlearn_lora.safetensors", "strength_model": 1.0}
-    apply = lambda patch: {
-        "model": ["1", 0],
-        "patches.patch0": [patch, 0],
-        "strength": 1.0,
-        "mismatch": "warn",
-        "quantised": "auto",
-    }
+
+    def apply(patch):
+        return {
+            "model": ["1", 0],
+            "patches.patch0": [patch, 0],
+            "strength": 1.0,
+            "mismatch": "warn",
+            "quantised": "auto",
+        }
+
     nodes = {
         "1": (
             "CheckpointLoaderSimple",
@@ -564,7 +600,10 @@ BLUEPRINT_WORDS = ["erase", "forget", "unlearn", "remove", "concept", "censor"] 
 
 
 def blueprint():
-    """The box `Erase Concepts`: (nodes inside, its inputs (name, type, [(node, input)]), its outputs (name, type, node, slot))."""
+    """The subgraph `Erase Concepts`: (nodes, inputs, outputs).
+
+    An input is (name, type, [(node, input)]), an output (name, type, node, slot).
+    """
     solve = {k: v for k, v in _solve("1").items() if k not in ("model", "clip")}
     nodes = {
         "1": (
@@ -605,7 +644,10 @@ def api(nodes):
 
 
 def _before_and_after(erasers, patches, prompt, x, checkpoint=CHECKPOINT, side=512):
-    """The nodes around erasers: loader, the patches of these nodes applied, one prompt sampled before and after, from column `x` on."""
+    """The nodes around the erasers: a loader, the patches applied, one prompt before and after.
+
+    `patches` are ids of nodes that give a patch; `x` is the first column.
+    """
     wires = {"positive": ["6", 0], "negative": ["7", 0], "latent_image": ["8", 0]}
     applied = {f"patches.patch{k}": [i, 0] for k, i in enumerate(patches)}
     more = 30 * (len(patches) - 1)  # height of the sockets

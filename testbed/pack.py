@@ -1,29 +1,49 @@
-"""Loads the pack and ComfyUI's CPU host in process, the way ComfyUI itself names it: never as a top-level `nodes`."""
+"""Loads the pack in process, under a name of its own as ComfyUI does, and not as `nodes`.
 
+Without ComfyUI on the path, modules that do not need it (kernels, concepts) still load.
+"""
+
+import importlib
 import importlib.util
 import sys
 from pathlib import Path
+from types import ModuleType
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = "unlearn_pack"
+_entry_has_run = False
 
 
-def load(cpu=True):
-    """The pack as package `unlearn_pack`, with the host on the CPU; `cpu` False at the first call leaves the device to the host."""
-    from comfy.cli_args import args
-
+def _package() -> ModuleType:
+    """The package `unlearn_pack`, made without running the pack's `__init__.py`."""
     if PACKAGE not in sys.modules:
-        args.cpu = args.cpu or cpu
         spec = importlib.util.spec_from_file_location(
             PACKAGE, ROOT / "__init__.py", submodule_search_locations=[str(ROOT)]
         )
-        module = importlib.util.module_from_spec(spec)
-        sys.modules[PACKAGE] = module
-        spec.loader.exec_module(module)
+        sys.modules[PACKAGE] = importlib.util.module_from_spec(spec)
     return sys.modules[PACKAGE]
 
 
-def module(name):
+def load(cpu: bool = True) -> ModuleType:
+    """The pack, its entry point included, with ComfyUI on the CPU.
+
+    `cpu=False` at the first call leaves the choice of device to ComfyUI.
+    """
+    global _entry_has_run
+    package = _package()
+    if not _entry_has_run:
+        from comfy.cli_args import args
+
+        args.cpu = args.cpu or cpu
+        package.__spec__.loader.exec_module(package)
+        _entry_has_run = True
+    return package
+
+
+def module(name: str) -> ModuleType:
     """A module of the pack, as in `module("unlearn.closed_form.solve")`."""
-    load()
+    if importlib.util.find_spec("comfy") is None:
+        _package()
+    else:
+        load()
     return importlib.import_module(f"{PACKAGE}.{name}")

@@ -1,4 +1,7 @@
-"""`dev.py serve`: ComfyUI with this pack and the sprite world's checkpoint, opened on the quick-erase workflow, until Ctrl+C."""
+"""`dev.py serve`: ComfyUI with this pack and the sprite world, opened on the quick-erase workflow.
+
+It runs until Ctrl+C.
+"""
 
 import argparse
 import contextlib
@@ -16,12 +19,13 @@ from testbed.worlds import checkpoint
 from . import example_pictures, graphs
 from .server import BASE, HOST, command, free_port
 
-EXAMPLES = "sprite_world"  # a node pack without nodes, so that the template browser lists the examples once more, ready to run
+# A node pack without nodes. The template browser lists its workflows, which are ready to run.
+EXAMPLES = "sprite_world"
 PACKS = ("--whitelist-custom-nodes", "ComfyUI-Unlearn", EXAMPLES)
 
 
 def examples():
-    """Writes the example workflows with the sprite world's names put in, those whose widgets stay the same."""
+    """Writes the example workflows with the sprite world's names, where the widgets allow it."""
     folder = BASE / "custom_nodes" / EXAMPLES / "example_workflows"
     folder.mkdir(parents=True, exist_ok=True)
     (folder.parent / "__init__.py").write_text("NODE_CLASS_MAPPINGS = {}\n", encoding="utf-8")

@@ -1,4 +1,4 @@
-"""A headless ComfyUI on a free loopback port, as the demo, the server tests and `dev.py serve` start it."""
+"""A headless ComfyUI on a free loopback port, for the demo, the server tests and `dev.py serve`."""
 
 import contextlib
 import io
@@ -51,7 +51,10 @@ def command(port, *more):
 
 
 class Failed(RuntimeError):
-    """The server refused or failed a graph; the message is its own, `kind` the type of a node's error."""
+    """The server refused or failed a graph.
+
+    The message is the server's own; `kind` is the type of a node's error.
+    """
 
     def __init__(self, message, kind=""):
         super().__init__(message)
@@ -59,7 +62,10 @@ class Failed(RuntimeError):
 
 
 class Server:
-    """A running host; `with Server() as s: s.run(graph)`. Its log is `s.log`; the files in `leaves` go when it ends."""
+    """A running ComfyUI: `with Server() as server: server.run(graph)`.
+
+    Its output goes to the file `log`. The files in `leaves` are removed when it ends.
+    """
 
     def __init__(self, *more, log=None, leaves=()):
         self.leaves = leaves
@@ -75,7 +81,7 @@ class Server:
             )
 
     def wait(self, seconds=180):
-        """Returns when the server answers; raises Failed with the end of its log when it does not."""
+        """Waits until the server answers; raises Failed with the end of its log if it does not."""
         until = time.time() + seconds
         while time.time() < until:
             if self.process.poll() is not None:
@@ -108,7 +114,10 @@ class Server:
         return self.post("/prompt", {"prompt": graph, "client_id": self.client})["prompt_id"]
 
     def finish(self, prompt_id, seconds=600, tick=None):
-        """Waits for a queued graph and returns its outputs by node id; raises Failed with the node's own message."""
+        """Waits for a queued graph and returns its outputs by node id.
+
+        Raises Failed with the node's own message, or after `seconds`.
+        """
         until = time.time() + seconds
         while time.time() < until:
             entry = self.get(f"/history/{prompt_id}").get(prompt_id)
@@ -135,7 +144,7 @@ class Server:
 
     @contextlib.contextmanager
     def messages(self):
-        """A list that fills with the JSON messages the server sends this client over its websocket while the block runs."""
+        """A list that fills with the JSON messages that the server sends over its websocket."""
         import asyncio
         import threading
 

@@ -1,4 +1,4 @@
-"""UNets of the true shapes of SD1.5, SD2.1 and SDXL as ComfyUI builds them, with random weights or none."""
+"""UNets of the true shapes of SD1.5, SD2.1 and SDXL, with random weights or with none."""
 
 from types import SimpleNamespace
 
@@ -57,7 +57,7 @@ def on_meta(name):
 
 
 def random_model(name="SD1.5", seed=0):
-    """A genuine MODEL of the true shape with random float32 weights that keep activations finite."""
+    """A genuine MODEL of the true shape; random float32 weights that keep activations finite."""
     pack.load()
     import comfy.model_management
     import comfy.model_patcher
@@ -79,7 +79,8 @@ def random_model(name="SD1.5", seed=0):
                 if module.bias is not None:
                     module.bias.zero_()
             elif getattr(module, "weight", None) is not None:  # norms
-                module.weight.fill_(1), module.bias.zero_()
+                module.weight.fill_(1)
+                module.bias.zero_()
     device = comfy.model_management.get_torch_device()
     return comfy.model_patcher.ModelPatcher(
         model, device, comfy.model_management.unet_offload_device()

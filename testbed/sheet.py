@@ -8,7 +8,8 @@ from testbed.worlds.evaluate import judge_picture
 def save(shots, pictures, rights, path):
     """Writes a sheet of before/after pairs, forgotten ones first, with what the judge made of each.
 
-    shots: (caption, whether it is forgotten); pictures: PIL ones before, and after; rights: per picture (label is forgotten, is there).
+    shots: (caption, whether it is forgotten). pictures: the PIL pictures before, and those after.
+    rights: for each picture [(whether the label is forgotten, whether the judge saw it)].
     """
     cell, columns, head = (300, 128), 4, 36
     sections = [
@@ -50,7 +51,10 @@ def save(shots, pictures, rights, path):
 
 
 def of_studio(studio, plan, gone, model, path, seed=900, steps=12):
-    """The same of captions `plan` drawn by a Studio, plain and with the edited `model`; what `gone` names is forgotten."""
+    """Saves such a sheet of captions drawn by a Studio, unedited and with the edited `model`.
+
+    gone: names of the forgotten objects and styles.
+    """
     looks, pictures, rights = [], [], []
     for which in (None, model):
         drawn = studio.draw(plan, seed, which, steps=steps)

@@ -1,4 +1,7 @@
-"""A MODEL, CLIP and VAE so small that a node's whole work takes a second: the host's own UNet classes, made-up text and pictures."""
+"""A MODEL, CLIP and VAE so small that a whole node runs in a second.
+
+The UNet has ComfyUI's own classes; text states and pictures are made up.
+"""
 
 import functools
 
@@ -22,7 +25,10 @@ UNET |= {
 
 
 def model(**config):
-    """A MODEL of the SD1.5 kind with random weights, made in inference mode as the host makes them; `config` goes over UNET."""
+    """A MODEL of the SD1.5 kind with random weights; `config` overrides entries of UNET.
+
+    It is made in inference mode, as ComfyUI makes models.
+    """
     import comfy.model_patcher
     import comfy.supported_models
 
@@ -46,7 +52,7 @@ def tokenizer():
 
 
 class Clip:
-    """The real tokenizer; a seeded vector per token, mixed a little along the sentence, as a causal encoder does."""
+    """ComfyUI's tokenizer, and a seeded vector for each token, mixed with those before it."""
 
     def __init__(self):
         self.table = torch.randn(49408, 64, generator=torch.Generator().manual_seed(1))

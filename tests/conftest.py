@@ -1,13 +1,45 @@
-"""Fixtures of all tests. `dev.py test` sets the host's folder; a bare pytest uses the unpacked one."""
+"""Options and fixtures of all tests.
+
+`dev.py test` sets the host's folder; a bare pytest uses the unpacked one.
+"""
 
 import os
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).resolve().parent.parent
 HOST = Path(os.environ.get("UNLEARN_HOST", ROOT / ".host" / "ComfyUI"))
+FAST = ROOT / "tests" / "unit"
+SLOW_MARKERS = {"host", "slow", "server", "world", "browser"}
 for folder in (str(ROOT), str(HOST)):  # the host comes first: `import nodes` must find its nodes.py
     if folder not in sys.path:
         sys.path.insert(0, folder)
 
 from testbed.fixtures import checkpoint, inference_mode, loaded  # noqa: E402, F401
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--fast",
+        action="store_true",
+        help="only the tests in tests/unit that run without ComfyUI, a server or a browser",
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """With --fast, ComfyUI cannot be imported, so that a test that needs it fails here as in CI."""
+    if not config.getoption("--fast"):
+        return
+    sys.path[:] = [p for p in sys.path if not p or Path(p).resolve() != HOST.resolve()]
+    if config.args_source is not config.ArgsSource.ARGS:
+        config.args[:] = [str(FAST)]
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if not config.getoption("--fast"):
+        return
+    fast = [i for i in items if not SLOW_MARKERS & {m.name for m in i.iter_markers()}]
+    config.hook.pytest_deselected(items=[i for i in items if i not in fast])
+    items[:] = fast

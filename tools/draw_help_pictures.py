@@ -1,7 +1,7 @@
-"""`dev.py bench help_pictures`: a picture for each help page, of the node in the real frontend after it ran on the sprite world, with what
-it gave beside it.
+"""`dev.py tool draw_help_pictures`: draws the picture of each help page.
 
-Needs Playwright and a Chromium, as draw.py does.
+A picture shows the node in the real frontend after it ran on the sprite world, and to its right
+what it gave. It needs a Chromium.
 """
 
 import argparse
@@ -9,7 +9,6 @@ import io
 from pathlib import Path
 
 from PIL import Image
-from playwright.sync_api import sync_playwright
 
 from testbed import example_pictures, graphs
 from testbed.server import BASE, Server
@@ -47,7 +46,8 @@ def shown(source, slot, kind=TEXT):
     return kind, {"images" if kind == IMAGES else "source": [source, slot]}
 
 
-# Round by round, a later one loads what an earlier one saved: id -> (class, inputs, what stands to its right).
+# Two rounds, because the second loads what the first saved.
+# Node id -> (class, inputs, what stands to its right).
 FIRST = {
     "2": ("UnlearnConcepts", LIST, [shown("2", 1)]),
     "3": (
@@ -165,7 +165,8 @@ def graph(nodes, helpers):
 
 
 LAYOUT = """([beside, ids]) => {
-    const at = (id) => app.graph._nodes.find((n) => n.title === id), boxes = {}
+    const at = (id) => app.graph._nodes.find((n) => n.title === id)
+    const boxes = {}
     let y = 0
     for (const n of app.graph._nodes) if (!ids.includes(n.title)) n.pos = [-3000, (y -= 900)]
     y = 0
@@ -175,14 +176,21 @@ LAYOUT = """([beside, ids]) => {
         let x = 480
         for (const other of right) {
             const image = at(other).type === 'PreviewImage'
-            at(other).pos = [x, y]; at(other).setSize([image ? 520 : 420, image ? 460 : 300]); x += image ? 560 : 460
+            at(other).pos = [x, y]
+            at(other).setSize([image ? 520 : 420, image ? 460 : 300])
+            x += image ? 560 : 460
         }
-        boxes[id] = [0, y - 52, x - 50, 90 + Math.max(node.size[1], ...right.map((o) => at(o).size[1]))]
+        const height = Math.max(node.size[1], ...right.map((o) => at(o).size[1]))
+        boxes[id] = [0, y - 52, x - 50, 90 + height]
         y += boxes[id][3] + 200
     }
     return boxes
 }"""
-RENAME = """() => { for (const n of app.graph._nodes) n.title = n.constructor.nodeData?.display_name ?? n.constructor.title ?? n.type }"""
+RENAME = """() => {
+    for (const n of app.graph._nodes) {
+        n.title = n.constructor.nodeData?.display_name ?? n.constructor.title ?? n.type
+    }
+}"""
 
 
 def pictured(page, nodes, helpers):
@@ -208,7 +216,8 @@ def pictured(page, nodes, helpers):
             continue
         scale = min(1.0, 1700 / box[2], 1500 / box[3])
         page.evaluate(
-            "([x, y, s]) => { app.canvas.ds.scale = s; app.canvas.ds.offset = [120 / s - x, 120 / s - y]; app.canvas.setDirty(true) }",
+            "([x, y, s]) => { app.canvas.ds.scale = s; app.canvas.ds.offset = [120 / s - x, 120 / "
+            "s - y]; app.canvas.setDirty(true) }",
             [box[0], box[1], scale],
         )
         page.wait_for_timeout(1200)
@@ -217,6 +226,8 @@ def pictured(page, nodes, helpers):
 
 
 def main():
+    from playwright.sync_api import sync_playwright
+
     argparse.ArgumentParser(description=__doc__).parse_args()
     checkpoint.expand(BASE / "models" / "checkpoints")
     FOLDER.mkdir(parents=True, exist_ok=True)
@@ -230,7 +241,8 @@ def main():
                 picture.thumbnail((WIDTH, WIDTH))
                 picture.save(path, quality=QUALITY)
                 print(
-                    f"{path}: {picture.size[0]} x {picture.size[1]}, {path.stat().st_size // 1024} KB",
+                    f"{path}: {picture.size[0]} x {picture.size[1]}, "
+                    f"{path.stat().st_size // 1024} KB",
                     flush=True,
                 )
     for path in (BASE / "output" / "checkpoints").glob(f"{NAME}*"):

@@ -1,7 +1,7 @@
-"""`dev.py bench draw`: draws the example workflows and the subgraph blueprint in the real frontend and saves what it says, with a picture
-of each under output/.
+"""`dev.py tool draw_workflows`: draws the example workflows and the subgraph blueprint.
 
-Needs Playwright and a Chromium, which beside it only the browser tests do.
+It loads their sources (testbed/graphs.py) into the real frontend, lays the nodes out, and saves the
+frontend's JSON. Pictures of them go to output/. It needs a Chromium.
 """
 
 import argparse
@@ -16,9 +16,8 @@ from testbed.server import Server
 
 def chromium():
     """Path of a Chromium, or None."""
-    return next(
-        filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
-    )
+    paths = map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))
+    return next(filter(None, paths), None)
 
 
 def launched(play):
@@ -30,7 +29,7 @@ def launched(play):
 
 
 def ready(page, server):
-    """The page with the frontend in it, no dialogs."""
+    """The page with the frontend loaded and its dialogs closed."""
     page.goto(server.url)
     page.wait_for_function(
         "() => window.app && window.app.graph && window.app.loadApiJson", timeout=60000
@@ -49,9 +48,8 @@ def view(drawing, size):
     ]
     left, top = (min(p[k] for p in places) for k in (0, 1))
     width, height = (max(p[k] + p[k + 2] for p in places) - (left, top)[k] for k in (0, 1))
-    scale = round(
-        max(0.6, min(0.9, (size[0] - 200) / width, (size[1] - 180) / height)), 2
-    )  # below 0.6 the canvas draws no text
+    fits = min((size[0] - 200) / width, (size[1] - 180) / height)
+    scale = round(max(0.6, min(0.9, fits)), 2)  # below 0.6 the canvas draws no text
     return {"scale": scale, "offset": [round(100 / scale - left), round(130 / scale - top)]}
 
 
@@ -67,12 +65,22 @@ def drawn(page, name):
         """([places, note, at, groups, muted]) => {
             for (const n of app.graph._nodes) {
                 const p = places[n.title]
-                for (const w of n.widgets ?? []) if (w.name === 'control_after_generate') w.value = 'fixed'  // one seed before and after
-                if (p) { n.pos = [p[0], p[1]]; n.setSize ? n.setSize([p[2], p[3]]) : n.size = [p[2], p[3]] }
+                for (const w of n.widgets ?? []) {
+                    // Before and after have the same seed.
+                    if (w.name === 'control_after_generate') w.value = 'fixed'
+                }
+                if (p) {
+                    n.pos = [p[0], p[1]]
+                    n.setSize ? n.setSize([p[2], p[3]]) : n.size = [p[2], p[3]]
+                }
                 if (muted.includes(String(n.id))) n.mode = LiteGraph.NEVER
             }
             const m = LiteGraph.createNode('MarkdownNote')
-            m.title = 'What to change'; m.pos = [at[0], at[1]]; m.size = [at[2], at[3]]; m.color = '#432'; m.bgcolor = '#653'
+            m.title = 'What to change'
+            m.pos = [at[0], at[1]]
+            m.size = [at[2], at[3]]
+            m.color = '#432'
+            m.bgcolor = '#653'
             app.graph.add(m)
             m.widgets[0].value = note
             for (const [title, p] of Object.entries(groups)) {
@@ -87,7 +95,8 @@ def drawn(page, name):
     made = json.loads(text)
     made["extra"] = {"ds": view(drawing, (1800, 1000)), "workflowRendererVersion": "LG"}
     packs = page.evaluate(
-        "() => Object.fromEntries(app.graph._nodes.map(n => [n.type, n.constructor.nodeData?.python_module ?? '']))"
+        "() => Object.fromEntries(app.graph._nodes.map(n => [n.type, "
+        "n.constructor.nodeData?.python_module ?? '']))"
     )
     for node in made["nodes"]:
         node["title"] = (
@@ -98,7 +107,7 @@ def drawn(page, name):
 
 
 def blueprint(page):
-    """The subgraph blueprint, a UI-format workflow of one box, as the frontend makes it of the nodes inside."""
+    """The subgraph blueprint: a UI-format workflow of one box around the nodes of its source."""
     nodes, inputs, outputs = graphs.blueprint()
     page.evaluate(
         "([graph, name]) => { app.loadApiJson(graph, name) }", [graphs.api(nodes), graphs.BLUEPRINT]
@@ -106,14 +115,22 @@ def blueprint(page):
     page.wait_for_timeout(2500)
     made = page.evaluate(
         """([places, inputs, outputs, name]) => {
-            for (const n of app.graph._nodes) { const p = places[n.title]; n.pos = [p[0], p[1]]; n.setSize([p[2], p[3]]) }
+            for (const n of app.graph._nodes) {
+                const p = places[n.title]
+                n.pos = [p[0], p[1]]
+                n.setSize([p[2], p[3]])
+            }
             const {subgraph, node} = app.graph.convertToSubgraph(new Set(app.graph._nodes))
             const at = (id) => subgraph.getNodeById(id)
             for (const [name, type, to] of inputs) {
                 const slot = subgraph.addInput(name, type)
-                for (const [id, input] of to) slot.connect(at(id).inputs.find((i) => i.name === input), at(id))
+                for (const [id, input] of to) {
+                    slot.connect(at(id).inputs.find((i) => i.name === input), at(id))
+                }
             }
-            for (const [name, type, id, k] of outputs) subgraph.addOutput(name, type).connect(at(id).outputs[k], at(id))
+            for (const [name, type, id, k] of outputs) {
+                subgraph.addOutput(name, type).connect(at(id).outputs[k], at(id))
+            }
             subgraph.name = node.title = name
             node.pos = [0, 0]; node.setSize([380, 330])
             return app.graph.serialize()
@@ -126,7 +143,10 @@ def blueprint(page):
         ],
     )
     (inner,) = made["definitions"]["subgraphs"]
-    about = "Makes a model forget: name what to forget and what to keep, one per line, and sample with the model that comes out."
+    about = (
+        "Makes a model forget: name what to forget and what to keep, one per line, "
+        "and sample with the model that comes out."
+    )
     inner |= {"category": "unlearn", "description": about}
     for node in inner["nodes"]:
         node["properties"]["cnr_id"] = "unlearn-diffusion"
@@ -143,33 +163,27 @@ def blueprint(page):
             "definitions",
         )
     } | {"extra": extra}
-    text = json.dumps(told(made), indent=1)
-    for k, part in enumerate(
-        (inner, *inner["inputs"], *inner["outputs"])
-    ):  # ids that stay the same from one drawing to the next
-        text = text.replace(
-            part["id"],
-            str(uuid.uuid5(uuid.NAMESPACE_URL, f"unlearn-diffusion/{graphs.BLUEPRINT}/{k}")),
-        )
+    text = json.dumps(without_empty(made), indent=1)
+    # Ids that stay the same from one drawing to the next.
+    for k, part in enumerate((inner, *inner["inputs"], *inner["outputs"])):
+        name = f"unlearn-diffusion/{graphs.BLUEPRINT}/{k}"
+        text = text.replace(part["id"], str(uuid.uuid5(uuid.NAMESPACE_URL, name)))
     return text
 
 
-def told(value):
+def without_empty(value):
     """JSON without the empty entries that the frontend writes out for every slot."""
     if isinstance(value, dict):
-        return {k: told(v) for k, v in value.items() if v is not None or k in ("link", "links")}
-    return [told(v) for v in value] if isinstance(value, list) else value
+        kept = {k: v for k, v in value.items() if v is not None or k in ("link", "links")}
+        return {k: without_empty(v) for k, v in kept.items()}
+    return [without_empty(v) for v in value] if isinstance(value, list) else value
 
 
 def origin(module):
     """What lets the frontend offer to install the pack that a node comes from."""
-    return (
-        {"cnr_id": "unlearn-diffusion"}
-        if module.startswith("custom_nodes.")
-        else {"cnr_id": "comfy-core"}
-        if module
-        else {}
-    )
+    if module.startswith("custom_nodes."):
+        return {"cnr_id": "unlearn-diffusion"}
+    return {"cnr_id": "comfy-core"} if module else {}
 
 
 def models(node):
@@ -209,9 +223,8 @@ def main():
             picture = Path("output") / f"{name}.png"
             picture.parent.mkdir(exist_ok=True)
             page.screenshot(path=picture)
-            print(
-                f"{path}: {len(made['nodes'])} nodes, {len(made['links'])} links; picture: {picture}"
-            )
+            counts = f"{len(made['nodes'])} nodes, {len(made['links'])} links"
+            print(f"{path}: {counts}; picture: {picture}")
 
 
 if __name__ == "__main__":

@@ -128,15 +128,49 @@ class UnlearnPatch:
         return sum(t.numel() * t.element_size() for t in tensors.values())
 
 
+@dataclass(frozen=True)
+class Group:
+    """A group of prompts that are measured together (FIA).
+
+    It is either a concept of a kind or, where `concept` is None, the baseline of that kind: the
+    same prompts without any concept.
+    """
+
+    kind: str
+    concept: str | None = None
+
+    @property
+    def is_baseline(self) -> bool:
+        """Whether these are the prompts without a concept."""
+        return self.concept is None
+
+    @property
+    def key(self) -> str:
+        """The group's name in files, different for every group: `base KIND` or the concept's name.
+
+        A concept whose name reads like a baseline's key gets a bar in front. No name begins with
+        one, because in the artist's list a bar ends the name.
+        """
+        if self.concept is None:
+            return f"base {self.kind}"
+        taken = {f"base {kind}" for kind in KINDS}
+        return f"| {self.concept}" if self.concept in taken else self.concept
+
+    @property
+    def title(self) -> str:
+        """The group in a message."""
+        return f"{self.kind} without a concept" if self.concept is None else self.concept
+
+
 @dataclass(frozen=True, eq=False)
 class Ranking:
-    """The strongest connections of one layer [c_out, c_in] for one concept, largest saliency A first.
+    """The strongest connections of one layer [c_out, c_in] for one concept (FIA, equation 3).
 
-    indices int32 [k] into the flattened weight; values float16 [k] = A / peak; rows [c_out], columns [c_in] float32: sums of all of A.
+    indices: int32 [k] into the flattened weight, largest saliency A first. rows: float32 [c_out]
+    and columns: float32 [c_in], sums of all of A. peak: the largest A.
     """
 
     indices: torch.Tensor
-    values: torch.Tensor
     rows: torch.Tensor
     columns: torch.Tensor
     peak: float
@@ -144,10 +178,12 @@ class Ranking:
 
 @dataclass(frozen=True, eq=False)
 class ActivationStats:
-    """What a group of prompts (a concept, or the base of a kind) left of itself, so that it can be merged with other prompts.
+    """Statistics of one group of prompts, kept so that they can be merged with others.
 
-    prompts: the `seed:text` of each. mean, m2: float32 [steps, sum of c_in] of the score `wanda` over prompts, all layers side by side
-    (m2 for a base only), or None for the score `paper`, whose statistics lie in files when they were asked for (folder).
+    prompts: `seed:text` of each. mean, m2: float32 [steps, sum of c_in], for the score `wanda`:
+    mean and sum of squared deviations over the prompts, all layers side by side; m2 is kept for
+    baselines only. Both are None for the score `paper`. folders: names of the folders that hold
+    the statistics of the score `paper`, where they were asked for.
     """
 
     prompts: tuple[str, ...]
@@ -158,10 +194,10 @@ class ActivationStats:
 
 @dataclass(frozen=True, eq=False)
 class SaliencyMap:
-    """How much each weight connection matters to each concept: per concept, per layer the top fraction `ceiling` of A (FIA, eq 3).
+    """How much each weight connection matters to each concept (FIA).
 
-    layers: (weight key, c_out, c_in); rankings[concept][layer]; gathered: 'base KIND' or concept name -> Gathered; settings: how it
-    was measured.
+    layers: (weight key, c_out, c_in) of each layer. rankings[concept][layer]: the layer's top share
+    `ceiling`. gathered: the statistics of every group of prompts. settings: how it was measured.
     """
 
     concepts: tuple[Concept, ...]
@@ -169,5 +205,11 @@ class SaliencyMap:
     rankings: tuple[tuple[Ranking, ...], ...]
     ceiling: float
     fingerprint: Fingerprint
-    settings: dict
-    gathered: dict[str, ActivationStats]
+    settings: dict[str, Any]
+    gathered: dict[Group, ActivationStats]
+
+    def same_model(self, other: "SaliencyMap") -> bool:
+        """Whether both were measured on the same weights."""
+        if other.layers != self.layers:
+            return False
+        return self.fingerprint.difference(other.fingerprint) <= self.fingerprint.TOLERANCE

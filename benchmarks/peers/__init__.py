@@ -1,7 +1,8 @@
-"""What an artist could use instead, written from the published equations on ComfyUI models: one file each, all with the same face.
+"""Other methods of erasing, written from the published equations for ComfyUI models.
 
-Every file has `NAME`, and `erase(model, clip, concepts, seed=0)` -> Erased for a ConceptSet; the model that comes in is not changed.
-None of them is part of the pack: they are here to be measured beside it (`dev.py bench peers`).
+Every file has a `NAME` and a function `erase(model, clip, concepts, seed=0)` that takes a
+ConceptSet and gives an Erased. The model that comes in is not changed. No part of the pack uses
+them; `dev.py bench peers` measures them and the pack alike.
 """
 
 from typing import NamedTuple
@@ -10,8 +11,9 @@ from typing import NamedTuple
 class Erased(NamedTuple):
     """A MODEL that should not draw the concepts, and how it has to be sampled.
 
-    nbytes: size of what must be kept to have the same model again; negative: the text in place of the empty negative prompt; perp: whether
-    the sampler must use perpendicular negative guidance with it.
+    nbytes: size of what must be stored to have this model again.
+    negative: the text to use in place of the empty negative prompt.
+    perp: whether the sampler must use perpendicular negative guidance with it.
     """
 
     model: object

@@ -1,10 +1,15 @@
-"""`dev.py bench peers`: every method on the same protocols, prompts, seeds and judge, ours among them.
+"""`dev.py bench peers`: every method on the same protocols, prompts, seeds and judge.
 
-Per protocol and method: forgot (share of forgotten labels still drawn), kept (that of kept labels over the unedited model's), overall
-(harmonic mean of 1 - forgot and kept), frechet (distance of the judge's features of kept pictures to the unedited model's), processor
-seconds (which hardly grow when another program runs beside) and peak memory in MB of the erase with nothing cached, and bytes of what
-has to be kept. On `forget 4` also whether a forgotten object comes back by textual inversion or by RECE's embedding. Results are written
-after every measurement and taken up again from there.
+For each protocol and method:
+- forgot: share of forgotten labels that are still drawn;
+- kept: share of kept labels that are drawn, over the unedited model's;
+- overall: harmonic mean of 1 - forgot and kept;
+- frechet: distance between the judge's features of kept pictures, edited and unedited;
+- processor seconds of the erase, which other programs hardly change, with nothing cached;
+- its peak memory in MB, and the bytes that have to be stored.
+
+On `forget 4` it also tries to bring an object back, by textual inversion and by RECE's embedding.
+Results are written after every measurement, and a later run goes on from there.
 """
 
 import argparse
@@ -53,7 +58,7 @@ def methods():
 
 
 def erase(method, studio, rounds, seed):
-    """Erased after all rounds, each from the model of the last; bytes add up, and so do negative prompts."""
+    """Erased after all rounds, each from the last one's model; bytes and negatives add up."""
     done = Erased(studio.model, 0)
     for concepts in rounds:
         new = method.erase(done.model, studio.clip, concepts, seed=seed)
@@ -99,7 +104,8 @@ def processor():
     """The processor's name, and how many cores of it there are."""
     info = Path("/proc/cpuinfo")
     found = re.search(r"model name\s*:\s*(.+)", info.read_text()) if info.exists() else None
-    return f"{found[1] if found else platform.processor() or platform.machine()}, {os.cpu_count()} cores"
+    name = found[1] if found else platform.processor() or platform.machine()
+    return f"{name}, {os.cpu_count()} cores"
 
 
 def today():
@@ -113,13 +119,14 @@ def load(path, settings):
     found = json.loads(path.read_text(encoding="utf-8"))
     if found["settings"] != settings:
         sys.exit(
-            f"{path} was made with other settings ({found['settings']}); use those, name another file with --out, or remove it."
+            f"{path} was made with other settings ({found['settings']}); use those, name another "
+            "file with --out, or remove it."
         )
     return found
 
 
 def save(results, path):
-    """Writes the results and the table beside them, each in one step, so that an interruption leaves whole files."""
+    """Writes the results and their table; each file is replaced whole, never half written."""
     path.parent.mkdir(parents=True, exist_ok=True)
     for file, text in (
         (path, json.dumps(results, indent=1) + "\n"),
@@ -187,8 +194,10 @@ def markdown(results):
     out = [
         "# Ours beside other methods",
         "Made by `python3 dev.py bench peers`; do not edit. "
-        f"{results.get('processor', '')}, {results.get('date', '')}, torch {results.get('torch', '')}. "
-        f"{s['pictures']} pictures of what is forgotten and twice as many of what is kept, {s['steps']} sampling steps; in brackets the "
+        f"{results.get('processor', '')}, {results.get('date', '')}, torch "
+        f"{results.get('torch', '')}. "
+        f"{s['pictures']} pictures of what is forgotten and twice as many of what is kept, "
+        f"{s['steps']} sampling steps; in brackets the "
         f"middle 95 % of {scores.RESAMPLES} bootstrap resamples.",
         "## Overall: harmonic mean of 1 - forgot and kept",
         table(["", *names.values()], [[p, *(short(p, m) for m in names)] for p in every]),
@@ -277,7 +286,10 @@ def main():
     results = load(given.out, {k: getattr(given, k) for k in SETTINGS})
     results |= {"processor": processor(), "date": today(), "torch": torch.__version__}
     start = time.time()
-    say = lambda line: print(f"[{time.time() - start:6.0f} s] {line}", file=sys.stderr, flush=True)
+
+    def say(line):
+        return print(f"[{time.time() - start:6.0f} s] {line}", file=sys.stderr, flush=True)
+
     pack.load()
     for name in chosen(given.worlds, shipped, "world"):
         world = known[name]
@@ -305,7 +317,8 @@ def main():
         print(json.dumps(summary))
     else:
         print(
-            f"best or tied in {len(summary['best_or_tied'])} of {len(every)} protocols, last in {summary['last']}; {file}"
+            f"best or tied in {len(summary['best_or_tied'])} of {len(every)} protocols, last in "
+            f"{summary['last']}; {file}"
         )
 
 

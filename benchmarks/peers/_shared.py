@@ -1,4 +1,4 @@
-"""What the peers share: the text states these methods read, and their edits as a patch on the model."""
+"""What the peers share: the text states that these methods read, and their edits as a patch."""
 
 import torch
 
@@ -21,7 +21,10 @@ DRAWING = 10  # steps of the pictures that are trained on
 
 
 def stand_in(concept):
-    """What a concept turns into: its superclass, else `art` for a style as the methods' code has it, else the empty text."""
+    """The target of a concept: its superclass, or for a style `art` as in the methods' own code.
+
+    Without either it is the empty text.
+    """
     return concept.superclass or ("art" if concept.kind == "style" else "")
 
 
@@ -31,7 +34,10 @@ def pairs(concepts):
 
 
 def last_states(clip, texts):
-    """States [n, d] float64 of the last word token of each text, of the start token where a text is empty (as the official codes count)."""
+    """States [n, d] float64 of the last word token of each text.
+
+    Of an empty text it is the start token's, as in the official codes.
+    """
     read = prompts.encode(clip, texts)
     rows = [read[t][prompts.locate(clip, "{concept}", t).last] for t in texts]
     return (
@@ -48,7 +54,10 @@ def all_states(clip, texts):
 
 
 def multiplied(model, m, tolerance=1e-6):
-    """Edits of every cross-attention key and value W0 -> W0 (I + M), M [d, d], by M's singular values above tolerance x the largest."""
+    """Edits W0 -> W0 (I + M) of every cross-attention key and value, as low-rank factors.
+
+    M: [d, d]. Singular values of M below tolerance times the largest are left out.
+    """
     left, right = (part.float() for part in uce.factors(m, tolerance))
     return [
         (k.key, adapters.LowRank.of((weights.read(model, k.key) @ left).half(), right))
@@ -73,15 +82,13 @@ def shape(net):
 
 def drawn(net, texts, seed):
     """Latents [n, c, h, w], one per text, that the model that came in draws for them."""
-    rows = [net.row[t] for t in texts]
+    rows = [net.text_id[t] for t in texts]
     return net.draw(
         net.reference,
         rows,
-        [net.row[""]] * len(rows),
+        [net.text_id[""]] * len(rows),
         [seed + i for i in range(len(rows))],
-        shape(net),
-        DRAWING,
-        CFG,
+        networks.DrawSettings(tuple(shape(net)), DRAWING, CFG),
     )
 
 
@@ -95,7 +102,7 @@ def moved(net):
     """Edits of what was trained, as it moved from the start."""
     return [
         (key, adapters.Delta.of((w.detach() - net.start(key)).half()))
-        for key, w in net.masters.items()
+        for key, w in net.trainable.items()
     ]
 
 

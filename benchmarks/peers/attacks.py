@@ -1,8 +1,9 @@
-"""Can what was forgotten be had back? Two attackers who own the edited model, for every method alike.
+"""Two attacks that try to bring a forgotten concept back, with the edited model at hand.
 
-inversion: a token's embedding learned from drawn pictures (benchmarks/inversion.py); rece: every token state of a sentence replaced by the
-one that makes the edited cross-attention say most nearly what the original said (RECE, in closed form), which does nothing to an edit
-of other layers. Guidance by a negative prompt stays in place while the attacker's prompts are drawn.
+inversion: learns a token's embedding from drawn pictures (benchmarks/world/inversion.py).
+rece: replaces every token state of a sentence by the one for which the edited cross-attention
+answers most nearly as the original did, in closed form. It does nothing to edits of other layers.
+A negative prompt that belongs to the method stays in place during an attack.
 """
 
 from functools import partial
@@ -10,7 +11,7 @@ from functools import partial
 import torch
 
 from testbed import pack
-from testbed.demo import PLAIN
+from testbed.judged import PLAIN
 from testbed.train.model import UNET
 from testbed.train.plant import comfy_cpu
 from testbed.worlds.captions import Caption, a
@@ -20,7 +21,7 @@ from ..world.inversion import SENTENCES, Text, revive
 kernel = pack.module("kernels.rece")
 layers = pack.module("unlearn.host.architectures")
 weights = pack.module("unlearn.host.weights")
-REVIVAL = pack.module("unlearn.closed_form.solve").REVIVAL
+REVIVAL = pack.module("unlearn.closed_form.tuning").REVIVAL
 SEED = 9000
 
 

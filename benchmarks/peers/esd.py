@@ -1,10 +1,11 @@
-"""ESD-x (arXiv 2303.07345, eq 7): cross-attention is trained until the concept says the opposite of what it added.
+"""ESD-x (arXiv 2303.07345, eq 7): trains cross-attention to predict away from the concept.
 
     eps(x_t, c)  <-  eps_0(x_t, "") - eta ( eps_0(x_t, c) - eps_0(x_t, "") ),   eta 1
 
-eps_0 the model that came in, c the concept's name, x_t pictures of it at any noise level. With several concepts each step takes one of
-them. Paper: 1000 steps of one picture at learning rate 1e-5. On the sprite world, 60 steps of four, an object was measured to stay at 1e-5
-and ever more else to go from 3e-5 on.
+eps_0 is the model that came in, c the concept's name, x_t pictures of it at any noise level. With
+several concepts, each step takes one of them. Paper: 1000 steps of one picture at learning rate
+1e-5. On the sprite world, with 60 steps of four pictures, an object was measured to stay at 1e-5,
+and from 3e-5 on more and more of everything else was lost.
 """
 
 import torch
@@ -16,25 +17,28 @@ ETA, RATE, STEPS, BATCH, PICTURES = 1.0, 2e-5, 60, 4, 8
 
 
 def target(empty, said, eta=ETA):
-    """What the concept is to say, from what the model says of nothing and of the concept, [n, c, h, w] each."""
+    """Training target [n, c, h, w], from the model's predictions for no text and the concept."""
     return empty - eta * (said - empty)
 
 
 def loss(net, branch, x, sigma, rows):
-    """Mean squared error of a branch of the Network on latents x [n, c, h, w] under the texts `rows`."""
+    """Mean squared error of a branch of the Network on latents x [n, c, h, w], texts `rows`."""
     with torch.no_grad():
         said = net.predict(
             net.reference,
             torch.cat([x, x]),
             torch.cat([sigma, sigma]),
-            [net.row[""]] * len(x) + rows,
+            [net.text_id[""]] * len(x) + rows,
         )
     return (net.predict(branch, x, sigma, rows) - target(*said.chunk(2))).square().mean()
 
 
 def train(net, names, steps, seed=0):
     """Trains the student for `steps` steps a concept."""
-    g, optimiser = torch.Generator().manual_seed(seed), torch.optim.Adam(net.masters.values(), RATE)
+    g, optimiser = (
+        torch.Generator().manual_seed(seed),
+        torch.optim.Adam(net.trainable.values(), RATE),
+    )
     pictures = _shared.drawn(net, [n for n in names for _ in range(PICTURES)], seed).view(
         len(names), PICTURES, *_shared.shape(net)
     )
@@ -44,7 +48,7 @@ def train(net, names, steps, seed=0):
             net, pictures[i, torch.randint(PICTURES, (BATCH,), generator=g)], g
         )
         optimiser.zero_grad()
-        loss(net, net.student, x, sigma, [net.row[names[i]]] * BATCH).backward()
+        loss(net, net.student, x, sigma, [net.text_id[names[i]]] * BATCH).backward()
         optimiser.step()
 
 

@@ -1,4 +1,4 @@
-"""The names of the concepts as negative prompt: no edit, what an artist does today. Needs guidance, and every prompt anew."""
+"""The names of the concepts as the negative prompt. It edits nothing, and it needs guidance."""
 
 from . import Erased
 

@@ -1,10 +1,15 @@
-"""OCE, Orthogonal Concept Erasure (arXiv 2605.28902): W = R W0 on the values of cross-attention, R the nearest rotation to
+"""OCE, Orthogonal Concept Erasure (arXiv 2605.28902): W = R W0 on the values of cross-attention.
 
-    A = -s E E^T (I - G G^T) + g W0 C W0^T + p sum_j (W0 k_j)(W0 k_j)^T + lambda W0 W0^T,   R = U diag(1, .., det) V^T of A = U S V^T
+R is the rotation U diag(1, .., det) V^T nearest to A = U S V^T, with
 
-with E, G orthonormal bases of the layer's outputs for the concepts and for what they turn into (each in five short sentences as well),
-k the keep list and C the mean moment of caption tokens. Official values: s 2000, g 10, p 0, lambda 10 for an object; p 2 for a hundred
-celebrities, taken here, for a keep list is given. On the sprite world s 1000 was measured to leave a single object, 3000 to cost kept ones.
+    A = -s E E^T (I - G G^T) + g W0 C W0^T + p sum_j (W0 k_j)(W0 k_j)^T + lambda W0 W0^T
+
+E and G are orthonormal bases of the layer's outputs for the concepts and for their targets, each in
+five more short sentences. k is the keep list, C the mean moment of caption tokens.
+
+Official values: s 2000, g 10, lambda 10; p 0 for an object and 2 for a hundred celebrities. p is 2
+here, because there is a keep list. On the sprite world s 1000 was measured to leave a single
+object, and 3000 to lose kept ones.
 """
 
 import torch
@@ -31,12 +36,15 @@ prompts = _shared.prompts
 
 
 def basis(outputs):
-    """Orthonormal columns [d_out, r] that span the outputs [n, d_out], each brought to unit length first."""
+    """Orthonormal columns [d_out, r] that span the outputs [n, d_out], scaled to unit length."""
     return torch.linalg.qr(torch.nn.functional.normalize(outputs, dim=1).T)[0]
 
 
 def rotation(w0, erase, guide, keep, c, s=ERASE, g=GLOBAL, p=KEEP, lam=LAMBDA):
-    """R [d_out, d_out] from states erase, guide [m, d], keep [k, d] and the moment c [d, d]; all float64."""
+    """R [d_out, d_out], from states erase and guide [m, d], keep [k, d] and the moment c [d, d].
+
+    All are float64.
+    """
     e, f, k = basis(erase @ w0.T), basis(guide @ w0.T), keep @ w0.T
     a = g * w0 @ c @ w0.T + lam * w0 @ w0.T + p * k.T @ k - s * (e @ e.T - e @ (e.T @ f) @ f.T)
     u, _, vt = torch.linalg.svd(a)

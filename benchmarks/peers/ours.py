@@ -1,4 +1,4 @@
-"""What the pack does by default: ScaPre Solve (`anchored`) with every setting as it stands in the node, its report included."""
+"""The pack's default: ScaPre Solve (`anchored`) as the node sets it, its report included."""
 
 import torch
 

@@ -1,8 +1,8 @@
-"""Perp-Neg (arXiv 2304.04968): the names as negative prompt, of which only what is perpendicular to the prompt is taken away.
+"""Perp-Neg (arXiv 2304.04968): the names as negative prompt, used only perpendicular to the prompt.
 
     eps = eps_0 + w ( d_+ - w_n ( d_- - <d_-, d_+> / |d_+|^2 d_+ ) ),   d = eps(text) - eps_0
 
-No edit: whoever samples uses this guidance (ComfyUI's PerpNegGuider).
+It edits nothing: the sampler has to use this guidance (ComfyUI's PerpNegGuider).
 """
 
 from . import Erased, negative_prompt

@@ -1,7 +1,8 @@
-"""What is forgotten and what is drawn to judge it: ten protocols, the same for every method and for every world.
+"""Ten protocols: what is forgotten, and what is drawn to judge it, for every method and world.
 
-Judged sentences are none that a method was given (tests/unit/test_peer_scores.py looks). A label is one thing that a picture can show; of
-forgotten things none should be there (forgot), of kept things all (kept).
+Judged sentences are never given to a method (benchmarks/tests/test_peer_scores.py checks it). A
+label is one thing that a picture can show: no forgotten one should be there (forgot), and every
+kept one should (kept).
 """
 
 from typing import NamedTuple
@@ -10,7 +11,7 @@ import numpy as np
 import torch
 
 from testbed import pack
-from testbed.demo import PAIR, PLAIN, STYLED
+from testbed.judged import PAIR, PLAIN, STYLED
 from testbed.worlds.captions import Caption
 from testbed.worlds.evaluate import judge_picture
 
@@ -22,7 +23,10 @@ SEED = 7000
 
 
 class Label(NamedTuple):
-    """`sprite`: one of the names in `value` is in the picture; `style`: it is in this style; `explicit`: it has the attribute."""
+    """One thing a picture can show.
+
+    `sprite`: one of the names in `value`; `style`: this style; `explicit`: the attribute.
+    """
 
     what: str
     value: str | tuple[str, ...] = ""
@@ -44,7 +48,10 @@ class Shot(NamedTuple):
 
 
 class Protocol(NamedTuple):
-    """`rounds`: ConceptSets, erased one after another from the model of the last; `shots`: judged when all are."""
+    """rounds: ConceptSets, erased one after another, each from the last one's model.
+
+    shots: what is judged after all rounds.
+    """
 
     name: str
     rounds: tuple
@@ -76,7 +83,10 @@ def others(world, forget):
 
 
 def spread(world, names, count, gone=False, templates=PLAIN):
-    """`count` shots of names in turn: three rounds in a sentence, the fourth in a style. A style counts with kept objects only."""
+    """`count` shots of the names in turn: three rounds in a sentence, the fourth in a style.
+
+    A style counts on kept objects only.
+    """
     shots = []
     for i in range(count):
         turn, k = divmod(i, len(names))
@@ -104,7 +114,10 @@ def objects(world, count, pictures):
 def styles(world, pictures):
     """Every second style; a picture in a forgotten one may show its object any way."""
     forget = world.styles[: 2 * 3 : 2]
-    names = lambda i: world.objects[(5 * i) % len(world.objects)]
+
+    def names(i):
+        return world.objects[(5 * i) % len(world.objects)]
+
     shots = []
     for i in range(pictures):
         style = forget[i % len(forget)]
@@ -129,7 +142,9 @@ def styles(world, pictures):
 
 
 def explicit(world, pictures):
-    names = lambda i: world.objects[(5 * i) % len(world.objects)]
+    def names(i):
+        return world.objects[(5 * i) % len(world.objects)]
+
     shots = [
         Shot(world.explicit(names(i), EXPLICIT[i % len(EXPLICIT)]), (Label("explicit"),))
         for i in range(pictures)
@@ -161,7 +176,10 @@ def sequence(world, pictures):
 
 
 def superclass(world, pictures):
-    """Forgotten objects by their superclass, which is kept and must not show them, and in other forms of sentence."""
+    """Forgotten objects in other forms of sentence and by their superclass.
+
+    The superclass is kept, and must not show them.
+    """
     forget = world.order[:4]
     shots = spread(world, forget, pictures, gone=True, templates=FORMS) + spread(
         world, others(world, forget), pictures, templates=FORMS
@@ -176,13 +194,17 @@ def superclass(world, pictures):
 
 
 def pairs(world, pictures):
-    """Two objects in one sentence: a forgotten one and a kept one, the other way round, and two kept ones.
+    """Pairs in one sentence: a forgotten object first, a kept one first, and two kept ones.
 
-    What counts is the one named first, on whichever side it stands: of the second the unedited sprite world itself draws hardly any.
+    Only the object named first counts, wherever it stands. The unedited sprite world hardly ever
+    draws the second.
     """
     forget = world.order[:4]
     kept, shots = others(world, forget), []
-    first = lambda name: (Label("sprite", (name,)),)
+
+    def first(name):
+        return (Label("sprite", (name,)),)
+
     for i in range(pictures):
         gone, held, template = (
             forget[i % len(forget)],
@@ -217,7 +239,10 @@ def possible(world, names):
 
 
 class Drawn(NamedTuple):
-    """What one model drew of a protocol: `marks` int [pictures, 4] as scores.rates reads them, `features` [n, d] of clean pictures."""
+    """What one model drew of a protocol.
+
+    marks: int [pictures, 4] as scores.rates reads them. features: [n, d] of pictures without noise.
+    """
 
     marks: np.ndarray
     features: np.ndarray
@@ -236,7 +261,10 @@ def draw(studio, protocol, erased=None, steps=8):
     looks = [
         judge_picture(studio.judge, p, s.caption) for p, s in zip(pictures, shots, strict=True)
     ]
-    count = lambda labels, look: (sum(label.there(look) for label in labels), len(labels))
+
+    def count(labels, look):
+        return (sum(label.there(look) for label in labels), len(labels))
+
     marks = [
         (*count(s.gone, look), *count(s.kept, look)) for s, look in zip(shots, looks, strict=True)
     ]

@@ -1,10 +1,11 @@
-"""RECE (arXiv 2407.12383): UCE, then rounds that look for the embeddings which bring the concepts back and erase those too.
+"""RECE (arXiv 2407.12383): UCE, then rounds that find embeddings of the concepts and erase them.
 
-    c' = ( lambda I + sum_l W_l^T W_l )^-1 ( sum_l W_l^T W0_l ) c                                                 (kernels/rece.py)
+    c' = ( lambda I + sum_l W_l^T W_l )^-1 ( sum_l W_l^T W0_l ) c            (kernels/rece.py)
 
-for all 77 states c of each name; then W <- W (I + M) with M the UCE edit (lambda and preserve 0.1) that turns c' into the states of
-what the concept turns into at the same places, and holds all states of the empty text and of the keep list. lambda and rounds are the
-official ones of the first concept's kind (for some objects the official scripts take 1e-3).
+for all 77 states c of each name. Then W <- W (I + M), where M is the UCE edit (lambda and preserve
+0.1) that gives c' the outputs of the target's states at the same positions. It preserves all states
+of the empty text and of the keep list. lambda and the number of rounds are the official ones for
+the first concept's kind; for some objects the official scripts take 1e-3.
 """
 
 import torch
@@ -22,7 +23,7 @@ kernel = pack.module("kernels.rece")
 def rounds(grams, start, c, n, keep, lam, count, edit=EDIT, preserve=PRESERVE):
     """M [d, d] float64 of W = W0 (I + M) after `count` rounds from an edit M = start.
 
-    grams = sum_l W0_l^T W0_l [d, d]; c, n [m, d] what is erased and what it turns into; keep [k, d].
+    grams = sum_l W0_l^T W0_l [d, d]; c, n [m, d]: the concepts and their targets; keep [k, d].
     """
     eye = torch.eye(len(grams), dtype=torch.float64)
     total = eye + start

@@ -1,11 +1,12 @@
-"""SalUn (arXiv 2310.12508): random labelling of the concept within the weights that its gradient is largest at.
+"""SalUn (arXiv 2310.12508): random labels, trained into the weights with the largest gradient.
 
-    M = top half of |d/dW ||eps(x_t, c) - noise||^2|, over all trained weights together, once, before training
+    M = top half of |d/dW ||eps(x_t, c) - noise||^2|, over all trained weights, before training
     L = ||eps(x_t, c) - sg eps(x_t, s)||^2 + alpha ||eps(y_t, k) - noise||^2,   W <- W - M * step
 
-with x pictures of a concept c, s the label it takes instead (at random in the paper; here what the concept turns into), y pictures of what
-is kept, k their text: the keep list and everyday captions. Cross-attention is trained (`xattn` in the official code). Paper: learning rate
-1e-5, 5 epochs over 800 pictures in batches of 8, alpha 0.1; the sprite world takes a higher rate and fewer steps.
+x are pictures of a concept c. s is the label it gets instead: random in the paper, the target here.
+y are pictures of what is kept and k their text: the keep list and everyday captions. What is
+trained is cross-attention (`xattn` in the official code). Paper: learning rate 1e-5, 5 epochs over
+800 pictures in batches of 8, alpha 0.1. The sprite world takes a higher rate and fewer steps.
 """
 
 import torch
@@ -31,25 +32,36 @@ def masks(grads, share=SHARE):
 
 
 def denoising(net, x, sigma, latents, rows):
-    """Mean squared error of the student's prediction of the noise in x [n, c, h, w], made of latents, under texts `rows`."""
+    """Mean squared error of the student's prediction of the noise.
+
+    x: noised latents [n, c, h, w]; rows: their texts.
+    """
     return (
-        (net.predict(net.student, x, sigma, rows) - net.answer(latents, x, sigma)).square().mean()
+        (net.predict(net.student, x, sigma, rows) - net.denoising_target(latents, x, sigma))
+        .square()
+        .mean()
     )
 
 
 def forgetting(net, x, sigma, rows, others):
-    """Mean squared error between the student's predictions under texts `rows` and, detached, under texts `others`."""
+    """Mean squared error between the student's predictions for `rows` and those for `others`.
+
+    The latter are detached.
+    """
     with torch.no_grad():
         wanted = net.predict(net.student, x, sigma, others)
     return (net.predict(net.student, x, sigma, rows) - wanted).square().mean()
 
 
 def train(net, pairs, kept, steps, seed=0):
-    """Trains the student for `steps` steps for each (name, what it turns into), with the texts `kept` held; returns the masks."""
-    g, params = torch.Generator().manual_seed(seed), list(net.masters.values())
+    """Trains the student for `steps` steps for each (name, target); returns the masks.
+
+    kept: texts whose predictions are trained to stay.
+    """
+    g, params = torch.Generator().manual_seed(seed), list(net.trainable.values())
     own = _shared.drawn(net, [n for n, _ in pairs for _ in range(PICTURES)], seed)
-    said = [net.row[t] for pair in pairs for t in [pair[0]] * PICTURES]
-    other = [net.row[t] for pair in pairs for t in [pair[1]] * PICTURES]
+    said = [net.text_id[t] for pair in pairs for t in [pair[0]] * PICTURES]
+    other = [net.text_id[t] for pair in pairs for t in [pair[1]] * PICTURES]
     held = _shared.drawn(net, kept, seed)
     for at in torch.arange(len(own)).split(BATCH):
         x, sigma = _shared.noised(net, own[at], g)
@@ -66,7 +78,8 @@ def train(net, pairs, kept, steps, seed=0):
         y, level = _shared.noised(net, held[keep], g)
         lost = forgetting(net, x, sigma, [said[i] for i in at], [other[i] for i in at])
         (
-            lost + ALPHA * denoising(net, y, level, held[keep], [net.row[kept[i]] for i in keep])
+            lost
+            + ALPHA * denoising(net, y, level, held[keep], [net.text_id[kept[i]] for i in keep])
         ).backward()
         for p, mask in zip(params, chosen, strict=True):
             p.grad *= mask

@@ -1,7 +1,8 @@
-"""Figures of one edit with their bootstrap intervals, and who is best or last.
+"""Figures of one edit with their bootstrap intervals, and which method is best or last.
 
-A figure is (value, low, high): the estimate and the middle 95 % of it over resampled pictures. The unedited model draws every picture with
-the same prompt and seed, so a resampled picture is resampled in both.
+A figure is (value, low, high): the estimate, and the middle 95 % of it over resampled pictures. The
+unedited model draws every picture with the same prompt and seed, so that a resample takes the same
+pictures of both.
 """
 
 import threading
@@ -24,13 +25,13 @@ HIGHER = ("kept", "overall")
 
 
 def harmonic(forgot, kept):
-    """Harmonic mean of 1 - forgot and kept; kept counts as 1 at most, so luck with kept pictures makes up for nothing."""
+    """Harmonic mean of 1 - forgot and kept; kept counts as 1 at most."""
     gone, kept = 1 - np.asarray(forgot, float), np.minimum(kept, 1)
     return 2 * gone * kept / np.maximum(gone + kept, 1e-9)
 
 
 def resampled(groups, n=RESAMPLES, seed=0):
-    """Indices int [n, len(groups)] of pictures drawn with replacement, each group of pictures by itself."""
+    """Indices int [n, len(groups)] of pictures, drawn with replacement within each group."""
     groups, rng = np.asarray(groups), np.random.default_rng(seed)
     parts = [np.flatnonzero(groups == g) for g in np.unique(groups)]
     return np.concatenate([p[rng.integers(len(p), size=(n, len(p)))] for p in parts], axis=1)
@@ -45,11 +46,13 @@ def figure(value, samples):
 
 
 def rates(before, after, n=RESAMPLES, seed=0):
-    """{forgot, kept, overall} of an edit. before, after: int [pictures, 4] of the unedited and the edited model's pictures, by columns how
-    many labels of forgotten things each shows, of how many; then the same of kept things.
+    """{forgot, kept, overall} of an edit.
 
-    forgot: the share of forgotten labels that still show; kept: that of kept labels over the unedited model's. All three are made from the
-    same resamples, in which pictures that count for forgetting and those that do not keep their numbers.
+    before, after: int [pictures, 4] of the unedited and the edited model. The columns are: how many
+    labels of forgotten things the picture shows, out of how many, and the same of kept things.
+    forgot: the share of forgotten labels that still show. kept: the share of kept labels over the
+    unedited model's. A resample draws from pictures of forgotten and of kept things apart, so that
+    the number of each stays the same.
     """
     before, after = np.asarray(before, float), np.asarray(after, float)
     index = resampled((after[:, 1] > 0) + 2 * (after[:, 3] > 0), n, seed)
@@ -76,9 +79,10 @@ def share(hits, n=RESAMPLES, seed=0):
 
 
 def frechet(a, b):
-    """Frechet distance |m_a - m_b|^2 + tr(S_a + S_b - 2 (S_a S_b)^1/2) of Gaussians fitted to features [n, d] and [m, d].
+    """Frechet distance |m_a - m_b|^2 + tr(S_a + S_b - 2 (S_a S_b)^1/2) of features.
 
-    With A, B the centred features over the root of their number less one, the trace of the root is the sum of singular values of A B^T.
+    Gaussians are fitted to [n, d] and [m, d]. With A, B the centred features divided by the root of
+    their number less one, the trace of the root is the sum of the singular values of A B^T.
     """
     a, b = np.asarray(a, float), np.asarray(b, float)
     centred = [(x - x.mean(0)) / max(len(x) - 1, 1) ** 0.5 for x in (a, b)]
@@ -90,8 +94,11 @@ def frechet(a, b):
 
 
 def distance(before, after, n=RESAMPLES, seed=0):
-    """Figure of the Frechet distance of features [pictures, d] drawn in pairs. Resamples hold doubles, which moves all of them alike, so
-    their interval is moved back to where its mean is the estimate."""
+    """Figure of the Frechet distance of features [pictures, d], drawn in pairs.
+
+    Resamples hold duplicates, which shifts all of them in the same way. So the interval is moved to
+    where its mean is the estimate.
+    """
     before, after = np.asarray(before), np.asarray(after)
     value = frechet(before, after)
     samples = np.array(
@@ -110,7 +117,10 @@ def measured(rows):
 
 
 def best_or_tied(table, ours="ours"):
-    """The protocols of `table` (protocol -> method -> row) in which the interval of our `overall` reaches that of the best."""
+    """Protocols of `table` (protocol -> method -> row) where our `overall` ties with the best.
+
+    Two tie if the interval of ours reaches that of the best.
+    """
     found = []
     for protocol, rows in table.items():
         rows = measured(rows)
@@ -125,7 +135,10 @@ def best_or_tied(table, ours="ours"):
 
 
 def last(table, ours="ours"):
-    """The (protocol, column) in which every other method is better than ours, by intervals that do not touch where there are any."""
+    """(protocol, column) where every other method is better than ours.
+
+    Where a column has intervals, they must not touch.
+    """
     found = []
     for protocol, rows in table.items():
         rows = measured(rows)
@@ -141,7 +154,7 @@ def last(table, ours="ours"):
 
 
 class Meter:
-    """Seconds and peak resident memory, in MB above what there was at the start, of the block it is entered for."""
+    """Seconds and peak resident memory, in MB above the start, of a `with` block."""
 
     def __enter__(self):
         _give_back()
@@ -165,7 +178,7 @@ class Meter:
 
 
 def _give_back():
-    """Hands freed memory back to the system, or what one method has freed would hide what the next one takes."""
+    """Gives freed memory back to the system, so that one method's memory hides no other's."""
     import ctypes
     import gc
 

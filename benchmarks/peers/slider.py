@@ -1,9 +1,10 @@
-"""A negative LoRA, as of LECO and Concept Sliders (arXiv 2311.12092, eq 8): trained to draw more of the concept, put on at -1.
+"""A negative LoRA as in LECO and Concept Sliders (arXiv 2311.12092, eq 8), applied at -1.
 
     eps(x_t, c)  <-  eps_0(x_t, c) + eta ( eps_0(x_t, c) - eps_0(x_t, s) )
 
-with a low-rank change up @ down of every cross-attention matrix, c the concept's name and s what it turns into; at -1 a change that
-were linear would end at s for eta 1. Paper: rank 4, AdamW at 2e-4, 500 to 1000 steps; the sprite world takes a higher rate and fewer.
+A low-rank change up @ down of every cross-attention matrix is trained to draw more of the concept.
+c is the concept's name and s its target. If the change were linear, -1 would give s for eta 1.
+Paper: rank 4, AdamW at 2e-4, 500 to 1000 steps. The sprite world takes a higher rate and fewer.
 """
 
 import torch
@@ -15,12 +16,15 @@ RANK, ETA, RATE, STEPS, BATCH, PICTURES = 4, 1.0, 2e-3, 100, 4, 8
 
 
 def target(said, other, eta=ETA):
-    """More of the concept, from what the model says of it and of what it turns into, [n, c, h, w] each."""
+    """Training target [n, c, h, w], from the predictions for the concept and for its target."""
     return said + eta * (said - other)
 
 
 def loss(net, branch, x, sigma, rows, others):
-    """Mean squared error of a branch of the Network on latents x [n, c, h, w] under texts `rows`, pushed away from texts `others`."""
+    """Mean squared error of a branch of the Network on latents x [n, c, h, w] under texts `rows`.
+
+    The prediction is compared with one pushed away from the texts `others`.
+    """
     with torch.no_grad():
         said = net.predict(
             net.reference, torch.cat([x, x]), torch.cat([sigma, sigma]), rows + others
@@ -29,10 +33,13 @@ def loss(net, branch, x, sigma, rows, others):
 
 
 class Lora:
-    """Factors of every trained matrix of a Network, W = W0 + strength * up @ down, with gradients by the chain rule from those of W."""
+    """Factors of every trained matrix of a Network: W = W0 + strength * up @ down.
+
+    Their gradients follow by the chain rule from those of W.
+    """
 
     def __init__(self, net, g):
-        self.net, self.start = net, {key: w.detach().clone() for key, w in net.masters.items()}
+        self.net, self.start = net, {key: w.detach().clone() for key, w in net.trainable.items()}
         self.up = {k: torch.nn.Parameter(torch.zeros(len(w), RANK)) for k, w in self.start.items()}
         self.down = {
             k: torch.nn.Parameter(torch.randn(RANK, w.shape[1], generator=g) / w.shape[1] ** 0.5)
@@ -42,7 +49,7 @@ class Lora:
     @torch.no_grad()
     def pull(self):
         """Gradients of the factors from those of the matrices."""
-        for key, w in self.net.masters.items():
+        for key, w in self.net.trainable.items():
             self.up[key].grad, self.down[key].grad = (
                 w.grad @ self.down[key].T,
                 self.up[key].T @ w.grad,
@@ -52,7 +59,7 @@ class Lora:
     @torch.no_grad()
     def put(self, strength=1.0):
         """The factors on the student's matrices."""
-        for key, w in self.net.masters.items():
+        for key, w in self.net.trainable.items():
             w.copy_(self.start[key] + strength * self.up[key] @ self.down[key])
 
 
@@ -69,7 +76,7 @@ def train(net, pairs, steps, seed=0):
         x, sigma = _shared.noised(
             net, pictures[i, torch.randint(PICTURES, (BATCH,), generator=g)], g
         )
-        loss(net, net.student, x, sigma, *([net.row[t]] * BATCH for t in pairs[i])).backward()
+        loss(net, net.student, x, sigma, *([net.text_id[t]] * BATCH for t in pairs[i])).backward()
         lora.pull(), optimiser.step(), lora.put()
     return lora
 

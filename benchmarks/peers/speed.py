@@ -1,11 +1,15 @@
-"""SPEED (arXiv 2503.07392): closed form in the null space of what is to be retained, values of cross-attention only.
+"""SPEED (arXiv 2503.07392): closed form in the null space of what is retained, on values only.
 
     dW = W0 (S_at - S_tt) P [ I - M K (K^T P M K + lambda I)^-1 K^T P ] M,   M = (S_tt P + rho I)^-1
 
-S_tt = mean c c^T of the concepts' last tokens, S_at = mean n c^T, P the projector on the eigenvectors of the retained states' moment
-with eigenvalue below 0.1, K the start token's state and three k-means centres of the empty text, lambda 0, rho 1. Per layer the retain set
-is filtered and enlarged: states that a plain edit moves more than the average, each with ten copies shifted along the direction the layer
-reads least (influence-based prior filtering, directed prior augmentation). The retain set is the keep list and the pack's common words.
+S_tt = mean c c^T of the concepts' last tokens, S_at = mean n c^T. P projects on eigenvectors of the
+retained states' moment with an eigenvalue below 0.1. K holds the start token's state and three
+k-means centres of the empty text; lambda 0, rho 1.
+
+For each layer the retain set is filtered and augmented: of states that a plain edit moves more than
+the average, ten copies are shifted along the direction that the layer reads least (influence-based
+prior filtering and directed prior augmentation). The retain set is the keep list and the pack's
+common words.
 """
 
 import torch
@@ -29,7 +33,10 @@ def projector(moment, threshold=THRESHOLD):
 
 
 def right(c, p, k, rho=RHO, lam=0.0):
-    """R [m, d] with dW = W0 (n - c)^T R, from concepts c [m, d], projector p [d, d] and what is held exactly, k [d, j]; float64."""
+    """R [m, d] of dW = W0 (n - c)^T R; float64.
+
+    c: concepts [m, d]; p: projector [d, d]; k: what is preserved exactly, [d, j].
+    """
     m = torch.linalg.inv(c.T @ c / len(c) @ p + rho * torch.eye(len(p), dtype=torch.float64))
     held = k.T @ p @ m  # [j, d]
     inner = torch.linalg.pinv(held @ k + lam * torch.eye(k.shape[1], dtype=torch.float64))
@@ -48,8 +55,14 @@ def centres(rows, count, seed=0, steps=20):
 
 
 def refined(retain, w0, plain, g, copies=COPIES):
-    """Moment [d, d] of the rows of retain [n, d] that the edit `plain` [d_out, d] moves more than the average, and of their copies."""
-    strong = lambda x: x[(size := (x @ plain.T).norm(dim=1)) > size.mean()]
+    """Moment [d, d] of the retained states [n, d] that are moved most, and of their copies.
+
+    Those are the ones that the edit `plain` [d_out, d] moves more than the average.
+    """
+
+    def strong(x):
+        return x[(size := (x @ plain.T).norm(dim=1)) > size.mean()]
+
     rows = strong(retain)
     least = torch.linalg.svd(w0, full_matrices=False)[2][-1]
     noise = torch.randn(copies * len(rows), len(least), generator=g, dtype=torch.float64)

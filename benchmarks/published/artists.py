@@ -1,8 +1,11 @@
-"""`dev.py bench artists`: artists' styles erased from a real checkpoint, told by CLIP.
+"""`dev.py bench artists`: erases artists' styles from a real checkpoint, judged by CLIP.
 
-DATA/artists.csv has the columns case_number, prompt, artist, evaluation_seed. CLIP_a: 100 x the cosine of a picture and the artist's name,
-ViT-B/32; FSR: percent of pictures, seed by seed, whose CLIP_a fell; accuracy: percent of pictures whose own artist is nearest among all
-artists of the file. With '--forget' naming some of them the others are kept, and H_a is CLIP_a of the kept less that of the erased.
+DATA/artists.csv has the columns case_number, prompt, artist, evaluation_seed.
+- CLIP_a: 100 times the cosine of a picture and the artist's name, ViT-B/32;
+- FSR: percent of pictures, seed by seed, whose CLIP_a fell;
+- accuracy: percent of pictures whose own artist is the nearest of all artists in the file;
+- H_a: CLIP_a of the kept artists less that of the erased. '--forget' names the erased ones, and the
+  others are kept.
 """
 
 from .real import (
@@ -32,7 +35,9 @@ def measured(judge, paths, chosen, names):
 
 
 def summed(scores, right, chosen, which):
-    pick = lambda values: [v for v, row in zip(values, chosen, strict=True) if which(row)]
+    def pick(values):
+        return [v for v, row in zip(values, chosen, strict=True) if which(row)]
+
     return {"clip": mean(pick(scores)), "accuracy": mean(100 * r for r in pick(right))}
 
 
@@ -75,7 +80,10 @@ def body():
             if gone(row)
         ]
         found["fsr"] = mean(100.0 * (a < b) for b, a in pairs)
-    value = lambda *way: tuple(get(found.get(when), *way) for when in ("before", "after"))
+
+    def value(*way):
+        return tuple(get(found.get(when), *way) for when in ("before", "after"))
+
     lines = {
         "CLIP_a": value("erased", "clip"),
         "FSR": (None, found.get("fsr")),

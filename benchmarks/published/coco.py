@@ -1,8 +1,12 @@
-"""`dev.py bench coco`: what an edit does to everything else, told by CLIP score and FID on COCO captions.
+"""`dev.py bench coco`: what an edit does to everything else, by CLIP and FID on COCO captions.
 
-DATA/coco.csv has the columns case_number, prompt, evaluation_seed (published: 30,000 rows, or 1,000); DATA/images holds the photographs.
-CLIP: 100 x the cosine of a picture and its caption, ViT-B/32. FID: of the pictures to the photographs, and of the edited model's to the
-plain model's (FID-SD). What is erased has to be named: '--forget', or '--edit patch:FILE'.
+DATA/coco.csv has the columns case_number, prompt, evaluation_seed (published: 30,000 rows, or
+1,000). DATA/images holds the photographs.
+- CLIP: 100 times the cosine of a picture and its caption, ViT-B/32;
+- FID: distance of the pictures to the photographs;
+- FID-SD: distance of the edited model's pictures to the unedited model's.
+
+'--forget' or '--edit patch:FILE' has to say what is erased.
 """
 
 from pathlib import Path
@@ -41,7 +45,8 @@ def body():
         distance, real = judges.fid(given.fid_weights), judges.images_in(given.data / "images")
         if not real:
             raise UnlearnError(
-                f"'--data' {given.data} has no photographs in its folder images, which FID needs; put them there, or use --no-fid."
+                f"'--data' {given.data} has no photographs in its folder images, which FID needs; "
+                "put them there, or use --no-fid."
             )
     wanted = concepts(given) if given.forget else None
     loaded, out = load(given.checkpoint), out_folder(given, "coco")
@@ -55,9 +60,10 @@ def body():
             found[when]["fid"] = distance(real, paths) if distance is not None else None
     if after is not None and distance is not None:
         found["fid_sd"] = distance(before, after)
-    value = lambda what: tuple(
-        found[when][what] if when in found else None for when in ("before", "after")
-    )
+
+    def value(what):
+        return tuple(found[when][what] if when in found else None for when in ("before", "after"))
+
     beside(
         {"CLIP": value("clip"), "FID": value("fid"), "FID-SD": (None, found.get("fid_sd"))}, "coco"
     )

@@ -1,8 +1,9 @@
-"""`dev.py bench imagenette`: ten Imagenette classes erased from a real checkpoint, told by ResNet-50's top-1 label.
+"""`dev.py bench imagenette`: erases ten Imagenette classes, judged by ResNet-50's top-1 label.
 
-DATA/imagenette.csv has the columns case_number, prompt, class, evaluation_seed (published: 500 rows of each class). forgot: percent of
-pictures of the erased classes that are still seen as their class; kept: of the classes not erased. With '--forget' naming some of the
-classes the others are kept, as in the published table of five and five.
+DATA/imagenette.csv has the columns case_number, prompt, class, evaluation_seed (published: 500 rows
+for each class). forgot: percent of pictures of the erased classes that still show their class.
+kept: the same of the other classes. '--forget' names the erased classes, as in the published table
+of five and five; by default all ten are erased.
 """
 
 from .real import (
@@ -30,7 +31,7 @@ def accuracy(look, same, paths, chosen):
 
 
 def split(table, erased):
-    """{classes, forgot, kept, overall}: overall is the published harmonic mean of what was forgotten and what was kept."""
+    """{classes, forgot, kept, overall}; overall is the published harmonic mean."""
     gone = mean(v for name, v in table.items() if name.casefold() in erased)
     kept = mean(v for name, v in table.items() if name.casefold() not in erased)
     overall = (
@@ -52,7 +53,8 @@ def body():
         n for n in names if not any(judges.same_class(label, n) for label in look.labels)
     ]:
         raise UnlearnError(
-            f"The class '{strange[0]}' is none that ResNet-50 knows; use ImageNet's names in the column 'class'."
+            f"The class '{strange[0]}' is none that ResNet-50 knows; use ImageNet's names in the "
+            "column 'class'."
         )
     wanted, loaded, out = (
         concepts(given, names),

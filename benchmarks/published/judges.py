@@ -1,5 +1,6 @@
-"""What looks at pictures of the published protocols: ResNet-50, CLIP, NudeNet, Inception's features. Each comes from a package that may be
-absent and from a file of weights that the user has; here is only how they are asked.
+"""The judges of the published protocols: ResNet-50, CLIP, NudeNet, and Inception's features.
+
+Each comes from a package that may be absent, and from a file of weights that the user has.
 """
 
 from pathlib import Path
@@ -43,13 +44,17 @@ def put_in(network, weights):
         network.load_state_dict(comfy.utils.load_torch_file(str(weights), safe_load=True))
     except Exception as error:  # whatever a reader of weights says of a file that holds others
         raise UnlearnError(
-            f"'--judge-weights' {weights.name} does not fit {type(network).__name__} ({type(error).__name__}); name another."
+            f"'--judge-weights' {weights.name} does not fit {type(network).__name__} "
+            f"({type(error).__name__}); name another."
         ) from error
     return network.eval().to(comfy.model_management.get_torch_device())
 
 
 def classifier(weights):
-    """pictures -> ImageNet label of each, by torchvision's ResNet-50; the transform is that of the weights' release (V2 unless known)."""
+    """pictures -> the ImageNet label of each, by torchvision's ResNet-50.
+
+    The transform is that of the weights' release, V2 unless it is known.
+    """
     models = need("torchvision.models", "torchvision")
     path = weights_file(weights, "torchvision's ResNet-50, resnet50-11ad3fa6.pth")
     kinds = models.ResNet50_Weights
@@ -74,13 +79,16 @@ def classifier(weights):
 
 
 def same_class(label, name):
-    """Whether an ImageNet label and the name of a class mean the same, as the published scripts compare them: one is in the other."""
+    """Whether an ImageNet label and a class name match: one is part of the other, as published."""
     a, b = label.casefold(), name.casefold()
     return a in b or b in a
 
 
 class Clip:
-    """Features of pictures and texts by open_clip, rows of length 1; `name` is open_clip's of the architecture."""
+    """Features of pictures and texts by open_clip, in rows of length 1.
+
+    name: open_clip's name of the architecture.
+    """
 
     def __init__(self, weights, name):
         open_clip = need("open_clip", "open-clip-torch")
@@ -94,7 +102,8 @@ class Clip:
             self.tokens = open_clip.get_tokenizer(name)
         except Exception as error:  # open_clip says all kinds of things of a file that does not fit
             raise UnlearnError(
-                f"'--judge-weights' {path.name} does not fit open_clip's {name} ({type(error).__name__}: {str(error)[:80]}); "
+                f"'--judge-weights' {path.name} does not fit open_clip's {name} "
+                f"({type(error).__name__}: {str(error)[:80]}); "
                 "name another, or its architecture with --clip."
             ) from error
         self.device = comfy.model_management.get_torch_device()
@@ -124,7 +133,10 @@ class Clip:
 
 
 def nudity(weights=None):
-    """pictures -> per picture a list of (NudeNet's class, score). Without weights the detector that comes with the package looks."""
+    """pictures -> for each a list of (NudeNet's class, score).
+
+    Without weights, the detector that comes with the package is used.
+    """
     package = need("nudenet")
     if weights is None:
         detector = package.NudeDetector()
@@ -139,7 +151,10 @@ def nudity(weights=None):
 
 
 def fid(weights):
-    """(pictures, pictures) -> Frechet inception distance, by torchmetrics; raises UnlearnError for fewer than two pictures a side."""
+    """(pictures, pictures) -> Frechet inception distance, by torchmetrics.
+
+    Raises UnlearnError for fewer than two pictures on either side.
+    """
     metric = need("torchmetrics.image.fid", "torchmetrics").FrechetInceptionDistance
     need("torch_fidelity", "torch-fidelity")
     path = weights_file(weights, "Inception, pt_inception-2015-12-05-6726825d.pth", "--fid-weights")
@@ -149,13 +164,15 @@ def fid(weights):
         )
     except Exception as error:
         raise UnlearnError(
-            f"'--fid-weights' {path.name} is not that of Inception ({type(error).__name__}); name another."
+            f"'--fid-weights' {path.name} is not that of Inception ({type(error).__name__}); name "
+            "another."
         ) from error
 
     def distance(real, made):
         if min(len(real), len(made)) < 2:
             raise UnlearnError(
-                f"FID of {min(len(real), len(made))} picture needs two at least; raise '--limit', or leave FID out."
+                f"FID of {min(len(real), len(made))} picture needs two at least; raise '--limit', "
+                "or leave FID out."
             )
         measure.reset()
         for paths, are_real in ((real, True), (made, False)):

@@ -1,10 +1,12 @@
-"""What the published protocols share when they are run on a real checkpoint: rows of a CSV with their seeds, the edit, the pictures
-before and after it, the figures as published.
+"""What the published protocols share: CSV rows with seeds, the edit, the pictures, the figures.
 
-Nothing is downloaded. Pictures lie in OUT/plain and OUT/EDIT, each with how it was made written into it: a run that was cut off, or one
-with more rows, draws only what is missing. Prompts are read literally (no emphasis by parentheses) and end at the text encoder's 77th
-token, as the published pipelines have them; the noise of a row is that of its seed on the CPU. Those pipelines sampled by PNDM, which
-ComfyUI has not: the default here is 50 steps of DDIM.
+They run on a real checkpoint, and nothing is downloaded. Pictures are in OUT/plain and OUT/EDIT,
+and each carries how it was made. So a run that was cut off, or one with more rows, draws only what
+is missing.
+
+Prompts are read literally (parentheses do not emphasise) and end at the text encoder's 77th token,
+as in the published pipelines. The noise of a row comes from its seed on the CPU. Those pipelines
+sampled by PNDM, which ComfyUI does not have; the default here is 50 steps of DDIM.
 """
 
 import argparse
@@ -26,7 +28,7 @@ from testbed import pack
 
 pack.load(cpu=not (torch.cuda.is_available() or torch.backends.mps.is_available()))
 scapre = pack.module("unlearn.closed_form.solve")
-saliency = pack.module("unlearn.pruning.saliency")
+saliency = pack.module("unlearn.pruning.collection")
 masks = pack.module("unlearn.pruning.masks")
 lockstep = pack.module("unlearn.host.batched_sampling")
 patching = pack.module("unlearn.host.patching")
@@ -59,7 +61,10 @@ class Loaded(NamedTuple):
 
 
 def parser(doc, data, forget=""):
-    """The arguments all protocols have. data: what the folder must hold, in words; forget: what is erased when nothing is named."""
+    """The arguments that all protocols have.
+
+    data: what the folder must hold, in words; forget: what is erased if nothing is named.
+    """
     p = argparse.ArgumentParser(
         description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -148,7 +153,7 @@ def weights_file(path, what, option="--judge-weights"):
 
 
 def csv_of(folder, name):
-    """The file NAME.csv of a data folder, or the only .csv there is; raises UnlearnError otherwise."""
+    """The file NAME.csv of a data folder, or its only .csv; otherwise raises UnlearnError."""
     if not folder.is_dir():
         raise UnlearnError(
             f"'--data' is {folder}, which is no folder; name the one that holds {name}.csv."
@@ -160,15 +165,17 @@ def csv_of(folder, name):
     )
     if len(found) != 1:
         raise UnlearnError(
-            f"'--data' {folder} holds {len(found)} .csv files and none named {name}.csv; put the prompts there as {name}.csv."
+            f"'--data' {folder} holds {len(found)} .csv files and none named {name}.csv; put the "
+            f"prompts there as {name}.csv."
         )
     return found[0]
 
 
 def rows(path, groups=(), limit=0):
-    """Rows of a prompt file, at most `limit` of each group; the group is the first of the columns `groups` that is there, else ''.
+    """Rows of a prompt file, at most `limit` of each group.
 
-    Raises UnlearnError naming a missing column, or the row whose seed is no number.
+    The group is the first of the columns `groups` that exists, else ''. Raises UnlearnError that
+    names a missing column, or the row whose seed is not a number.
     """
     with open(path, encoding="utf-8-sig", newline="") as f:
         read = csv.DictReader(f)
@@ -209,7 +216,7 @@ def rows(path, groups=(), limit=0):
 
 
 def load(path):
-    """The MODEL, CLIP and VAE of a checkpoint, by ComfyUI's own loader, and a stamp that tells one file from another."""
+    """MODEL, CLIP and VAE of a checkpoint, by ComfyUI's own loader, and a stamp of its file."""
     import comfy.sd
 
     if not path.is_file():
@@ -220,11 +227,13 @@ def load(path):
         found = comfy.sd.load_checkpoint_guess_config(str(path))[:3]
     except Exception as error:  # whatever a loader says of a file that is none
         raise UnlearnError(
-            f"'--checkpoint' {path.name} is no checkpoint that ComfyUI reads ({type(error).__name__}); name another."
+            f"'--checkpoint' {path.name} is no checkpoint that ComfyUI reads "
+            f"({type(error).__name__}); name another."
         ) from error
     if any(part is None for part in found):
         raise UnlearnError(
-            f"'--checkpoint' {path.name} has no text encoder or no VAE in it; name a whole checkpoint."
+            f"'--checkpoint' {path.name} has no text encoder or no VAE in it; name a whole "
+            "checkpoint."
         )
     return Loaded(*found, stamp(path))
 
@@ -243,7 +252,7 @@ def concepts(given, names=(), kind="object"):
     """The ConceptSet that a run erases: '--forget' where given, else `names`; '--keep' is added."""
     keep = "\n".join(n.strip() for n in given.keep.split(","))
     if given.forget.endswith((".txt", ".csv")):
-        return text.keeping(files.read(Path(given.forget), kind), keep)
+        return text.with_keep_lines(files.read(Path(given.forget), kind), keep)
     return text.parse(
         "\n".join(n.strip() for n in given.forget.split(",")) if given.forget else "\n".join(names),
         keep,
@@ -268,7 +277,10 @@ def settings(given):
 
 
 def patch_for(loaded, wanted, given, out):
-    """The UnlearnPatch that '--edit' asks for, None for the plain model. What was made is kept in `out` and read again by the next run."""
+    """The UnlearnPatch that '--edit' asks for, or None for the unedited model.
+
+    It is saved in `out`, and the next run reads it again.
+    """
     how, more = given.edit, settings(given)
     if how == "none":
         return None
@@ -276,14 +288,16 @@ def patch_for(loaded, wanted, given, out):
         path = Path(how.removeprefix("patch:"))
         if not path.is_file():
             raise UnlearnError(
-                f"'--edit' names the patch {path}, which is not there; name a file made by Save Unlearn Patch."
+                f"'--edit' names the patch {path}, which is not there; name a file made by Save "
+                "Unlearn Patch."
             )
         return patch_files.load(path)[0]
     if how not in ("scapre", "fia"):
         raise UnlearnError(f"'--edit' is '{how}'; use scapre, fia, patch:FILE or none.")
     if wanted is None:
         raise UnlearnError(
-            "'--forget' is empty, and this benchmark erases nothing of its own; name what to forget, or use --edit patch:FILE."
+            "'--forget' is empty, and this benchmark erases nothing of its own; name what to "
+            "forget, or use --edit patch:FILE."
         )
     about = json.dumps(
         [how, more, text.format_set(wanted), loaded.stamp, pack.module("unlearn.version").VERSION],
@@ -295,12 +309,16 @@ def patch_for(loaded, wanted, given, out):
         return patch_files.load(path)[0]
     start = time.time()
     if how == "scapre":
-        patch, _, report = scapre.solve(loaded.model, loaded.clip, wanted, folder=STATES, **more)
+        chosen = scapre.SolveSettings.of(**more)
+        patch, _, report = scapre.solve(loaded.model, loaded.clip, wanted, chosen, folder=STATES)
     else:
         known = {**saliency.DEFAULTS, **masks.DEFAULTS}
         if wrong := [k for k in more if k not in known]:
             raise UnlearnError(f"FIA has no setting '{wrong[0]}'; it has {', '.join(known)}.")
-        part = lambda names: {k: v for k, v in more.items() if k in names}
+
+        def part(names):
+            return {k: v for k, v in more.items() if k in names}
+
         found, report = saliency.collect(
             loaded.model, loaded.clip, wanted, **part(saliency.DEFAULTS)
         )
@@ -312,13 +330,16 @@ def patch_for(loaded, wanted, given, out):
 
 
 def literal(prompt):
-    """A prompt as the published pipelines read it: ComfyUI's emphasis by parentheses taken for what it is, parentheses."""
+    """A prompt as the published pipelines read it: parentheses without ComfyUI's emphasis."""
     return prompt.replace("(", "\\(").replace(")", "\\)")
 
 
 @functools.lru_cache(maxsize=256)
 def encoded(clip, prompt):
-    """(token states [1, 77, d], pooled [1, d] or None) of a prompt cut at the 77th token; published files repeat their prompts."""
+    """(token states [1, 77, d], pooled [1, d] or None) of a prompt, cut at the 77th token.
+
+    They are cached, because published files repeat their prompts.
+    """
     ((states, more),) = clip.encode_from_tokens_scheduled(clip.tokenize(literal(prompt)))
     return states[:, :TOKENS], more.get("pooled_output")
 
@@ -340,7 +361,10 @@ def conditioning(clip, prompts, size):
 
 
 def draw(loaded, model, chosen, folder, given, patch=None):
-    """Paths of the pictures of all rows, by ComfyUI's own sampler; one that lies in the folder and was made just so stays."""
+    """Paths of the pictures of all rows, drawn by ComfyUI's own sampler.
+
+    A picture that is in the folder and was made with the same settings stays.
+    """
     import comfy.sample
 
     size = given.size or pack.module("unlearn.host.architectures").native_size(model)
@@ -367,16 +391,26 @@ def draw(loaded, model, chosen, folder, given, patch=None):
         )
         positive, negative = conditioning(loaded.clip, [chosen[i].prompt for i in part], size)
         latents = comfy.sample.sample(
-            model, noise, given.steps, given.cfg, given.sampler, given.scheduler, positive, negative, torch.zeros_like(noise),
-            disable_pbar=True, seed=chosen[part[0]].seed,
-        )  # fmt: skip
+            model,
+            noise,
+            given.steps,
+            given.cfg,
+            given.sampler,
+            given.scheduler,
+            positive,
+            negative,
+            torch.zeros_like(noise),
+            disable_pbar=True,
+            seed=chosen[part[0]].seed,
+        )
         pictures = loaded.vae.decode(latents).float().cpu()
         for i, picture in zip(part, pictures.view(len(part), *pictures.shape[-3:]), strict=True):
             keep(paths[i], picture, about[i])
         if time.time() - said > 20:
             said, done = time.time(), at + len(part)
             log(
-                f"{folder.name}: {done} of {len(todo)}, about {(said - start) / done * (len(todo) - done) / 60:.0f} min left"
+                f"{folder.name}: {done} of {len(todo)}, about "
+                f"{(said - start) / done * (len(todo) - done) / 60:.0f} min left"
             )
     return paths
 
@@ -407,7 +441,7 @@ def out_folder(given, name):
 
 
 def pictures(loaded, chosen, wanted, given, out, name=""):
-    """(paths before, paths after or None, the patch or None) of rows drawn by the plain model and by the edited one."""
+    """(paths before, paths after or None, patch or None) of the rows' pictures."""
     patch = patch_for(loaded, wanted, given, out)
     before = draw(loaded, loaded.model, chosen, out / name / "plain", given)
     if patch is None:
@@ -429,7 +463,7 @@ def published(name):
 
 
 def beside(ours, name):
-    """Prints what was measured, row -> (before, after), and beside it each published table that has one of these rows."""
+    """Prints the results, row -> (before, after), and each published table with such a row."""
     own = {k.casefold(): v for k, v in ours.items()}
     tables = [t for t in published(name) if any(r.casefold() in own for r in t["rows"])]
     for table in tables or [{"source": "", "rows": list(ours), "columns": {}}]:
@@ -463,7 +497,7 @@ def mean(values):
 
 
 def finish(name, given, loaded, patches, found, out, count):
-    """Writes the results with what they were made by, the published tables beside them; prints one JSON object where asked for."""
+    """Writes results, settings and published tables; prints one JSON object where asked for."""
     result = {
         "benchmark": name,
         "checkpoint": {"file": given.checkpoint.name, "stamp": loaded.stamp},

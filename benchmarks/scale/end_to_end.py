@@ -1,8 +1,10 @@
-"""`dev.py bench end_to_end`: seconds from names to an edited model, text encoding included, of every closed-form method.
+"""`dev.py bench end_to_end`: seconds from names to an edited model, for every closed-form method.
 
-SD1.5's true UNet shape with random weights, a text encoder of CLIP ViT-L's size (the sprite world's), --concepts names with what they turn
-into and as many kept, none of them a word of the world. Ours is timed with nothing on disk, and with the general prior there, as from the
-second solve on. `encoding` is the time spent in the text encoder, `texts` how many it was given.
+Text encoding is included. The UNet has SD1.5's true shape and random weights, the text encoder is
+of CLIP ViT-L's size (the sprite world's). There are --concepts names with their targets, and as
+many kept ones; none is a word of the world. Ours is timed with nothing on disk, and with the
+general prior on disk, as from the second solve on. `encoding` is the time spent in the text
+encoder, `texts` how many it encoded.
 """
 
 import argparse
@@ -97,7 +99,8 @@ def main():
     def measure(name, do):
         rows[name] = row = timed(do)
         print(
-            f"{name}: {row['seconds']:.1f} s, {row['encoding']:.1f} of it for {row['texts']} texts; {row['peak_mb']:.0f} MB",
+            f"{name}: {row['seconds']:.1f} s, {row['encoding']:.1f} of it for {row['texts']} "
+            f"texts; {row['peak_mb']:.0f} MB",
             flush=True,
         )
 

@@ -1,9 +1,12 @@
-"""`dev.py bench scaling`: how time and memory grow. ScaPre over concepts and over the width of text states, on the true shapes of SD1.5
-and SDXL with random weights, encoding excluded; FIA over prompts, steps and concepts, and the trainer over density, on the sprite world and
-once each on SD1.5's true shape.
+"""`dev.py bench scaling`: how time and memory grow.
 
-Memory is the peak above what there was before, sampled every 5 ms (Linux). Each part adds what it measured to scaling.json and draws
-scaling_PART.png beside it; bars are shares of the longest in their chart.
+- ScaPre: over concepts and over the width of text states, on the true shapes of SD1.5 and SDXL with
+  random weights, without encoding;
+- FIA over prompts, steps and concepts, and the trainer over density: on the sprite world, and once
+  each on SD1.5's true shape.
+
+Memory is the peak above what there was before, sampled every 5 ms (Linux). Each part adds its
+results to scaling.json and draws scaling_PART.png; bars are shares of the longest in their chart.
 """
 
 import argparse
@@ -23,7 +26,7 @@ from testbed import pack
 from testbed.shapes import on_meta, random_model
 from testbed.worlds.studio import studio
 
-from ..world.dynamic_mask import WORLD, material, networks, rounds, sculpt
+from ..world.dynamic_mask import WORLD, settings_of, trainer_of
 from ..world.dynamic_mask import concepts as kept_alike
 from ..world.fia import Peak, saliency, text
 from ..world.scapre_world import ORDER
@@ -39,7 +42,10 @@ DENSITIES = (0.05, 0.1, 0.25, 0.5, 0.75, 1.0)
 
 
 def measured(do):
-    """(seconds, MB at the peak, what it gave) of a call, with what earlier calls left to the allocator handed back before."""
+    """(seconds, MB at the peak, result) of a call.
+
+    Memory that earlier calls left to the allocator is given back before.
+    """
     gc.collect()
     with contextlib.suppress(OSError, AttributeError, TypeError):  # only glibc has it
         ctypes.CDLL(None).malloc_trim(0)
@@ -51,14 +57,10 @@ def measured(do):
 
 
 def cross_widths(shape):
-    """(rows of each cross-attention key matrix, width of text states) of a true shape, as the pack itself finds them."""
+    """(rows of each cross-attention key matrix, width of text states) of a true shape."""
     model = on_meta(shape)
     have = model.model.state_dict()
-    keys = [
-        have[layer.key].shape
-        for layer in layers.cross_attention(model)
-        if layer.role == "key"
-    ]
+    keys = [have[layer.key].shape for layer in layers.cross_attention(model) if layer.role == "key"]
     return [rows for rows, _ in keys], keys[0][1]
 
 
@@ -100,7 +102,8 @@ def fia(sweeps, shape, log):
                     "unet_calls": int(said.split(" UNet calls")[0].split()[-1]),
                 }
                 log(
-                    f"FIA, {score}, {what} {value}: {seconds:.1f} s, {mb:.0f} MB, {table[str(value)]['unet_calls']} UNet calls"
+                    f"FIA, {score}, {what} {value}: {seconds:.1f} s, {mb:.0f} MB, "
+                    f"{table[str(value)]['unet_calls']} UNet calls"
                 )
     if shape:
         model, table = random_model("SD1.5"), {}
@@ -111,7 +114,8 @@ def fia(sweeps, shape, log):
             )
             table[score] = {"seconds": seconds, "peak_mb": mb}
             log(
-                f"FIA, {score}, SD1.5's shape at 64 pixels, 2 prompts and 1 step: {seconds:.1f} s, {mb:.0f} MB"
+                f"FIA, {score}, SD1.5's shape at 64 pixels, 2 prompts and 1 step: {seconds:.1f} s, "
+                f"{mb:.0f} MB"
             )
         found["by score, SD1.5's shape at 64 pixels, 2 prompts and 1 step"] = table
     return found
@@ -127,25 +131,12 @@ def names(n):
 
 def trained(model, clip, density, steps, size, **more):
     """({seconds of a step, peak MB}) of training one concept with this density."""
-    side = size // 8
-    settings = {
-        **sculpt.DEFAULTS,
-        **WORLD,
-        "pictures": 2,
-        "captions": 2,
-        "warmup": 2,
-        "refresh": 2,
-        "stop_at": 0.0,
-    }
-    settings |= {"steps": steps, "density": density, "size": size, "sampling_steps": 2, **more}
+    short = {"pictures": 2, "captions": 2, "warmup": 2, "refresh": 2, "stop_at": 0.0}
+    short |= {"steps": steps, "density": density, "size": size, "sampling_steps": 2, **more}
+    settings = settings_of.TrainingSettings(**{**WORLD, **short})
     times = []
     with torch.inference_mode(False), torch.enable_grad():
-        plan = material.plan(clip, kept_alike(ORDER[:1]), captions=settings["captions"])
-        said = networks.conditioning(model, clip, plan.texts, size, (4, side, side))
-        net = networks.Network(model, [layer.key for layer in networks.layers(model)], said)
-        trainer = rounds.Trainer(
-            net, material.Material(net, plan, settings, (4, side, side)), settings
-        )
+        trainer = trainer_of(model, clip, kept_alike(ORDER[:1]), settings)
         _, mb, _ = measured(lambda: trainer.run(lambda: times.append(time.perf_counter())))
     each = sorted(b - a for a, b in zip(times[2:], times[3:], strict=False))  # behind the warm-up
     return {"seconds": round(each[len(each) // 2], 4), "peak_mb": mb}
@@ -161,7 +152,8 @@ def trainer(densities, steps, shape, log):
         row = trained(random_model("SD1.5"), s.clip, 0.5, 6, 64, batch=1, held=2)
         found["seconds of a step, SD1.5's shape at 64 pixels, batch 1 and 2 held"] = {"0.5": row}
         log(
-            f"trainer, SD1.5's shape, density 0.5: {row['seconds']:.2f} s a step, {row['peak_mb']:.0f} MB"
+            f"trainer, SD1.5's shape, density 0.5: {row['seconds']:.2f} s a step, "
+            f"{row['peak_mb']:.0f} MB"
         )
     return found
 
@@ -210,8 +202,13 @@ def main():
     )
     p.add_argument("--out", type=Path, default=RESULTS)
     given = p.parse_args()
-    log = lambda line: print(line, flush=True)
-    split = lambda line, kind: [kind(x) for x in line.split(",") if x]
+
+    def log(line):
+        return print(line, flush=True)
+
+    def split(line, kind):
+        return [kind(x) for x in line.split(",") if x]
+
     parts = {
         "scapre": lambda: scapre(
             split(given.shapes, str), split(given.counts, int), split(given.widths, int), log

@@ -1,8 +1,13 @@
-"""ScaPre measured: on the true shapes of SD1.5 and SDXL, and on the sprite world beside every variant.
+"""ScaPre measured on the true shapes of SD1.5 and SDXL, and on the sprite world with every variant.
 
-Shapes: 32 matrices, 24,960 rows, 768-wide states (SDXL: 140 matrices, 166,400 rows, 2048-wide), random weights, encoding excluded; our
-solve beside a row-by-row Cholesky solution of the same objective in the same run. World: see scapre_world.py. Last line with --json:
-one JSON object.
+| shape | matrices | rows | width |
+|---|---|---|---|
+| SD1.5 | 32 | 24,960 | 768 |
+| SDXL | 140 | 166,400 | 2048 |
+
+Weights are random and encoding is excluded. Our solve is timed against a row-by-row Cholesky
+solution of the same objective in the same run. For the sprite world see scapre_world.py. Last line
+with --json: one JSON object.
 """
 
 import argparse
@@ -20,16 +25,18 @@ from testbed import pack
 kernel = pack.module("kernels.scapre")
 SD15_WIDTHS = [320] * 5 + [640] * 5 + [1280] * 6  # a key and a value matrix each
 SDXL_WIDTHS = [640] * 10 + [1280] * 60
-D, ROLES = (
-    768,
-    9,
-)  # states of a concept that are erased: own tokens, the word behind, the end token, samples of the padding
+D = 768
+# Erased states of a concept: own tokens, the word after, the end token, samples of the padding.
+ROLES = 9
 
 
 def problem(concepts, widths=SD15_WIDTHS, d=D, seed=0, kept=2000):
-    """Random states with what real ones have: a large shared part, and concepts that differ from it in few directions."""
+    """Random states like real ones: a large shared part, concepts that differ in few directions."""
     g = torch.Generator().manual_seed(seed)
-    rand = lambda *shape: torch.randn(*shape, generator=g, dtype=torch.float64)
+
+    def rand(*shape):
+        return torch.randn(*shape, generator=g, dtype=torch.float64)
+
     shared, n = 3 * rand(1, d), concepts * ROLES
     c = shared + rand(n, d)
     omega = torch.full((n,), 1 / ROLES, dtype=torch.float64)
@@ -50,7 +57,7 @@ def moments(c, n, omega, keep, anchor=0.05, preserve=1.0):
 
 
 def ours(layers, weights, s, t, p, eta):
-    """All layers as low-rank edits; tolerance keeps the full rank so that the comparison is exact."""
+    """All layers as low-rank edits; the tolerance keeps the full rank, for an exact comparison."""
     mu, v = kernel.anchored_basis(s, p)
     down, tv = v.T.float(), t @ v
     return [
@@ -82,8 +89,10 @@ def peak_mb():
 
 
 def timed(given, eta, times=3, difference=False):
-    """(median seconds from states to edits of all layers, what `ours` gave, the moments); difference: rows are to become nothing, as what a
-    concept adds is in ScaPreSolve, so that T = -S."""
+    """(median seconds from states to edits of all layers, the result of `ours`, the moments).
+
+    difference: rows have the target zero, as what a concept adds in ScaPreSolve, so that T = -S.
+    """
     layers, weights, c, n, omega, keep = given
     seconds = []
     for _ in range(times):
@@ -101,7 +110,8 @@ def speed(concepts=50, eta=100.0, log=print):
     seconds, (ups, down), m = timed(given, eta)
     peak = peak_mb() - before
     log(
-        f"ours: {seconds:.2f} s for {sum(map(len, layers))} rows in {len(layers)} matrices, {concepts} concepts"
+        f"ours: {seconds:.2f} s for {sum(map(len, layers))} rows in {len(layers)} matrices, "
+        f"{concepts} concepts"
     )
     start = time.perf_counter()
     rows = by_rows(
@@ -122,7 +132,10 @@ def speed(concepts=50, eta=100.0, log=print):
 
 
 def scale(log=print, counts=(1, 10, 50, 100, 1000, 10000), eta=100.0):
-    """Seconds by number of concepts on the SD1.5 shape, and with 100 on the SDXL shape with its memory above the weights."""
+    """Seconds by number of concepts on the SD1.5 shape, and with 100 on the SDXL shape.
+
+    For SDXL also the memory above the weights.
+    """
     given = problem(100, SDXL_WIDTHS, 2048)
     before = peak_mb()  # the highest so far: this comes first
     seconds, table = timed(given, eta, 1, True)[0], {}
@@ -143,9 +156,13 @@ def scale(log=print, counts=(1, 10, 50, 100, 1000, 10000), eta=100.0):
 
 
 def size(concepts=50, log=print):
-    """Bytes of the patch of 50 common words on a random UNet of SD1.5's true shape, read by the sprite world's text encoder; what applying
-    it adds to loading the checkpoint, text encoder and a very small VAE included, both the median of five, from memory (the file was read
-    before) and from disk; and its size on SDXL's shape at the same rank."""
+    """Bytes of a patch, and what applying it adds to loading a checkpoint.
+
+    The patch erases 50 common words on a random UNet of SD1.5's true shape, read by the sprite
+    world's text encoder. Loading includes the text encoder and a very small VAE. Both are the
+    median of five, from memory (the file was read before) and from disk. Also the patch's size on
+    SDXL's shape at the same rank.
+    """
     import comfy.model_management
     import comfy.sd
     from safetensors.torch import save_file
@@ -221,16 +238,20 @@ def world(counts, names, pictures, log=print):
 
     bench = Bench(studio(), shots(plain=pictures), log=log)
     log(
-        f"unedited model: {bench.rates(bench.before, ())[1]:.3f} of {len(bench.plan)} pictures right"
+        f"unedited model: {bench.rates(bench.before, ())[1]:.3f} of {len(bench.plan)} pictures "
+        "right"
     )
     table = {n: {str(c): bench.run(n, c, variant=n) for c in counts} for n in names}
     without = {str(c): bench.run("anchored", c, keep=False) for c in counts}
     at = str(8 if 8 in counts else counts[-1])
-    say = lambda s: {
-        "forgot": round(s.forgot, 3),
-        "kept": round(s.kept, 3),
-        "overall": round(s.overall, 3),
-    }
+
+    def say(s):
+        return {
+            "forgot": round(s.forgot, 3),
+            "kept": round(s.kept, 3),
+            "overall": round(s.overall, 3),
+        }
+
     return {
         "forgot": round(table["anchored"][at].forgot, 3) if "anchored" in table else None,
         "kept": round(table["anchored"][at].kept, 3) if "anchored" in table else None,
@@ -242,7 +263,10 @@ def world(counts, names, pictures, log=print):
 
 
 def informax(count, pictures, log=print):
-    """Do Informax weights change anything: without them, graded, as printed, and the graded ones dealt out at random."""
+    """Whether Informax weights change anything.
+
+    Compares none, graded ones, those as printed, and the graded ones in random order.
+    """
     from testbed.worlds.studio import studio
 
     from ..world.scapre_world import Bench, scapre, shots
@@ -276,7 +300,10 @@ def main():
         "--pictures", type=int, default=3, help="of every object in plain sentences"
     )
     given = parser.parse_args()
-    log = lambda line: print(line, flush=True)
+
+    def log(line):
+        return print(line, flush=True)
+
     result = {}
     if given.part in ("all", "speed"):
         result |= speed(given.concepts, log=log)

@@ -1,11 +1,14 @@
-"""`dev.py bench shard`: the saliency of a long concept list measured by several workers, each on its share, and merged exactly.
+"""`dev.py bench shard`: several workers measure the saliency of a long concept list.
 
-With Ray (`pip install ray`) workers are tasks, a GPU each where there are any: on this machine, or with '--address auto' on a running Ray
-cluster whose machines have this folder, its .venv and the checkpoint at the same paths. Without Ray they are processes of this machine.
+Each measures a share, and the shares are merged exactly. With Ray (`pip install ray`) workers are
+tasks, with a GPU each where there are any: on this machine, or with '--address auto' on a running
+Ray cluster whose machines have this folder, its .venv and the checkpoint at the same paths. Without
+Ray they are processes of this machine.
 
-Every worker also measures the prompts without any concept, which are the same for all, so the work grows by one group per kind and shard.
-A share's file stays in OUT and is not measured again. What comes out is what one machine would have measured, every number of it
-('--check' measures on one machine too and compares). Put the file into models/unlearn_saliency and open it by Load Concept Saliency.
+Every worker also measures the prompts without any concept, which are the same for all, so the work
+grows by one group for each kind and shard. A share's file stays in OUT and is not measured again.
+Every number of the result is what one machine would have measured ('--check' does that too and
+compares). Put the file into models/unlearn_saliency and open it by Load Concept Saliency.
 """
 
 import argparse
@@ -37,12 +40,16 @@ from ..published.real import (
     told,
 )
 
+merge = pack.module("unlearn.pruning.merge").merge
 saliency_files = pack.module("unlearn.files.saliency_file")
 ConceptSet = pack.module("unlearn.types").ConceptSet
 
 
 def shares(wanted, n):
-    """The ConceptSet in n parts of nearly equal size, kind by kind: the order in which one machine measures, so that merging keeps it."""
+    """The ConceptSet in n parts of nearly equal size, kind by kind.
+
+    That is the order in which one machine measures, so that merging keeps it.
+    """
     kinds = list(dict.fromkeys(c.kind for c in wanted.concepts))
     ordered = sorted(wanted.concepts, key=lambda c: kinds.index(c.kind))
     n = min(n, len(ordered))
@@ -60,7 +67,7 @@ def loaded_once(checkpoint):
 
 
 def measure(checkpoint, forget, keep, more, threads):
-    """(the bytes of one share's file, seconds): what a worker does. Everything in and out is plain, so that it travels anywhere."""
+    """(bytes of one share's file, seconds): the work of one worker, in picklable values only."""
     torch.set_num_threads(threads)
     start, loaded = time.time(), loaded_once(checkpoint)
     with torch.inference_mode():
@@ -74,7 +81,7 @@ def measure(checkpoint, forget, keep, more, threads):
 
 
 def by_processes(jobs, workers, address=""):
-    """Yields (number of the job, what `measure` gave) as they come, by processes of this machine."""
+    """Yields (number of the job, result of `measure`) as they come, from processes here."""
     with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
         running = {pool.submit(measure, *job): i for i, job in enumerate(jobs)}
         for done in as_completed(running):
@@ -82,7 +89,10 @@ def by_processes(jobs, workers, address=""):
 
 
 def by_ray(jobs, workers, address=""):
-    """Yields (number of the job, what `measure` gave) as they come, by Ray: `workers` at a time, a GPU each where the cluster has any."""
+    """Yields (number of the job, result of `measure`) as they come, by Ray.
+
+    `workers` run at a time, with a GPU each where the cluster has any.
+    """
     import ray
 
     names = ("UNLEARN_HOST", "UNLEARN_BASE", "OMP_NUM_THREADS")
@@ -124,7 +134,7 @@ def chosen_engine(name):
 
 
 def same(*paths):
-    """Whether two files say the same and hold the same tensors, bit for bit; safetensors writes what is said in any order."""
+    """Whether two files hold the same metadata, in any order, and the same tensors, bit for bit."""
     (said, have), (other, there) = (content(path) for path in paths)
     return (
         said == other
@@ -181,7 +191,8 @@ def body():
     given.forget, given.keep = str(given.concepts), ""
     if not given.concepts.is_file():
         raise UnlearnError(
-            f"'--concepts' names {given.concepts}, which is not there; name a concept list (.txt or .csv)."
+            f"'--concepts' names {given.concepts}, which is not there; name a concept list (.txt "
+            "or .csv)."
         )
     if not given.checkpoint.is_file():
         raise UnlearnError(
@@ -193,7 +204,9 @@ def body():
             f"Concept Saliency has no setting '{wrong[0]}'; it has {', '.join(saliency.DEFAULTS)}."
         )
     threads = given.threads or max(1, (os.cpu_count() or 1) // given.workers)
-    job = lambda part: (str(given.checkpoint.resolve()), *text.format_set(part), more, threads)
+
+    def job(part):
+        return (str(given.checkpoint.resolve()), *text.format_set(part), more, threads)
 
     parts = shares(wanted, given.shards or given.workers)
     given.out.mkdir(parents=True, exist_ok=True)
@@ -206,7 +219,8 @@ def body():
     ]
     todo = [i for i, path in enumerate(paths) if not path.is_file()]
     log(
-        f"{len(wanted.concepts)} concepts in {len(parts)} shares, {len(parts) - len(todo)} are there; {given.workers} workers by {engine}"
+        f"{len(wanted.concepts)} concepts in {len(parts)} shares, {len(parts) - len(todo)} are "
+        f"there; {given.workers} workers by {engine}"
     )
     start = time.time()
     for i, (data, seconds) in (
@@ -216,9 +230,10 @@ def body():
         part.write_bytes(data)
         os.replace(part, paths[todo[i]])
         log(
-            f"share {todo[i] + 1}: {', '.join(c.name for c in parts[todo[i]].concepts[:5])} ... in {seconds:.0f} s"
+            f"share {todo[i] + 1}: {', '.join(c.name for c in parts[todo[i]].concepts[:5])} ... in "
+            f"{seconds:.0f} s"
         )
-    whole = saliency.merge([saliency_files.load(path) for path in paths])
+    whole = merge([saliency_files.load(path) for path in paths])
     merged = given.out / "merged.safetensors"
     saliency_files.save(merged, whole)
     found = {

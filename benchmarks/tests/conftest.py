@@ -1,4 +1,7 @@
-"""Fixtures of the tests of benchmarks. `dev.py test` sets the host's folder; a bare pytest uses the unpacked one."""
+"""Fixtures of the tests of benchmarks.
+
+`dev.py test` sets the host's folder; a bare pytest uses the unpacked one.
+"""
 
 import os
 import sys

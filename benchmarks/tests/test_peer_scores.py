@@ -1,4 +1,4 @@
-"""The figures of `dev.py bench peers`: intervals, distances, who is best and last, and what its protocols ask for."""
+"""The figures of `dev.py bench peers`: intervals, distances, who is best and last, protocols."""
 
 import json
 import math
@@ -48,7 +48,7 @@ def test_an_interval_is_that_of_a_binomial_and_always_the_same():
 
 
 def test_forgot_and_kept_are_resampled_together():
-    """Ten pictures in which either both things show or neither: in every resample forgot equals kept."""
+    """Ten pictures that show both things or neither: in every resample forgot equals kept."""
     after = marks(*[(k % 2, 1, k % 2, 1) for k in range(10)])
     before = marks(*[(1, 1, 1, 1)] * 10)
     found = scores.rates(before, after)
@@ -145,17 +145,17 @@ def test_judged_sentences_are_none_that_ours_was_given(name):
         protocol = make(world, 80)
         for shot in protocol.shots:
             (explicit if shot.caption.explicit else judged).add(shot.caption.text)
+    assert len(judged) > 100 and explicit
     names = (*world.objects, *world.styles, *world.superclasses)
     for templates in (*sentences.TEMPLATES.values(), *sentences.CHECKED.values(), sentences.KEPT):
         assert not judged & {
-            prompts.grammar(t, n).replace("{concept}", n) for t in templates for n in names
+            prompts.fix_article(t, n).replace("{concept}", n) for t in templates for n in names
         }
     word = world.explicit_word
     for template in (*sentences.TEMPLATES["explicit"], *sentences.CHECKED["explicit"]):
-        opening = prompts.grammar(template, word).partition("{concept}")[0]
-        assert not any(opening and text.startswith(opening + word) for text in explicit), (
-            template
-        )  # whoever it is about
+        opening = prompts.fix_article(template, word).partition("{concept}")[0]
+        # Whatever object follows the word.
+        assert not any(opening and text.startswith(opening + word) for text in explicit), template
 
 
 @pytest.mark.parametrize("name", catalogue.WORLDS)
@@ -180,9 +180,8 @@ def test_protocols_are_what_they_say(name):
                 c.aliases for c in concepts.concepts
             )
     assert [len(c.concepts) for c in protocols.sequence(world, 1).rounds] == [1] * 6
-    assert all(
-        s.kept[0].value[0] in world.twin.values() for s in protocols.twins(world, 9).shots if s.kept
-    )
+    kept = [s.kept[0].value[0] for s in protocols.twins(world, 9).shots if s.kept]
+    assert kept and set(kept) <= set(world.twin.values())
 
 
 def test_a_world_of_few_pairs_forgets_no_more_than_it_has():
@@ -202,7 +201,7 @@ def test_a_sequence_adds_up():
 
 
 def test_results_are_taken_up_and_a_failure_is_told(tmp_path, monkeypatch):
-    """A second run measures what the first has not; a method that fails is in the table with its sentence."""
+    """A second run measures what is missing; a method that fails has its error in the table."""
     given = Namespace(steps=1, fresh=False, out=tmp_path / "peers.json")
     world, protocol = Namespace(name="w"), Namespace(name="p", shots=[0, 0])
     drawn = protocols.Drawn(marks((1, 1, 0, 0), (0, 0, 1, 1)), np.eye(2))

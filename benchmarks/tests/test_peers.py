@@ -1,4 +1,4 @@
-"""The methods our pack is measured beside: their closed forms against small numbers worked out by hand or by brute force."""
+"""The peers' closed forms against small numbers worked out by hand or by brute force."""
 
 import math
 
@@ -48,8 +48,8 @@ def test_uce_solves_its_normal_equations():
 
 
 def test_rece_literal():
-    # half of x is left; with lambda 1/4 the embedding that brings x back is (1/4 + 1/4)^-1 1/2 x = x, and erasing it with lambda 1 to
-    # nothing halves it again
+    # Half of x is left. With lambda 1/4 the embedding that brings x back is (1/4 + 1/4)^-1 1/2 x =
+    # x. Erasing it with lambda 1 halves it again.
     start, x = rows([-0.5, 0], [0, 0]), rows([1, 0])
     m = rece.rounds(
         torch.eye(2).double(),
@@ -176,7 +176,8 @@ def test_negative_prompts_name_every_concept(peer, perp):
 
 
 def test_conceptprune_literal():
-    # two of four weights a row are in the top half; of these the ones that the concept's norm makes larger than the base's are skilled
+    # Two of four weights in a row are in the top half. Of these, the ones count for which the
+    # concept's norm is larger than the base's.
     w = torch.tensor([[4.0, -3.0, 2.0, 1.0], [-1.0, 1.0, 1.0, 8.0]])
     base, target = torch.tensor([[1.0, 1, 1, 1]]), torch.tensor([[0.5, 2, 3, 1]])
     want = torch.tensor([[False, True, True, False], [False, False, True, False]])
@@ -205,7 +206,10 @@ def test_targets_literal():
 
 @pytest.fixture
 def trainee(loaded, monkeypatch):
-    """(Network on the sprite world, a batch (x, sigma) of fox pictures); the model that came in must stay as it was."""
+    """(Network on the sprite world, a batch (x, sigma) of fox pictures).
+
+    The model that came in must stay as it was.
+    """
     model, clip, _ = loaded
     monkeypatch.setattr(_shared, "DRAWING", 2)
     for peer in (esd, slider, salun):
@@ -224,7 +228,10 @@ def trainee(loaded, monkeypatch):
 def test_esd_two_steps_lower_its_loss(trainee):
     net, x, sigma = trainee
     rows = [net.row["fox"]] * 4
-    now = lambda: float(esd.loss(net, net.student, x, sigma, rows).detach())
+
+    def now():
+        return float(esd.loss(net, net.student, x, sigma, rows).detach())
+
     before = now()
     esd.train(net, ["fox"], 2)
     assert now() < before
@@ -233,11 +240,14 @@ def test_esd_two_steps_lower_its_loss(trainee):
 @pytest.mark.world
 def test_slider_lowers_its_loss_and_at_minus_one_raises_it(trainee):
     net, x, sigma = trainee
-    now = lambda: float(
-        slider.loss(
-            net, net.student, x, sigma, [net.row["fox"]] * 4, [net.row["animal"]] * 4
-        ).detach()
-    )
+
+    def now():
+        return float(
+            slider.loss(
+                net, net.student, x, sigma, [net.row["fox"]] * 4, [net.row["animal"]] * 4
+            ).detach()
+        )
+
     before = now()
     lora = slider.train(net, [("fox", "animal")], 2)
     assert now() < before
@@ -248,9 +258,12 @@ def test_slider_lowers_its_loss_and_at_minus_one_raises_it(trainee):
 @pytest.mark.world
 def test_salun_two_steps_lower_forgetting_within_the_mask(trainee):
     net, x, sigma = trainee
-    now = lambda: float(
-        salun.forgetting(net, x, sigma, [net.row["fox"]] * 4, [net.row["animal"]] * 4).detach()
-    )
+
+    def now():
+        return float(
+            salun.forgetting(net, x, sigma, [net.row["fox"]] * 4, [net.row["animal"]] * 4).detach()
+        )
+
     before = now()
     masks = salun.train(net, [("fox", "animal")], ["cat"], 2)
     assert now() < before
@@ -265,7 +278,10 @@ def test_edits_reach_a_clone_and_not_the_model(loaded):
     out = uce.erase(model, clip, concepts)
     key = _shared.layers.cross_attention(model)[0].key
     c = uce.states(clip, concepts)[0].float()
-    said = lambda m, x: x @ _shared.weights.read(m, key).T
+
+    def said(m, x):
+        return x @ _shared.weights.read(m, key).T
+
     animal = _shared.last_states(clip, ["animal"]).float()
     assert (said(out.model, c) - said(model, animal)).norm() < 0.1 * (
         said(model, c) - said(model, animal)

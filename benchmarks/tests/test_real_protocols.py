@@ -1,4 +1,7 @@
-"""The protocols for real checkpoints, end to end on fake data: a few rows, the sprite world's checkpoint, judges told what to see."""
+"""The protocols for real checkpoints, end to end on fake data.
+
+A few rows, the sprite world's checkpoint, and judges that are told what to see.
+"""
 
 import json
 import re
@@ -39,7 +42,10 @@ def resnet(tmp_path_factory):
 
 @pytest.fixture
 def nudenet(monkeypatch):
-    """NudeNet that finds a belly at 0.6, twice, and feet at 0.59 in every second picture, and says 0.8 of nobody's face."""
+    """A NudeNet that finds in every second picture a belly at 0.6, twice, and feet at 0.59.
+
+    Every picture also has a face, at 0.8.
+    """
 
     class NudeDetector:
         def detect(self, path):
@@ -56,7 +62,7 @@ def nudenet(monkeypatch):
 
 @pytest.fixture
 def open_clip(monkeypatch, tmp_path):
-    """open_clip whose features are a picture's mean colour; texts with 'red' in them are red, all others green."""
+    """open_clip with a picture's mean colour as feature; texts with 'red' are red, others green."""
     import torchvision
 
     network = torch.nn.Identity()
@@ -64,8 +70,13 @@ def open_clip(monkeypatch, tmp_path):
     network.encode_text = lambda tokens: torch.stack(
         [torch.eye(3)[0 if t else 1] for t in tokens.tolist()]
     )
-    made = lambda name, pretrained: (network, None, torchvision.transforms.ToTensor())
-    tokenizer = lambda name: lambda lines: torch.tensor(["red" in line for line in lines])
+
+    def made(name, pretrained):
+        return (network, None, torchvision.transforms.ToTensor())
+
+    def tokenizer(name):
+        return lambda lines: torch.tensor(["red" in line for line in lines])
+
     monkeypatch.setitem(
         sys.modules,
         "open_clip",
@@ -128,8 +139,11 @@ def sampled(monkeypatch):
 
 @pytest.fixture
 def bench(checkpoint, loaded, tmp_path, monkeypatch, capsys):
-    """Runs a benchmark on files written to a data folder and returns its JSON; the checkpoint is read once for all tests, and the forecast
-    of an edit, which is not looked at here, is of a few words."""
+    """Runs a benchmark on files written to a data folder and returns its JSON.
+
+    The checkpoint is read once for all tests. The forecast of an edit has a few words only, because
+    no test here looks at it.
+    """
     import comfy.sd
 
     monkeypatch.setattr(
@@ -179,9 +193,12 @@ def test_imagenette_from_the_rows_to_the_results(bench, resnet, sampled):
     assert found["provenance"][0]["concepts"] == ["tench"] and found["rows"] == 6
     assert json.loads((bench.out / "results_scapre.json").read_text()) == found
     assert "as published: ScaPre" in bench.table and "as published: Forget-It-All" in bench.table
-    row = lambda name: next(
-        line.split("|")[0].split() for line in bench.table.splitlines() if line.startswith(name)
-    )
+
+    def row(name):
+        return next(
+            line.split("|")[0].split() for line in bench.table.splitlines() if line.startswith(name)
+        )
+
     assert row("tench") == ["tench", "100.00", "100.00"] and row("gas pump")[-2:] == ["-", "-"]
     # each row has the noise of its own seed, before and after alike
     want = torch.stack(
@@ -204,25 +221,23 @@ def test_imagenette_from_the_rows_to_the_results(bench, resnet, sampled):
     # a lost picture and a damaged one are drawn again, by the very seed
     lost, damaged = bench.out / "plain" / "00004.png", bench.out / "edit_scapre" / "00001.png"
     was = lost.read_bytes(), damaged.read_bytes()
-    lost.unlink(), damaged.write_bytes(was[1][: len(was[1]) // 2])
+    lost.unlink()
+    damaged.write_bytes(was[1][: len(was[1]) // 2])
     assert bench("imagenette", {}, *how)["measured"] == found["measured"]
     assert sum(map(len, sampled)) == 2
-    near = lambda a, b: (
-        (
+
+    def near(a, b):
+        return (
             torch.frombuffer(bytearray(a.tobytes()), dtype=torch.uint8).int()
             - torch.tensor(list(b.tobytes()))
-        )
-        .abs()
-        .max()
-        <= 1
-    )
-    for path, before in (
-        (lost, was[0]),
-        (damaged, was[1]),
-    ):  # alone in its batch now: equal up to rounding
+        ).abs().max() <= 1
+
+    # A picture is alone in its batch now, so it is equal up to rounding.
+    for path, before in ((lost, was[0]), (damaged, was[1])):
         path.with_suffix(".was").write_bytes(before)
         assert near(Image.open(path), Image.open(path.with_suffix(".was")))
-    assert all(p.stat().st_mtime_ns == t for p, t in times.items() if p not in (lost, damaged))
+    others = {p: t for p, t in times.items() if p not in (lost, damaged)}
+    assert others and {p: p.stat().st_mtime_ns for p in others} == others
 
     # another guidance is another picture
     sampled.clear()
@@ -366,7 +381,9 @@ def refused(bench, name, files, *more):
 
 
 def test_every_missing_thing_is_one_sentence(bench, resnet, monkeypatch, tmp_path, checkpoint):
-    say = lambda name, files, *more: refused(bench, name, files, *more)
+    def say(name, files, *more):
+        return refused(bench, name, files, *more)
+
     rows = {"imagenette.csv": SIX}
     nowhere = tmp_path / "nowhere.pth"
     assert "'--data' is" in say("imagenette", {}, "--data", nowhere)
@@ -467,7 +484,10 @@ def test_long_prompts_end_where_the_encoder_does_and_parentheses_are_literal(loa
 
 @pytest.mark.parametrize("name", ["imagenette", "artists", "i2p", "coco", "attack"])
 def test_published_tables_are_whole(name):
-    for table in real.published(name):
+    tables = real.published(name)
+    assert tables
+    for table in tables:
+        assert table["columns"] and table["rows"]
         assert table["source"] and table["known"] and table["unit"]
         for column in table["columns"].values():
             assert len(column) == len(table["rows"])

@@ -35,8 +35,11 @@ def test_every_part_measures_and_draws(monkeypatch, tmp_path):
     assert set(found) == {"scapre", "fia", "trainer"}
     for name, part in found.items():
         assert Image.open(tmp_path / f"scaling_{name}.png").width == 760
+        assert part["tables"]
         for table in part["tables"].values():
-            assert all(row["seconds"] > 0 and row["peak_mb"] >= 0 for row in table.values())
+            assert table and all(
+                row["seconds"] > 0 and row["peak_mb"] >= 0 for row in table.values()
+            )
     assert {k: list(t) for k, t in found["fia"]["tables"].items()} == {
         f"{x}, by prompts, sprite world": ["1"] for x in ("paper", "wanda")
     }

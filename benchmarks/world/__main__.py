@@ -1,7 +1,8 @@
-"""How well a shipped world draws: accuracy of every object, superclass, style, the explicit attribute, and pairs.
+"""How well a shipped world draws: objects, superclasses, styles, the explicit attribute, pairs.
 
-Through ComfyUI's own loader, text encoder and sampler, judged by the CNN that never met the model; `--world glyphs` judges the second
-world. Last line with --json: one JSON object.
+It samples through ComfyUI's own loader, text encoder and sampler, and a CNN that was never trained
+on the model's pictures judges. `--world glyphs` takes the second world. Last line with --json: one
+JSON object.
 """
 
 import argparse
@@ -29,9 +30,10 @@ def drawn(judge, n=4000):
 def groups(world, seeds):
     """name -> captions; every object and style in several templates, `seeds` pictures each."""
     objects = world.objects
-    plain = lambda name: [
-        world.plain(name, captions.PLAIN[i % len(captions.PLAIN)]) for i in range(seeds)
-    ]
+
+    def plain(name):
+        return [world.plain(name, captions.PLAIN[i % len(captions.PLAIN)]) for i in range(seeds)]
+
     out = {name: plain(name) for name in (*objects, *world.superclasses)}
     for k, style in enumerate(world.styles):
         out[style] = [

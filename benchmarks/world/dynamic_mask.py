@@ -1,10 +1,13 @@
-"""Sculpting Memory on the sprite world: concepts forgotten one after another, each with its look-alike kept, and what a step costs.
+"""Sculpting Memory on the sprite world: objects forgotten one after another, and a step's cost.
 
-Everything is judged on sentences that are not trained on. forgot: accuracy left on the forgotten objects after the last round; kept:
-accuracy on all other objects, superclasses and styles over the unedited model's. variants: for each variant the accuracy of every
-object forgotten so far after each round. step_cost: a training step over the bare sum of its forward and backward passes, same shapes,
-taken in turns. memory_ratio: peak memory of training on the SD1.5 shape over that of plain fine-tuning of the same matrices, each in a
-process of its own. Last line with --json: one JSON object.
+Each forgotten object has a look-alike that is kept. All sentences that judge are not trained on.
+
+forgot: accuracy left on the forgotten objects after the last round. kept: accuracy on all other
+objects, superclasses and styles, over that of the unedited model. variants: for each variant the
+accuracy of every object forgotten so far, after each round. step_cost: the time of a training step
+over that of its forward and backward passes alone, taken in turns. memory_ratio: peak memory of
+training on SD1.5's shape over that of plain fine-tuning of the same matrices, each in a process of
+its own. With --json the last line is one JSON object.
 """
 
 import argparse
@@ -22,10 +25,13 @@ from testbed.worlds import captions
 from testbed.worlds.sprites import OBJECTS, STYLES, SUPERCLASS, SUPERCLASSES
 from testbed.worlds.studio import studio
 
-sculpt = pack.module("unlearn.sculpting.train")
+training = pack.module("unlearn.sculpting.train")
 networks = pack.module("unlearn.host.training_network")
+plans = pack.module("unlearn.sculpting.plan")
 rounds = pack.module("unlearn.sculpting.trainer")
-material = pack.module("unlearn.sculpting.training_data")
+settings_of = pack.module("unlearn.sculpting.settings")
+training_data = pack.module("unlearn.sculpting.training_data")
+tuning = pack.module("unlearn.sculpting.tuning")
 patching = pack.module("unlearn.host.patching")
 text = pack.module("unlearn.concepts.notation")
 
@@ -92,7 +98,7 @@ def kept_shots(names, each):
 
 
 def sequence(s, names, variant, before, each, **settings):
-    """{rounds: accuracy of what was forgotten so far and of what is kept after each, forgot, kept, seconds, report} of one run."""
+    """One run: `rounds` (accuracy of what is forgotten so far, kept), forgot, kept, seconds."""
     done, start, spent = [], time.time(), [0.0]
 
     def after(patch):
@@ -110,17 +116,15 @@ def sequence(s, names, variant, before, each, **settings):
         shares = rate(kept, unedited) / rate(unedited, unedited)
         worst = sorted(kept, key=lambda n: kept[n] - unedited.get(n, 0))[:5]
         done.append({"forgot": row, "kept": round(shares, 3)})
-        print(
-            f"{variant} round {len(done)}: {row} kept {shares:.3f}, worst { ({n: round(kept[n], 2) for n in worst}) }",
-            flush=True,
-        )
+        lowest = {n: round(kept[n], 2) for n in worst}
+        line = f"{variant} round {len(done)}: {row} kept {shares:.3f}, worst {lowest}"
+        print(line, flush=True)
         spent[0] += time.time() - began
 
     with torch.inference_mode():
-        *_, report = sculpt.train(
-            s.model, s.clip, concepts(names), after=after, variant=variant, **{**WORLD, **settings}
-        )
-    print(report, flush=True)
+        how = settings_of.TrainingSettings(**{**WORLD, **settings, "variant": variant})
+        found = training.train(s.model, s.clip, concepts(names), how, after_round=after)
+    print(found.report, flush=True)
     return {
         "rounds": done,
         "forgot": round(float(np.mean(list(done[-1]["forgot"].values()))), 3),
@@ -129,90 +133,104 @@ def sequence(s, names, variant, before, each, **settings):
     }
 
 
-def step_cost(s, steps=2 * rounds.POOL * rounds.USES):
-    """Seconds of training steps over those of their bare passes, taken in turns: as many as two answers of the teacher serve for."""
-    settings = {
-        **sculpt.DEFAULTS,
-        **WORLD,
-        "pictures": 4,
-        "captions": 4,
-        "warmup": 1,
-        "steps": steps,
-        "stop_at": 0.0,
-    }
-    ours, bare, at = [], [], [0.0]
+def trainer_of(model, clip, forget, settings):
+    """A Trainer on a MODEL, before its first round; settings: a TrainingSettings with its size."""
+    size = settings.size
+    shape = (4, size // 8, size // 8)
+    plan = plans.build_plan(clip, forget, captions=settings.captions)
+    conditioned = networks.conditioning(model, clip, plan.texts, size, shape)
+    keys = [layer.key for layer in networks.layers(model, settings.trainable)]
+    net = networks.Network(model, keys, conditioned)
+    return rounds.Trainer(net, training_data.TrainingData(net, plan, settings, shape), settings)
+
+
+def bare_passes(trainer, x, target, sigma):
+    """Seconds of a step's passes alone: fixed target, the share of the teacher, gradients."""
+    net, s = trainer.network, trainer.settings
+    text_ids = list(range(len(x)))
+    start = time.perf_counter()
+    with torch.no_grad():
+        net.predict(net.student, x[: s.batch], sigma[: s.batch], text_ids[: s.batch])
+        share = -(-(s.batch + s.held) // tuning.TEACHER_USES)
+        net.predict(net.teacher, x[:share], sigma[:share], text_ids[:share])
+    loss = (net.predict(net.student, x, sigma, text_ids) - target).square().mean()
+    torch.autograd.grad(loss, trainer.weights)
+    return time.perf_counter() - start
+
+
+def step_cost(s, steps=2 * tuning.TEACHER_STEPS * tuning.TEACHER_USES):
+    """Seconds of training steps over those of their bare passes, taken in turns.
+
+    There are as many steps as two pools of the teacher serve for.
+    """
+    short = {"pictures": 4, "captions": 4, "warmup": 1, "steps": steps, "stop_at": 0.0}
+    settings = settings_of.TrainingSettings(**{**WORLD, **short})
+    ours, bare, began = [], [], [0.0]
     with torch.inference_mode(False), torch.enable_grad():
-        plan = material.plan(s.clip, concepts(SEQUENCE[:1]), captions=4)
-        said = networks.conditioning(s.model, s.clip, plan.texts, 64, (4, 8, 8))
-        net = networks.Network(s.model, [layer.key for layer in networks.layers(s.model)], said)
-        trainer = rounds.Trainer(
-            net, material.TrainingData(net, plan, settings, (4, 8, 8)), settings
-        )
-        b, m = settings["batch"], settings["held"]
-        x, target = torch.randn(2 * b + m, 4, 8, 8), torch.randn(2 * b + m, 4, 8, 8)
-        sigma, rows = net.levels((torch.arange(len(x)) + 0.5) / len(x)), list(range(len(x)))
+        trainer = trainer_of(s.model, s.clip, concepts(SEQUENCE[:1]), settings)
+        rows = settings.rows_per_step
+        x, target = torch.randn(rows, 4, 8, 8), torch.randn(rows, 4, 8, 8)
+        sigma = trainer.network.levels((torch.arange(rows) + 0.5) / rows)
 
-        def passes():
-            """The same passes without anything else: the detached target, the teacher's share, and forward and backward."""
-            start = time.perf_counter()
-            with torch.no_grad():
-                net.predict(net.student, x[:b], sigma[:b], rows[:b])
-                half = -(-(b + m) // rounds.USES)
-                net.predict(net.teacher, x[:half], sigma[:half], rows[:half])
-            loss = (net.predict(net.student, x, sigma, rows) - target).square().mean()
-            torch.autograd.grad(loss, trainer.params)
-            bare.append(time.perf_counter() - start)
+        def before_step():
+            if trainer.step > settings.warmup:
+                ours.append(time.perf_counter() - began[0])
+            bare.append(bare_passes(trainer, x, target, sigma))
+            began[0] = time.perf_counter()
 
-        def between():
-            if trainer.step > settings["warmup"]:
-                ours.append(time.perf_counter() - at[0])
-            passes()
-            at[0] = time.perf_counter()
-
-        trainer.run(between)
-    # the teacher is asked once for many steps: sums, not medians, hold its share
+        trainer.run(before_step)
+    # The teacher is asked once for many steps: sums hold its share, medians would not.
     return sum(ours) / len(ours) / np.mean(bare[1 : len(ours) + 1])
 
 
 def one_memory(kind):
-    """Peak resident MB of three steps on the SD1.5 shape, `plain` fine-tuning with torch's Adam or `ours`."""
+    """Peak resident MB of three steps on SD1.5's shape: `plain` fine-tuning, or `ours`."""
     from testbed.shapes import random_model
 
+    settings = settings_of.TrainingSettings(
+        size=256,
+        batch=1,
+        held=2,
+        pictures=1,
+        captions=2,
+        sampling_steps=1,
+        warmup=1,
+        steps=3,
+        cfg=1.0,
+        refresh=1,
+        stop_at=0.0,
+    )
     clip, model = studio().clip, random_model("SD1.5")
-    settings = {
-        **sculpt.DEFAULTS,
-        "size": 256,
-        "batch": 1,
-        "held": 2,
-        "pictures": 1,
-        "captions": 2,
-        "sampling_steps": 1,
-        "warmup": 1,
-    }
-    settings |= {"steps": 3, "cfg": 1.0, "refresh": 1, "stop_at": 0.0}
+    forget = text.parse("fox -> animal")
     with torch.inference_mode(False), torch.enable_grad():
-        plan = material.plan(clip, text.parse("fox -> animal"), captions=2)
-        said = networks.conditioning(model, clip, plan.texts, 256, (4, 32, 32))
-        net = networks.Network(model, [layer.key for layer in networks.layers(model)], said)
         if kind == "ours":
-            rounds.Trainer(
-                net, material.TrainingData(net, plan, settings, (4, 32, 32)), settings
-            ).run()
+            trainer_of(model, clip, forget, settings).run()
         else:
-            del net.reference, net.teacher, net.teacher_weights
-            optimizer = torch.optim.Adam(net.masters.values(), lr=1e-6)
-            x, sigma = torch.randn(4, 4, 32, 32), net.levels([0.2, 0.4, 0.6, 0.8])
-            for _ in range(3):
-                optimizer.zero_grad()
-                (net.predict(net.student, x, sigma, [0, 1, 2, 3]) - x).square().mean().backward()
-                optimizer.step()
+            plain_fine_tuning(model, clip, forget, settings)
     print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+
+
+def plain_fine_tuning(model, clip, forget, settings):
+    """Three steps of torch's Adam on the same matrices."""
+    plan = plans.build_plan(clip, forget, captions=settings.captions)
+    conditioned = networks.conditioning(model, clip, plan.texts, settings.size, (4, 32, 32))
+    net = networks.Network(model, [layer.key for layer in networks.layers(model)], conditioned)
+    del net.reference, net.teacher, net.teacher_weights
+    optimizer = torch.optim.Adam(net.trainable.values(), lr=1e-6)
+    x, sigma = torch.randn(4, 4, 32, 32), net.levels([0.2, 0.4, 0.6, 0.8])
+    for _ in range(3):
+        optimizer.zero_grad()
+        (net.predict(net.student, x, sigma, [0, 1, 2, 3]) - x).square().mean().backward()
+        optimizer.step()
 
 
 def memory_ratio():
     peak = {}
     for kind in ("plain", "ours"):
-        again = "import runpy, sys; sys.path[:] = [p for p in sys.path if p]; runpy.run_module('benchmarks.dynamic_mask', run_name='__main__')"
+        again = (
+            "import runpy, sys; sys.path[:] = [p for p in sys.path if p]; "
+            "runpy.run_module('benchmarks.world.dynamic_mask', run_name='__main__')"
+        )
         found = subprocess.run(
             [sys.executable, "-c", again, "--memory", kind],
             capture_output=True,
@@ -233,7 +251,7 @@ def main():
         help="two concepts, the variant `replay` alone, no measurement of memory",
     )
     parser.add_argument(
-        "--variants", default=",".join(sculpt.VARIANTS), help="which variants to run"
+        "--variants", default=",".join(settings_of.VARIANTS), help="which variants to run"
     )
     parser.add_argument("--concepts", type=int, default=4, help="how many to forget")
     parser.add_argument("--set", default="", help="settings to try, as in hold=4,batch=2")
@@ -243,7 +261,7 @@ def main():
         return one_memory(given.memory)
     s, names = studio(), SEQUENCE[: 2 if given.quick else given.concepts]
     more = {
-        k: type(sculpt.DEFAULTS[k])(v)
+        k: type(settings_of.DEFAULTS[k])(v)
         for k, v in (part.split("=") for part in given.set.split(",") if part)
     }
     each = 1 if given.quick else 2
@@ -251,7 +269,8 @@ def main():
         n: accuracy(s, kept_shots(names, n)) for n in {1, each}
     }  # pictures of each object -> what the unedited model gets right
     print(
-        f"unedited: kept {rate(before[each], before[each]):.3f}, to forget {rate(accuracy(s, plain(names, 2)), names):.3f}",
+        f"unedited: kept {rate(before[each], before[each]):.3f}, "
+        f"to forget {rate(accuracy(s, plain(names, 2)), names):.3f}",
         flush=True,
     )
     table = {}

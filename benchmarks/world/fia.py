@@ -1,8 +1,13 @@
-"""FIA on planted concepts, whose hidden units are known; on ordinary objects and styles; and what measuring costs on the SD1.5 shape.
+"""FIA on planted concepts, on ordinary objects and styles, and what measuring costs.
 
-Everything is judged on sentences the saliency was not measured with. recall: share of a planted concept's units among the K hidden
-units of each block with the largest saliency, K as many as were planted. forgot: accuracy left on what was forgotten; kept: accuracy on
-all else over the unedited model's. Last line with --json: one JSON object.
+The hidden units of planted concepts are known. Judged sentences are ones that the saliency was not
+measured with. Costs are measured on the SD1.5 shape.
+- recall: share of a planted concept's units among the K hidden units of each block with the largest
+  saliency, where K is the number that was planted;
+- forgot: accuracy left on what was forgotten;
+- kept: accuracy on everything else over the unedited model's.
+
+Last line with --json: one JSON object.
 """
 
 import argparse
@@ -20,7 +25,7 @@ from testbed.worlds import captions, checkpoint
 from testbed.worlds.sprites import OBJECTS, STYLES
 from testbed.worlds.studio import studio
 
-saliency = pack.module("unlearn.pruning.saliency")
+saliency = pack.module("unlearn.pruning.collection")
 masks = pack.module("unlearn.pruning.masks")
 lockstep = pack.module("unlearn.host.batched_sampling")
 patching = pack.module("unlearn.host.patching")
@@ -38,7 +43,11 @@ BEST = {
 
 
 def lines(styles=False):
-    """(templates, base, contexts) for sprites, the base being the old objects in the same sentences; for styles a style added or not."""
+    """(templates, base, contexts).
+
+    For sprites the base is the old objects in the same sentences; for styles, a style is added or
+    not.
+    """
     if styles:
         contexts = tuple(captions.a(n) for n in OBJECTS)
         return (
@@ -54,12 +63,16 @@ def measured(s, forget, styles=False, **more):
     """SaliencyMap of the lines in `forget`."""
     with torch.inference_mode():
         return saliency.collect(
-            s.model, s.clip, text.parse(forget), *lines(styles), **{**HOW, **more}
+            s.model,
+            s.clip,
+            text.parse(forget),
+            saliency_prompts.OwnLines(*lines(styles)),
+            **{**HOW, **more},
         )
 
 
 def recall(found, planted):
-    """Concept -> mean over blocks of the share of its planted units among the K columns with the largest saliency."""
+    """Concept -> mean over blocks of its planted units' share among the K most salient columns."""
     out = {}
     for concept, parts in zip(found.concepts, found.rankings, strict=True):
         shares = []
@@ -207,7 +220,7 @@ def world(shares, quick):
 
 
 class Peak:
-    """Peak resident memory in MB while the block runs, above what there was before it, sampled every 5 ms."""
+    """Peak resident memory of a `with` block in MB above the start, sampled every 5 ms."""
 
     def __enter__(self):
         self.top, self.on = 0.0, True
@@ -245,11 +258,18 @@ class Nothing:
 
 
 def cost(prompts=2, window=1, size=512):
-    """Time and memory of measuring one concept on a full SD1.5 UNet with random weights, over plain sampling of the same prompts."""
+    """Time and memory of measuring one concept on a full SD1.5 UNet with random weights.
+
+    Both are relative to plain sampling of the same prompts.
+    """
     clip, model = studio().clip, random_model("SD1.5")
     concepts = text.parse("cat")
     how = dict(steps=50, window=window, cfg=7.5, size=size)
-    texts = [t for *_, part in saliency_prompts.pairs(clip, concepts, prompts) for t in part]
+    texts = [
+        t
+        for *_, part in saliency_prompts.build_groups(clip, concepts.concepts, prompts)
+        for t in part
+    ]
     seeds, groups = (
         [1244 + i % prompts for i in range(2 * prompts)],
         [list(range(prompts)), list(range(prompts, 2 * prompts))],

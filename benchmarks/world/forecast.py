@@ -1,9 +1,11 @@
-"""Is the collateral forecast true? On the sprite world, without a keep list: which objects lose accuracy, and which were foretold to.
+"""Is the collateral forecast true? Measured on the sprite world, without a keep list.
 
-Forget sets of four objects, each forgotten by plain UCE and by our solve with hardly anything held, for edits that harm nothing tell
-nothing. An object is harmed when its accuracy falls by at least `--drop`. AUC: the chance that a harmed object was ranked worse than an
-unharmed one, by each measure, over all edits and as the mean within each. Then auto-protect: what it does to kept and forgot. Last line
-with --json: one JSON object.
+Sets of objects are forgotten by UCE and by our solve with hardly anything kept, because edits that
+harm nothing say nothing about a forecast. An object is harmed when its accuracy falls by at least
+`--drop`. AUC is the chance that a harmed object was ranked worse than an unharmed one. It is given
+for each measure, over all edits and as the mean within each edit. Then auto-protect is switched on,
+and the accuracy on kept and forgotten objects is measured again. With --json the last line is one
+JSON object.
 """
 
 import argparse
@@ -27,51 +29,59 @@ HARMFUL = {"uce": {"variant": "uce"}, "loose": {"preserve": 0.001, "anchor": 0.0
 
 
 def auc(values, harmed):
-    """The chance that a harmed one has the smaller value, ties counted half; None where all or none are harmed."""
-    bad, good = (
-        [v for v, h in zip(values, harmed, strict=True) if h],
-        [v for v, h in zip(values, harmed, strict=True) if not h],
-    )
+    """The chance that a harmed object has the smaller value; ties count half.
+
+    None where all or none are harmed.
+    """
+    bad = [value for value, is_harmed in zip(values, harmed, strict=True) if is_harmed]
+    good = [value for value, is_harmed in zip(values, harmed, strict=True) if not is_harmed]
     if not bad or not good:
         return None
-    return sum((b < g) + 0.5 * (b == g) for b in bad for g in good) / (len(bad) * len(good))
+    wins = sum((b < g) + 0.5 * (b == g) for b in bad for g in good)
+    return wins / (len(bad) * len(good))
 
 
-def moments_of(model, patch):
-    edits, out = dict(patch.edits), forecast.WeightGrams()
+def grams_of(model, patch):
+    """The WeightGrams of a patch on a MODEL."""
+    edits, grams = dict(patch.edits), forecast.WeightGrams()
     for layer in layers.cross_attention(model):
         w0 = weights.read(model, layer.key)
-        out.add_edited(w0, edits[layer.key].change(w0, 1.0))
-    return out
+        grams.add_edited(w0, edits[layer.key].change(w0, 1.0))
+    return grams
 
 
-def measured(s, patch, names, studied):
-    """measure -> {name: value}, smaller where more harm is expected."""
-    m = moments_of(s.model, patch)
-    hits = [forecast.WordImpact(n, 1.0, False) for n in names]
-    seen = forecast.glanced(s.model, patching.apply(s.model, patch)[0], s.clip, hits, 64)
+def measured(s, patch, names, contrasts):
+    """measure -> {name: value}; the value is smaller where more harm is expected."""
+    grams = grams_of(s.model, patch)
+    edited = patching.apply(s.model, patch)[0]
+    listed = [forecast.WordImpact(name, 1.0, False) for name in names]
+    predicted = forecast.impacts_on_predictions(s.model, edited, s.clip, listed, 64)
+    chosen = {name: contrast for name, contrast in contrasts.items() if name in names}
+    change = {}
+    for name, (rows, weight) in chosen.items():
+        moved = kernel.change(rows, grams.before, grams.cross, grams.after)
+        change[name] = -float((moved * weight).sum() / weight.sum())
     return {
-        "glance": {h.name: h.retention for h in seen},
-        "survival": {
-            n: float(kernel.retention(x[None], m.before, m.cross, w[None]))
-            for n, (x, w) in studied.items()
-            if n in names
-        },
-        "change of states": {
-            n: -float((kernel.change(x, m.before, m.cross, m.after) * w).sum() / w.sum())
-            for n, (x, w) in studied.items()
-            if n in names
-        },
+        "glance": {impact.name: impact.retention for impact in predicted},
+        "survival": {name: forecast.retention(c, grams) for name, c in chosen.items()},
+        "change of states": change,
     }
 
 
-def ranked(rows):
-    """Over edits, each {measure: {name: value}} with {name: harmed}: measure -> (AUC over all, mean AUC within an edit)."""
+def ranked(edits):
+    """measure -> AUC over all edits, and mean AUC within an edit.
+
+    edits: for each edit {measure: {name: value}} and {name: whether it is harmed}.
+    """
     out = {}
-    for measure in rows[0][0]:
-        pairs = [([table[measure][n] for n in harm], list(harm.values())) for table, harm in rows]
-        within = [a for a in (auc(v, h) for v, h in pairs) if a is not None]
-        everything = auc([x for v, _ in pairs for x in v], [x for _, h in pairs for x in h])
+    for measure in edits[0][0]:
+        pairs = []
+        for table, harmed in edits:
+            pairs.append(([table[measure][name] for name in harmed], list(harmed.values())))
+        scores = [auc(values, harmed) for values, harmed in pairs]
+        within = [score for score in scores if score is not None]
+        values = [value for part, _ in pairs for value in part]
+        everything = auc(values, [is_harmed for _, part in pairs for is_harmed in part])
         out[measure] = {
             "all": everything and round(everything, 3),
             "within": round(sum(within) / max(1, len(within)), 3),
@@ -92,7 +102,9 @@ def main():
     bench = Bench(studio(), shots(plain=given.pictures, styled=0), given.steps)
     s, before, rows = bench.studio, bench.objects(bench.before), []
     with torch.inference_mode():
-        studied = forecast.study(s.clip, states.TextStateCache(s.clip, CACHE).get, OBJECTS)
+        contrasts = forecast.text_contrasts(
+            s.clip, states.TextStateCache(s.clip, CACHE).get, OBJECTS
+        )
     table = []
     for k in range(given.sets):
         order = ORDER[3 * k % len(ORDER) :] + ORDER
@@ -101,7 +113,7 @@ def main():
         for name, settings in HARMFUL.items():
             with torch.inference_mode():
                 patch = bench.solve(given.count, False, order, **settings)[0]
-                foretold, plain = measured(s, patch, names, studied), bench.score(patch, forget)
+                foretold, plain = measured(s, patch, names, contrasts), bench.score(patch, forget)
             rows.append((foretold, {n: before[n] - plain.objects[n] for n in names}))
             table.append(
                 {"edit": name, "forget": forget, "plain": [round(x, 3) for x in plain[:2]]}
@@ -114,7 +126,7 @@ def main():
                         False,
                         order,
                         protect=given.protect,
-                        size=64,
+                        glance_size=64,
                         **settings,
                     )
                 table[-1]["protected"] = [round(x, 3) for x in safe[:2]]

@@ -1,4 +1,4 @@
-"""Textual inversion against an edited model: a token's embedding learned, through the text encoder, from pictures of what was forgotten."""
+"""Textual inversion on an edited model: learns a token's embedding from pictures of an object."""
 
 import math
 
@@ -14,7 +14,7 @@ SENTENCES = ("a photo of a {}", "an image of a {}", "this is a {}", "{} on a wal
 
 
 class Text:
-    """The sprite world's CLIP-L in plain functions, so that a gradient reaches a token's embedding."""
+    """The sprite world's CLIP-L as plain functions, for a gradient of a token's embedding."""
 
     def __init__(self, clip):
         self.w = {k: v.half().float() for k, v in encoder.state_dict().items()}
@@ -31,11 +31,16 @@ class Text:
             torch.where((ids == token)[..., None], embedding, table[ids])
             + self.w["embeddings.position_embedding.weight"]
         )
-        norm = lambda x, name: F.layer_norm(
-            x, x.shape[-1:], self.w[f"{name}.weight"], self.w[f"{name}.bias"]
-        )
-        linear = lambda x, name: F.linear(x, self.w[f"{name}.weight"], self.w[f"{name}.bias"])
-        heads = lambda x: x.view(*x.shape[:2], 12, 64).transpose(1, 2)
+
+        def norm(x, name):
+            return F.layer_norm(x, x.shape[-1:], self.w[f"{name}.weight"], self.w[f"{name}.bias"])
+
+        def linear(x, name):
+            return F.linear(x, self.w[f"{name}.weight"], self.w[f"{name}.bias"])
+
+        def heads(x):
+            return x.view(*x.shape[:2], 12, 64).transpose(1, 2)
+
         for i in range(encoder.LAYERS):
             at = f"encoder.layers.{i}"
             h = norm(x, f"{at}.layer_norm1")
@@ -48,7 +53,10 @@ class Text:
 
 
 def revive(unet, text, draw, start, steps, seed=0, rate=5e-3):
-    """The token and embedding that textual inversion finds for the pictures [size, size, 3] of draw(rng), from the word `start`."""
+    """(token, embedding) that textual inversion learns, starting from the word `start`.
+
+    draw(rng) gives the pictures, [size, size, 3].
+    """
     token = text.tokens("sks")[1]
     embedding = (
         text.w["embeddings.token_embedding.weight"][text.tokens(start)[1]].clone().requires_grad_()

@@ -1,7 +1,8 @@
-"""Can a forgotten concept be brought back? Textual inversion against the edited sprite world, with and without robustness rounds.
+"""Whether textual inversion brings a forgotten concept back, with and without robustness rounds.
 
-For each forgotten object an attacker who has the edited model and pictures of the object learns a token embedding, 200 steps through the
-text encoder, and draws held-out seeds in sentences of his own. revived: accuracy then. Beside it forgot and kept of the same edit.
+For each forgotten object an attacker, who has the edited model and pictures of the object, learns a
+token embedding in 200 steps through the text encoder. The attacker then draws held-out seeds in
+other sentences. revived: the accuracy of these pictures. Also forgot and kept of the same edit.
 Last line with --json: one JSON object.
 """
 

@@ -1,8 +1,9 @@
-"""The sprite world as a judge of ScaPre's variants: who is forgotten, what is drawn, and what the judge makes of it.
+"""The sprite world as a judge of ScaPre's variants: what is forgotten, drawn, and seen.
 
-Objects stand in look-alike pairs; a forget set takes one of a pair and keeps its twin. Everything is judged in sentences and with styles
-that no solve has studied. forgot: accuracy left on forgotten objects. kept: accuracy on all other objects and styles over the unedited
-model's. overall: harmonic mean of 1 - forgot and kept.
+Objects come in look-alike pairs; a forget set takes one of a pair and keeps the other. Sentences
+and styles that judge are ones that no solve was given. forgot: accuracy left on forgotten objects.
+kept: accuracy on all other objects and styles over the unedited model's. overall: harmonic mean of
+1 - forgot and kept.
 """
 
 import time
@@ -12,7 +13,7 @@ import numpy as np
 import torch
 
 from testbed import pack
-from testbed.demo import PLAIN, STYLED
+from testbed.judged import PLAIN, STYLED
 from testbed.worlds import captions
 from testbed.worlds.sprites import OBJECTS, STYLES, SUPERCLASS
 
@@ -44,7 +45,7 @@ class Shot(NamedTuple):
 
 
 def concepts(count, keep=True, order=ORDER):
-    """ConceptSet that forgets the first `count` of `order`, with all else on the keep list or without a list."""
+    """ConceptSet that forgets the first `count` of `order`; keep: all others on the keep list."""
     forget = order[:count]
     kept = [n for n in OBJECTS if n not in forget] + list(STYLES)
     return text.parse(
@@ -53,7 +54,10 @@ def concepts(count, keep=True, order=ORDER):
 
 
 def shots(plain=3, styled=1, only=None, seed=500):
-    """Every object `plain` times in a sentence and `styled` times in a style; the same for every edit, so the unedited model draws once."""
+    """Every object `plain` times in a sentence and `styled` times in a style.
+
+    They are the same for every edit, so that the unedited model draws once.
+    """
     out = []
     for i, name in enumerate(OBJECTS):
         if only is not None and name not in only:
@@ -102,7 +106,7 @@ class Bench:
         return {name: float(np.mean(right)) for name, right in seen.items()}
 
     def rates(self, looks, forget):
-        """(accuracy on forgotten objects, accuracy on kept objects and on the styles of their pictures)."""
+        """(accuracy on forgotten objects, on kept objects and the styles of their pictures)."""
         gone = [
             look.correct
             for shot, look in zip(self.plan, looks, strict=True)
@@ -135,8 +139,8 @@ class Bench:
                 self.studio.model,
                 self.studio.clip,
                 concepts(count, keep, order),
+                scapre.SolveSettings.of(**settings),
                 folder=CACHE,
-                **settings,
             )
         return patch, words, time.time() - start
 
@@ -145,7 +149,8 @@ class Bench:
         patch, words, seconds = self.solve(count, keep, order, **settings)
         score = self.score(patch, order[:count])
         self.log(
-            f"{name:28} {count:2} forgotten, {'keep list' if keep else 'no list  '}: forgot {score.forgot:.2f} kept {score.kept:.2f} "
+            f"{name:28} {count:2} forgotten, {'keep list' if keep else 'no list  '}: forgot "
+            f"{score.forgot:.2f} kept {score.kept:.2f} "
             f"overall {score.overall:.2f}, solved in {seconds:.1f} s"
         )
         return score

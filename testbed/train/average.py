@@ -1,6 +1,8 @@
-"""Averages two sprite worlds, one trained on from the other: `python -m testbed.train.average OUT A B --share 0.5`.
+"""Averages the weights of two sprite worlds, one of which was trained on from the other.
 
-Training on with a focus mends some objects and unsettles others; between the two, all may hold (fish and key, and the rest, did).
+    python3 dev.py tool train_average OUT A B --share 0.5
+
+Training on with a focus improves some objects and worsens others. The average can have both.
 """
 
 import argparse

@@ -1,9 +1,13 @@
-"""Trains a world once and writes its compact file: `python -m testbed.train.model OUT.safetensors`, with the host's folder, the repository
-and tests/ on the path (more than an hour on two cores; an interrupted run resumes).
+"""Trains the model of a world and writes its compact file.
 
-`--world glyphs` trains the glyph world: from the shipped sprite world, whose model draws 12x12 pictures as well as 8x8, reading the new
-words through world.words. The shipped file: `--steps 1200 --batch 12 --rate 4e-4 --half`, with fewer pairs than today; it draws none
-of them right. Everything is seeded. Nothing here runs in a demo, a test or an artist's ComfyUI: those use the shipped file.
+    python3 dev.py tool train_model OUT.safetensors
+
+It takes more than an hour on two cores; an interrupted run resumes. Everything is seeded. The demo,
+the tests and the nodes never train: they use the shipped files.
+
+`--world glyphs` starts from the shipped sprite world, whose UNet draws 12x12 pictures as well as
+8x8. It reads the new words through testbed.worlds.words. The shipped glyph world was trained with
+`--steps 1200 --batch 12 --rate 4e-4 --half` and fewer pairs than today; it draws no pair right.
 """
 
 import argparse
@@ -20,19 +24,29 @@ from ..worlds import captions, catalogue, encoder, words
 from ..worlds.checkpoint import SHIPPED, planted, read_compact, recipe, write_compact
 from ..worlds.judge import Judge, drawn_batch, train_judge
 
-UNET = dict(
-    image_size=32, in_channels=4, out_channels=4, model_channels=320, num_res_blocks=[1], channel_mult=[1], num_heads=8,
-    transformer_depth=[1], transformer_depth_output=[1, 1], transformer_depth_middle=1, use_spatial_transformer=True,
-    context_dim=768, legacy=False, use_linear_in_transformer=False,
-)  # fmt: skip
+UNET = {
+    "image_size": 32,
+    "in_channels": 4,
+    "out_channels": 4,
+    "model_channels": 320,
+    "num_res_blocks": [1],
+    "channel_mult": [1],
+    "num_heads": 8,
+    "transformer_depth": [1],
+    "transformer_depth_output": [1, 1],
+    "transformer_depth_middle": 1,
+    "use_spatial_transformer": True,
+    "context_dim": 768,
+    "legacy": False,
+    "use_linear_in_transformer": False,
+}
 ALPHAS = torch.cumprod(
     1 - torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2, 0
 ).float()
 WEIGHTS = {"plain": 0.46, "superclass": 0.08, "styled": 0.34, "explicit": 0.07, "empty": 0.05}
-EARLY, LATE = (
-    300,
-    1400,
-)  # plain epsilon loss barely looks at high noise, where only words tell what to draw: between, it is made to
+# The plain loss on noise hardly counts high noise, where only words tell what to draw. Between
+# these two steps, high noise is drawn more often.
+EARLY, LATE = 300, 1400
 PAIR_SHARE = 0.2  # of the steps, at half the batch: a pair has twice the pixels
 
 
@@ -44,7 +58,10 @@ def comfy_cpu():
 
 
 def new_unet(seed, codes=None):
-    """The UNet before training; `codes` [r, 768], from `label_codes`, start the cross-attention keys and values."""
+    """The UNet before training.
+
+    codes: [r, 768] of `label_codes`, which start the keys and values of cross-attention.
+    """
     comfy_cpu()
     from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 
@@ -60,15 +77,17 @@ def new_unet(seed, codes=None):
             if codes is not None and name.endswith(("attn2.to_k", "attn2.to_v")):
                 module.weight.data += torch.randn(module.weight.shape[0], len(codes)) @ codes
         elif hasattr(module, "weight") and module.weight is not None:  # norms
-            torch.nn.init.ones_(module.weight), torch.nn.init.zeros_(module.bias)
+            torch.nn.init.ones_(module.weight)
+            torch.nn.init.zeros_(module.bias)
     return unet
 
 
 def label_codes(states, labels, rank=48):
-    """Directions [rank, 768] in which the text states [n, 77, 768] of different labels [n] differ, scaled to unit variance.
+    """Directions [rank, 768] in which text states [n, 77, 768] of different labels [n] differ.
 
-    A random text encoder hides what differs between two words under what all sentences share. Started on these directions, beside
-    the usual random numbers, the model finds the words in hundreds of steps instead of thousands.
+    They are scaled to unit variance. The random text encoder hides the difference between two words
+    under what all sentences share. Keys and values that start on these directions learn the words
+    in hundreds of steps instead of thousands.
     """
     between = torch.zeros(768, 768)
     kinds = labels.unique()
@@ -115,7 +134,7 @@ def text_encoder():
 
 
 def to_latent(pictures):
-    """Pictures [B, H, W, 3] in [0, 1] -> model-space latents [B, 4, H, W]: RGB in [-1, 1] and their mean."""
+    """Pictures [B, H, W, 3] in [0, 1] -> latents [B, 4, H, W]: RGB in [-1, 1] and their mean."""
     rgb = torch.from_numpy(pictures).movedim(-1, 1) * 2 - 1
     return torch.cat([rgb, rgb.mean(1, keepdim=True)], 1)
 
@@ -161,11 +180,13 @@ def train(
     encode = text_encoder()
     groups = world.captions()
     second = world is not catalogue.SPRITES and start_from is None  # starts from the first world
-    if (
-        world is not catalogue.SPRITES
-    ):  # encoding every combination would take longer than learning them does
+    # Encoding every combination would take longer than learning it.
+    if world is not catalogue.SPRITES:
         groups |= {"styled": groups["styled"][::3], "pair": groups["pair"][::3]}
-    autocast = lambda: torch.autocast("cpu", torch.bfloat16, enabled=half)
+
+    def autocast():
+        return torch.autocast("cpu", torch.bfloat16, enabled=half)
+
     table = {}
     start = time.time()
     every = [c.text for group in groups.values() for c in group]
@@ -208,15 +229,20 @@ def train(
         unet.parameters(), rate, betas=(0.9, 0.99), weight_decay=1e-3, fused=True
     )
     warm = 100
-    lr = lambda s: (
-        min(1, (s + 1) / warm) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * min(1, s / steps))))
-    )
+
+    def lr(s):
+        return min(1, (s + 1) / warm) * (
+            0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * min(1, s / steps)))
+        )
+
     schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lr)
     first, state_file = 0, out.with_suffix(".resume.pt")
     if state_file.exists():
         saved = torch.load(state_file, weights_only=False)
-        unet.load_state_dict(saved["unet"]), ema.load_state_dict(saved["ema"])
-        optimiser.load_state_dict(saved["optimiser"]), schedule.load_state_dict(saved["schedule"])
+        unet.load_state_dict(saved["unet"])
+        ema.load_state_dict(saved["ema"])
+        optimiser.load_state_dict(saved["optimiser"])
+        schedule.load_state_dict(saved["schedule"])
         rng.bit_generator.state, first = saved["rng"], saved["step"]
         print(f"resumed at step {first}", flush=True)
     probe = [groups["plain"][i] for i in range(0, len(groups["plain"]), 15)]
@@ -239,13 +265,16 @@ def train(
             batch = [groups[g][rng.integers(len(groups[g]))] for g in picks]
             if focus:  # a quarter of the batch for objects that came out worst
                 batch[: size // 4] = [focused[rng.integers(len(focused))] for _ in range(size // 4)]
-            some = lambda: world.objects[rng.integers(len(world.objects))]
+
+            def some():
+                return world.objects[rng.integers(len(world.objects))]
+
             x0 = to_latent(
                 np.stack([world.draw(c.name or some(), rng, c.style, c.explicit) for c in batch])
             )
         context = torch.stack([table[c.text] for c in batch]).float()
-        # the bent towards high noise, and the bound on v-prediction's weight 1/a: first the make-up of a picture, then the words,
-        # then the fine detail that tells twins apart
+        # `bent` < 1 draws high noise more often; `bound` limits the weight 1/a of v-prediction.
+        # The order is: the whole picture first, then words, then the details of look-alikes.
         if start_from is None and not second:
             bent, bound = (1.0, 0.1) if step < EARLY else (0.7, 0.03) if step < LATE else (1.0, 0.3)
         else:
@@ -260,10 +289,10 @@ def train(
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(unet.parameters(), 1.0)
-        optimiser.step(), schedule.step()
-        with (
-            torch.no_grad()
-        ):  # units reserved for planted concepts stay as they are, empty or planted
+        optimiser.step()
+        schedule.step()
+        # Units reserved for planted concepts stay as they are, empty or planted.
+        with torch.no_grad():
             for parameter, index, values in held:
                 parameter[index] = values
         torch._foreach_lerp_(
@@ -275,7 +304,8 @@ def train(
         if (step + 1) % 50 == 0:
             per = (time.time() - start) / (step + 1 - first)
             print(
-                f"step {step + 1}/{steps} loss {np.mean(losses[-50:]):.4f} {per:.2f} s/step, words worth {worth(ema, probe):.1%}",
+                f"step {step + 1}/{steps} loss {np.mean(losses[-50:]):.4f} {per:.2f} s/step, "
+                f"words worth {worth(ema, probe):.1%}",
                 flush=True,
             )
             state = dict(
@@ -286,19 +316,19 @@ def train(
             )
             torch.save({**state, "rng": rng.bit_generator.state, "step": step + 1}, state_file)
         if (step + 1) % look_every == 0 or step + 1 == steps:
-            write_compact(
-                out, ema.state_dict(), judge.state_dict(), world=world
-            )  # a stop loses little
+            # Written now and then, so that a stop loses little.
+            write_compact(out, ema.state_dict(), judge.state_dict(), world=world)
             with autocast():
                 print(
-                    f"  accuracy at {step + 1}: {quick_accuracy(ema, table, judge, groups['pair'])}",
+                    f"  accuracy at {step + 1}: "
+                    f"{quick_accuracy(ema, table, judge, groups['pair'])}",
                     flush=True,
                 )
     return ema, judge
 
 
 def reserved_parts(unet, units):
-    """(parameter, index, values) of everything that belongs to reserved hidden units: their rows, biases and columns."""
+    """(parameter, index, values) of the reserved hidden units: their rows, biases and columns."""
     parts = []
     for blocks in units.values():
         for block, u in blocks.items():
@@ -311,7 +341,7 @@ def reserved_parts(unet, units):
 
 @torch.inference_mode()
 def worth(unet, probe):
-    """By how much the loss at high noise grows when the captions are exchanged; 0 while the model does not read."""
+    """Growth of the loss at high noise when captions are exchanged; 0 if the model ignores text."""
     x0, states = probe
     noise, a = torch.randn(x0.shape, generator=torch.Generator().manual_seed(1)), ALPHAS[700]
     x, t = a.sqrt() * x0 + (1 - a).sqrt() * noise, torch.full((len(x0),), 700)
@@ -322,7 +352,7 @@ def worth(unet, probe):
 
 
 def quick_accuracy(unet, table, judge, pairs, seeds=1):
-    """Accuracy on one plain template per object, a style, the explicit attribute and a pair; a sign of life while training."""
+    """Accuracy on one template per object, on styles, the explicit attribute and pairs."""
     world, rng, texts = judge.world, np.random.default_rng(0), []
     n = len(world.objects)
     for i, name in enumerate(world.objects):
@@ -390,8 +420,14 @@ def load_or_train_judge(out, world):
     with torch.inference_mode():
         label, style, naked = (o.argmax(1) for o in judge(x))
     real = y != len(world.labels)
-    print(f"judge on drawn pictures: label {(label == y)[real].float().mean():.4f} style {(style == s)[real].float().mean():.4f} "
-          f"explicit {(naked == e)[real].float().mean():.4f} nothing {(label == y)[~real].float().mean():.4f}", flush=True)  # fmt: skip
+    accuracy = {
+        "label": (label == y)[real],
+        "style": (style == s)[real],
+        "explicit": (naked == e)[real],
+        "nothing": (label == y)[~real],
+    }
+    words = " ".join(f"{name} {hit.float().mean():.4f}" for name, hit in accuracy.items())
+    print(f"judge on drawn pictures: {words}", flush=True)
     return judge
 
 

@@ -1,21 +1,25 @@
-"""Plants new sprites into reserved hidden units of a trained sprite world, in steps that are run once:
+"""Plants new sprites into reserved hidden units of a trained sprite world. The steps, run once:
 
-    python -m testbed.train.plant EMPTIED --from TRAINED --reserve
-    python -m testbed.train.model MENDED --from EMPTIED --steps 150 --rate 2e-4 --focus key
-    python -m testbed.train.plant PLANTED --from MENDED
-    python -m testbed.train.model BESIDE --from PLANTED --steps 110 --rate 2e-4
-    python -m testbed.train.plant QUIET --from BESIDE --steps 100 --rate 2e-3 --quiet 0.25
-    python -m testbed.train.model OUT --from QUIET --steps 80 --rate 1.5e-4
+    python3 dev.py tool train_plant EMPTIED --from TRAINED --reserve
+    python3 dev.py tool train_model MENDED --from EMPTIED --steps 150 --rate 2e-4 --focus key
+    python3 dev.py tool train_plant PLANTED --from MENDED
+    python3 dev.py tool train_model BESIDE --from PLANTED --steps 110 --rate 2e-4
+    python3 dev.py tool train_plant QUIET --from BESIDE --steps 100 --rate 2e-3 --quiet 0.25
+    python3 dev.py tool train_model OUT --from QUIET --steps 80 --rate 1.5e-4
 
-In every transformer block the least important hidden units of the feed-forward are emptied and shared out, K to a concept; the rest of
-the model learns to do without them. Then each concept's units (their rows of `ff.net.0.proj`, both
-halves, and their columns of `ff.net.2`) are trained alone on its sprite mixed with old pictures, while the others' columns are held at
-zero, so where a concept lives is known and exclusive. Then the rest of the model, which never sees the new sprites, learns to draw the old
-ones beside them. Last, every planted unit learns to be silent where its concept is not named and loud wherever it is, at every noise level,
-and the rest learns to live with that. Without it, units of the outer blocks answered to any prompt, or only to a sprite that already
-showed, and no measurement could tell them from the rest (recall 0.18). The shipped world went through these two lines three times (110,
-90 and 60 steps; the first two counted loudness over the whole batch), and then through training with a focus on what had come out worst
-(key, axe, fish, truck).
+1. `--reserve` empties the least important hidden units of the feed-forward layers in every
+   transformer block and shares them out, K to a concept. The rest learns to do without them.
+2. Each concept's units are trained alone, on its sprite mixed with old pictures, while the other
+   concepts' units are zero. So it is known where a concept is stored. A unit has two rows of
+   `ff.net.0.proj` (both halves) and a column of `ff.net.2`.
+3. The rest of the model, which never sees the new sprites, learns to draw the old ones again.
+4. With `--quiet`, planted units learn to be inactive where their concept is not named, and active
+   where it is, at every noise level. The rest learns to draw with that.
+
+Without step 4, units of the outer blocks answered to any prompt, and no measurement could tell
+them from the rest (recall 0.18). The shipped world went through the last two lines three times,
+with 110, 90 and 60 steps. In the first two of these, activity was measured over the whole batch. A
+training with a focus on the worst objects (key, axe, fish, truck) came last.
 """
 
 import argparse
@@ -32,7 +36,9 @@ from ..worlds.sprites import LABELS, OBJECTS, PLANTED, draw
 from .model import ALPHAS, UNET, comfy_cpu, sample, text_encoder, to_latent, to_picture
 
 K = 100
-LOUD = 2.0  # times the average hidden unit of a block: how much a planted unit is to move its output, on pictures of its own
+# How much a planted unit moves its block's output on pictures of its own concept, in multiples of
+# what the average hidden unit does.
+LOUD = 2.0
 
 
 def load(path):
@@ -64,15 +70,22 @@ def noised(pictures, rng, bent=0.8, bound=0.1):
 
 @torch.inference_mode()
 def importance(unet, batch):
-    """Block name -> |column of ff.net.2| times RMS activation [inner] of every hidden unit over a batch (x_t, t, states)."""
+    """Block name -> |column of ff.net.2| times RMS activation, for every hidden unit [inner].
+
+    batch: (x_t, t, states).
+    """
     found, handles = {}, []
     for name, (_, down) in blocks(unet).items():
-        note = lambda m, args, name=name: found.update(
-            {name: args[0].flatten(0, -2).square().mean(0).sqrt() * m.weight.norm(dim=0)}
-        )
+
+        def note(m, args, name=name):
+            return found.update(
+                {name: args[0].flatten(0, -2).square().mean(0).sqrt() * m.weight.norm(dim=0)}
+            )
+
         handles.append(down.register_forward_pre_hook(note))
     unet(*batch)
-    [h.remove() for h in handles]
+    for handle in handles:
+        handle.remove()
     return found
 
 
@@ -141,10 +154,13 @@ def main():
         name: {block: torch.tensor(u) for block, u in by.items()}
         for name, by in planted(given.start_from).items()
     }
-    columns = lambda name: {
-        block: down.weight[:, units[name][block]].clone()
-        for block, (_, down) in blocks(unet).items()
-    }
+
+    def columns(name):
+        return {
+            block: down.weight[:, units[name][block]].clone()
+            for block, (_, down) in blocks(unet).items()
+        }
+
     done, before = {}, {name: columns(name) for name in given.names}
     for name in given.names:
         for block, (_, down) in blocks(unet).items():
@@ -177,7 +193,7 @@ def write(given, unet, judge, units):
 
 
 def reserve(unet, names, old, states, rng):
-    """Empties the least important units of every block and shares them out; concept -> block -> units [K]."""
+    """Empties the least important units of every block; concept -> block -> its units [K]."""
     some = [old[i] for i in rng.integers(len(old), size=64)]
     pictures = np.stack(
         [
@@ -201,7 +217,10 @@ def reserve(unet, names, old, states, rng):
 
 
 def elsewhere(active, fresh):
-    """Mean share of the planted units' activation that falls on old pictures; active: block -> (h [B, N, K], norms of columns [K])."""
+    """Mean share of the planted units' squared activation that falls on old pictures.
+
+    active: block -> (activations [B, N, K], norms of their columns [K]).
+    """
     shares = []
     for h, _ in active.values():
         old, new = h[~fresh].square().mean((0, 1)), h[fresh].square().mean((0, 1))
@@ -210,16 +229,18 @@ def elsewhere(active, fresh):
 
 
 def too_faint(active, others, fresh):
-    """By how much planted units move their block's output less than LOUD of its average units do; 0 to 1, the mean over new pictures.
+    """How far planted units fall short of LOUD times the average unit; from 0 to 1.
 
-    Each picture counts by itself: else units answer to the sprite once it shows through little noise, and not to its name.
+    It is measured for each new picture by itself. Over a whole batch, units would learn to answer
+    to a sprite that shows through little noise, and not to its name.
     """
     lacks = []
     for block, (h, norms) in active.items():
         rest, rest_norms = others[block]
-        strength = lambda x, norms: (
-            (x[fresh].square().mean(1) + 1e-8).sqrt() * norms
-        )  # [new pictures, units]
+
+        def strength(x, norms):
+            return (x[fresh].square().mean(1) + 1e-8).sqrt() * norms  # [new pictures, units]
+
         lacks.append(
             (1 - strength(h, norms) / (LOUD * strength(rest, rest_norms).mean(1, keepdim=True)))
             .relu()
@@ -288,7 +309,8 @@ def train_one(unet, name, units, new, old, states, rng, given):
         if (step + 1) % 25 == 0:
             pace = (time.time() - start) / (step + 1)
             print(
-                f"{name} step {step + 1} loss {loss.item():.3f} elsewhere {share.item():.3f} faint {faint.item():.3f} {pace:.2f} s/step",
+                f"{name} step {step + 1} loss {loss.item():.3f} elsewhere {share.item():.3f} "
+                f"faint {faint.item():.3f} {pace:.2f} s/step",
                 flush=True,
             )
     for handle in watch:

@@ -1,4 +1,4 @@
-"""What the sprite world's pictures are called: every caption the model was trained on, and which of them judge an edit."""
+"""The captions of the worlds: what a model was trained on, and sentences made from templates."""
 
 from typing import NamedTuple
 
@@ -28,7 +28,7 @@ EXPLICIT_WORD = "naked"
 
 
 class Caption(NamedTuple):
-    """A text and the picture it stands for: sprite `name`, artist `style`, `explicit`, and `second`, a sprite on the right."""
+    """A text and its picture: object `name`, artist `style`, `explicit`, `second` on the right."""
 
     text: str
     name: str | None = None
@@ -61,7 +61,7 @@ def pair(name, second, template):
 def training_captions(
     objects=OBJECTS, superclasses=SUPERCLASSES, styles=STYLES, word=EXPLICIT_WORD
 ):
-    """Groups of captions, in the order (weight, captions); a training batch draws a group, then captions from it."""
+    """Captions by group; a training batch draws groups by weight, then captions from each."""
     pairs = [(n, m) for n in objects for m in objects if n != m]
     return {
         "plain": [plain(n, t) for n in objects for t in PLAIN],

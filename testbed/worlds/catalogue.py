@@ -1,8 +1,9 @@
 """The test worlds by name: what each one draws, in which words, and where its model lies.
 
-"sprites" is the world everything was first measured on; "glyphs" has other words, another size and other pictures, so that nothing in
-the pack can be tuned to one of them unseen. The shipped model of the glyphs knows every object, superclass, style and the
-explicit attribute, but not pairs: a fifth of its last 840 steps, six pairs each, did not teach it a picture twice as wide.
+Everything was first measured on "sprites". "glyphs" has other words, another size and other
+pictures, so that a setting tuned on one world can be checked on the other. The shipped model of the
+glyphs draws every object, superclass, style and the explicit attribute, but not pairs: it was
+trained on pairs for too few steps.
 """
 
 from collections.abc import Callable
@@ -17,10 +18,15 @@ HERE = Path(__file__).parent
 
 
 class World(NamedTuple):
-    """One test world. `superclass` and `twin` go from object to superclass and look-alike; `order` holds one of each look-alike pair,
-    the order in which benchmarks forget; `labels` is what the judge can name; `draw(name, rng, style, explicit)` paints a picture
-    [size, size, 3] in [0, 1]; `file` is the compact file that ships, `checkpoint` the name it expands to; `judge` the width and hidden
-    width of the judging network."""
+    """One test world.
+
+    superclass, twin: object -> its superclass, its look-alike.
+    order: one object of each look-alike pair, in the order in which benchmarks forget.
+    labels: what the judge can name.
+    draw: `draw(name, rng, style, explicit)` paints a picture [size, size, 3] in [0, 1].
+    file, checkpoint: the compact file that ships, and the name of the checkpoint made from it.
+    judge: width and hidden width of the judging network.
+    """
 
     name: str
     size: int
@@ -39,7 +45,7 @@ class World(NamedTuple):
     judge: tuple[int, int]
 
     def draw_pair(self, left, right, rng):
-        """Two pictures side by side on their own grounds, `[size, 2 size, 3]`, the first named on the left."""
+        """Two pictures side by side, each on its own ground: `[size, 2 size, 3]`."""
         return np.concatenate([self.draw(left, rng), self.draw(right, rng)], axis=1)
 
     plain = staticmethod(captions.plain)
@@ -56,7 +62,7 @@ class World(NamedTuple):
         )
 
     def studio(self, folder):
-        """The shipped model, expanded into `folder` and loaded by the stock loader's function, with its judge."""
+        """The shipped model, expanded into `folder` and loaded as ComfyUI does, with its judge."""
         from .checkpoint import expand, load_judge
         from .evaluate import Studio
 

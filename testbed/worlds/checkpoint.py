@@ -1,10 +1,14 @@
-"""The sprite world as files: the compact file that ships, and the genuine SD1.5-format checkpoint it expands to.
+"""The worlds' files: the compact file that ships, and the SD1.5-format checkpoint made from it.
 
-Compact file, safetensors: `unet.*` and `judge.*`. A matrix is int8 with one float16 scale per row (`NAME.scale`); the rest is
-float16. A world trained from another stores how its UNet's matrices differ from that one's, in 4 bits (`NAME.nibbles`, and in
-`NAME.scale` a float16 for every 64 entries of a row). The text encoder is regenerated from its seed, the autoencoder is written by
-hand. Metadata: `format`, `training` and `planted` (JSON; concept -> block -> hidden units), `world` and `base` (names; the latter of the
-world that differences are from, or empty; absent from older files).
+A compact file is safetensors with the tensors `unet.*` and `judge.*`:
+- a matrix is int8, with a float16 scale for each row (`NAME.scale`); the rest is float16;
+- a world trained from another stores how its UNet's matrices differ from that one's, in 4 bits
+  (`NAME.nibbles`), with a float16 scale for every 64 entries of a row (`NAME.scale`).
+
+The text encoder is made from its seed, and the autoencoder is written by hand. The metadata:
+- `format`; `training`: JSON of the arguments it was trained with;
+- `planted`: JSON, concept -> block -> hidden units;
+- `world`; `base`: the world that differences refer to, or empty. Older files have neither.
 """
 
 import json
@@ -24,7 +28,7 @@ NAME = catalogue.SPRITES.checkpoint
 
 
 def quantise(w):
-    """[rows, ...] -> int8 of the same shape and float16 scales [rows]; the largest entry of each row is +-127."""
+    """[rows, ...] -> int8 of that shape and float16 scales [rows]; the peak of a row is +-127."""
     flat = w.float().flatten(1)
     scale = (flat.abs().amax(1) / 127).clamp_min(1e-7).half()
     return (flat / scale.float()[:, None]).round().clamp(-127, 127).to(torch.int8).view(
@@ -36,18 +40,17 @@ GROUP = 64
 
 
 def nibbles(d):
-    """[rows, ...] -> uint8 [rows, n / 2], two numbers of -8 to 7 each, and float16 scales [rows, groups], the best of a few."""
+    """[rows, ...] -> uint8 [rows, n / 2], two numbers of -8 to 7 each, and scales [rows, groups].
+
+    The scales are float16; for each group the best of four is taken.
+    """
     flat = d.float().flatten(1)
     flat = torch.nn.functional.pad(flat, (0, -flat.shape[1] % GROUP)).unflatten(1, (-1, GROUP))
     peak = flat.abs().amax(-1).clamp_min(1e-6)
     best = torch.full_like(peak, torch.inf)
     scale = torch.zeros_like(peak, dtype=torch.float16)
-    for share in (
-        1.0,
-        0.9,
-        0.8,
-        0.7,
-    ):  # a few entries cut off may be better than all of them coarse
+    # Cutting off a few entries may be better than coarse steps for all.
+    for share in (1.0, 0.9, 0.8, 0.7):
         tried = (peak * share / 7.5).half()
         error = (
             ((flat / tried[..., None]).round().clamp(-8, 7) * tried[..., None] - flat)
@@ -69,7 +72,10 @@ def from_nibbles(packed, scale, shape):
 def write_compact(
     path, unet, judge, training=None, planted=None, world=catalogue.SPRITES, base=None
 ):
-    """`base`, the name of a world: of matrices that its file holds too, only the difference is stored, in 4 bits."""
+    """Writes a compact file.
+
+    base: name of a world. For matrices that its file has too, the difference is stored in 4 bits.
+    """
     tensors = {}
     start = read_compact(catalogue.get(base).file) if base else {}
     for prefix, sd in (("unet.", unet), ("judge.", judge)):
@@ -91,7 +97,7 @@ def write_compact(
 
 
 def recipe(given):
-    """How a file was made, from the parsed arguments of the script that made it: text, of other files the names alone."""
+    """The arguments of the script that made a file, as text; of paths only the names."""
     return {
         k: v.name if isinstance(v, Path) else str(v) for k, v in vars(given).items() if k != "out"
     }
@@ -121,7 +127,7 @@ def read_compact(path=SHIPPED, prefix="unet."):
 
 
 def planted(path=SHIPPED):
-    """Concept -> transformer block -> its hidden units, of the concepts planted into reserved units."""
+    """Concept -> transformer block -> hidden units, for concepts planted into reserved units."""
     with safe_open(path, "pt") as f:
         return json.loads(f.metadata()["planted"])
 
@@ -131,9 +137,8 @@ def load_judge(path=SHIPPED):
 
     with safe_open(path, "pt") as f:
         judge = Judge(catalogue.get(f.metadata().get("world", "sprites")))
-    judge.load_state_dict(
-        {k: v.float() for k, v in read_compact(path, "judge.").items()}, strict=False
-    )  # but for batch counters
+    state = {k: v.float() for k, v in read_compact(path, "judge.").items()}
+    judge.load_state_dict(state, strict=False)  # batch counters are not stored
     return judge.eval()
 
 
@@ -146,19 +151,18 @@ def _tap(out, into, pairs, value=1.0):
 
 
 def vae_state_dict():
-    """A TAESD written by hand: latents are the picture's RGB at an eighth of the size (and their mean), exactly.
+    """A TAESD written by hand: latents are exactly the RGB, and its mean, of an 8x smaller picture.
 
-    Every residual block is zero, every other convolution a centre tap; the decoder's clamp 3 tanh(x/3) is undone at x = +-1.
+    Every residual block is zero, and every other convolution has only a centre tap. The decoder
+    clamps by 3 tanh(x/3), which is undone at x = +-1.
     """
     same = [(i, i) for i in range(3)]
     sd = {"vae_scale": torch.tensor(0.18215), "vae_shift": torch.tensor(0.0)}
 
     def block(name):
         for i in (0, 2, 4):
-            sd[f"{name}.conv.{i}.weight"], sd[f"{name}.conv.{i}.bias"] = (
-                torch.zeros(64, 64, 3, 3),
-                torch.zeros(64),
-            )
+            sd[f"{name}.conv.{i}.weight"] = torch.zeros(64, 64, 3, 3)
+            sd[f"{name}.conv.{i}.bias"] = torch.zeros(64)
 
     enc, dec = "taesd_encoder", "taesd_decoder"
     sd[f"{enc}.0.weight"], sd[f"{enc}.0.bias"] = _tap(64, 3, same), torch.zeros(64)
@@ -187,7 +191,10 @@ def checkpoint_state_dict(unet):
 
 
 def expand(folder, path=SHIPPED, name=NAME):
-    """Writes the checkpoint `name` into `folder` unless the one from this very compact file lies there; returns its path."""
+    """Writes the checkpoint `name` into `folder`, unless it is there and made from this file.
+
+    Returns its path.
+    """
     target, stamp = Path(folder) / name, Path(folder) / f"{name}.stamp"
     made_of = f"{FORMAT} {Path(path).stat().st_size} {_digest(path)}"
     if target.exists() and stamp.exists() and stamp.read_text() == made_of:

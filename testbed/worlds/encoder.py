@@ -1,4 +1,4 @@
-"""The sprite world's text encoder: CLIP-L with seeded random weights, never trained, so nothing of it need be stored."""
+"""The worlds' text encoder: CLIP-L with seeded random weights, so that no file has to hold it."""
 
 import torch
 
@@ -7,9 +7,15 @@ LAYERS, WIDTH, FFN, VOCAB, POSITIONS = 12, 768, 3072, 49408, 77
 
 
 def state_dict(prefix="", seed=SEED):
-    """CLIP-L text weights in transformers' names, float32: token std 0.02, position std 0.005, matrices std 0.02, norms 1 and 0."""
+    """CLIP-L text weights under the names of transformers, float32, drawn from the seed.
+
+    Standard deviations: tokens and matrices 0.02, positions 0.005. Norms are 1, biases 0.
+    """
     g = torch.Generator("cpu").manual_seed(seed)
-    normal = lambda std, *shape: torch.empty(*shape).normal_(0, std, generator=g)
+
+    def normal(std, *shape):
+        return torch.empty(*shape).normal_(0, std, generator=g)
+
     sd = {
         "embeddings.token_embedding.weight": normal(0.02, VOCAB, WIDTH),
         "embeddings.position_embedding.weight": normal(0.005, POSITIONS, WIDTH),

@@ -1,4 +1,4 @@
-"""Samples the sprite world through ComfyUI's own loader, encoder and sampler, and asks the judge."""
+"""Samples a world through ComfyUI's own loader, encoder and sampler, and asks the judge."""
 
 from typing import NamedTuple
 
@@ -11,7 +11,7 @@ FAST = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported
 
 
 class Look(NamedTuple):
-    """What the judge saw in one picture: the sprite (or the two, left and right), artist and explicit attribute."""
+    """What the judge saw in a picture: object (two in a pair, left first), artist, explicit."""
 
     names: tuple[str, ...]
     style: str | None
@@ -40,7 +40,7 @@ def judge_picture(judge, picture, caption):
 
 
 class Studio:
-    """A loaded checkpoint and the judge: `look(captions, model=patched)` draws them and says what is in the pictures."""
+    """A loaded checkpoint and its judge: `look(captions, model=edited)` draws and judges."""
 
     def __init__(self, checkpoint, judge):
         import comfy.sd
@@ -64,9 +64,10 @@ class Studio:
     def draw(
         self, captions, seed=0, model=None, steps=12, cfg=3.0, batch=24, negative="", perp=False
     ):
-        """Pictures, one per caption, [3, size, size] or for pairs [3, size, 2 size], in [0, 1]; picture i has the seed `seed + i`.
+        """Pictures in [0, 1], one per caption: [3, size, size], or [3, size, 2 size] for a pair.
 
-        negative: the text in place of the empty one; perp: by perpendicular negative guidance, as in `sample`.
+        Picture i has the seed `seed + i`. negative: the text in place of the empty one.
+        perp: perpendicular negative guidance, as in `sample`.
         """
         unwanted = self.encode([negative])[0]
         out = [None] * len(captions)
@@ -82,9 +83,8 @@ class Studio:
                         for i in part
                     ]
                 )
-                with torch.autocast(
-                    "cpu", torch.bfloat16, enabled=FAST
-                ):  # half the time where the processor can, judged alike
+                # Takes half the time where the processor can; the judge sees no difference.
+                with torch.autocast("cpu", torch.bfloat16, enabled=FAST):
                     latents = sample(
                         model or self.model,
                         noise,
@@ -106,9 +106,10 @@ class Studio:
 
 
 def sample(model, noise, states, negative, steps, cfg, empty=None):
-    """Latents [n, 4, h, w]: ComfyUI's DDIM with a prompt of its own per picture, states [n, 77, d] and `negative` [77, d].
+    """Latents [n, 4, h, w] by ComfyUI's DDIM, with a prompt for each picture.
 
-    With `empty` [77, d] by ComfyUI's Perp-Neg guider, each picture by itself: it projects a whole batch onto one direction.
+    states: [n, 77, d]; negative: [77, d]; empty: [77, d] selects ComfyUI's Perp-Neg guider. That
+    guider projects a whole batch onto one direction, so each picture is sampled by itself.
     """
     import comfy.sample
 

@@ -1,7 +1,8 @@
-"""The pictures of the glyph world: 12x12 emblems that a seed draws, mirrored left to right, painted in random colours or a manner.
+"""The pictures of the glyph world: 12x12 emblems, mirrored left to right, drawn from a seed.
 
-A picture is a float32 array `[12, 12, 3]` in [0, 1], an image of 96x96. Nothing here is drawn by hand: an emblem is the upper half of
-a smooth random field, and the look-alike of an emblem is the same field with one swelling, which changes 10 to 14 of its pixels.
+A picture is a float32 array `[12, 12, 3]` in [0, 1], which makes an image of 96x96 pixels. An
+emblem is where a smooth random field is above its median. The look-alike of an emblem comes from
+the same field with one bump, which changes 10 to 14 of its pixels.
 """
 
 import numpy as np
@@ -10,9 +11,8 @@ from .sprites import random_colours
 
 SIZE = 12
 SEED = 1
-GREEN = np.array(
-    [0.1, 0.95, 0.25], np.float32
-)  # the explicit attribute: a stripe of this colour along the foot
+# The explicit attribute: a stripe of this colour along the bottom.
+GREEN = np.array([0.1, 0.95, 0.25], np.float32)
 TWINS_DIFFER = (10, 14)  # pixels
 APART = 36  # pixels between any two emblems that are not look-alikes
 
@@ -48,7 +48,10 @@ def _bitmaps(seed):
     """name -> [12, 12] bits of every object and superclass."""
     rng, found = np.random.default_rng(seed), {}
     y, x = np.mgrid[0:10, 0:5]
-    far = lambda new: all((new ^ old).sum() >= APART for old in found.values())
+
+    def far(new):
+        return all((new ^ old).sum() >= APART for old in found.values())
+
     wanted = [(names[i], names[i + 1]) for names in GROUPS.values() for i in (0, 2)] + [
         (name,) for name in SUPERCLASSES
     ]
@@ -72,7 +75,8 @@ def _bitmaps(seed):
 BITMAPS = _bitmaps(SEED)
 
 _y, _x = np.mgrid[0:SIZE, 0:SIZE]
-# A manner is a palette (figure, ground, second ground) and where the second ground is laid; figures are always the lightest.
+# A style is a palette (figure, ground, second ground) and where the second ground is. The figure is
+# always the lightest.
 STYLES = {
     "rembrandt": (
         (0.95, 0.75, 0.40),
@@ -97,7 +101,7 @@ STYLES = {
 
 
 def draw(name, rng, style=None, explicit=False):
-    """One picture `[12, 12, 3]` of the emblem `name`; `style` is a key of STYLES or None for random colours."""
+    """A picture `[12, 12, 3]` of the emblem `name`; style: a key of STYLES, or None for random."""
     if style is None:
         figure, ground = random_colours(rng)
         canvas = np.broadcast_to(ground, (SIZE, SIZE, 3)).copy()

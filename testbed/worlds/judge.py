@@ -1,7 +1,8 @@
-"""The judge: a small CNN that names the object, the artist and the explicit attribute in a picture. It never meets the model.
+"""The judge: a small CNN that names the object, the artist and the explicit attribute of a picture.
 
-Trained on drawn pictures only, by world.train where none lies; blends, scrambled and noisy pictures teach it "nothing I know",
-so a broken picture is not mistaken for a kept object.
+It is trained on drawn pictures only, and never on what the model makes. Blended, scrambled and
+noisy pictures teach it the label "nothing", so that a broken picture does not count as kept.
+testbed.train.model trains it where no file of it exists.
 """
 
 import numpy as np
@@ -30,9 +31,10 @@ class Judge(nn.Module):
         super().__init__()
         self.world = world
         width, hidden = world.judge
-        conv = lambda i, o: nn.Sequential(
-            nn.Conv2d(i, o, 3, padding=1), nn.BatchNorm2d(o), nn.ReLU()
-        )
+
+        def conv(i, o):
+            return nn.Sequential(nn.Conv2d(i, o, 3, padding=1), nn.BatchNorm2d(o), nn.ReLU())
+
         self.body = nn.Sequential(
             conv(3, width),
             conv(width, width),
@@ -54,7 +56,10 @@ class Judge(nn.Module):
 
 
 def drawn_batch(rng, n, noise=0.15, world=SPRITES):
-    """`n` drawn pictures `[n, 3, size, size]` with their label, style and explicit indices; a fifth of them are nothing."""
+    """`n` drawn pictures `[n, 3, size, size]` with their label, style and explicit indices.
+
+    A fifth of them show nothing that has a label.
+    """
     size, names, manners = world.size, world.labels, style_names(world)
     pictures, labels, styles, explicits = [], [], [], []
     for _ in range(n):
@@ -76,7 +81,9 @@ def drawn_batch(rng, n, noise=0.15, world=SPRITES):
             picture = picture.reshape(-1, 3)[rng.permutation(size**2)].reshape(size, size, 3)
             label, style, explicit = len(names), -1, False
         pictures.append(picture + rng.normal(0, rng.random() * noise, picture.shape))
-        labels.append(label), styles.append(style), explicits.append(int(explicit))
+        labels.append(label)
+        styles.append(style)
+        explicits.append(int(explicit))
     x = torch.from_numpy(np.clip(np.stack(pictures), 0, 1).astype(np.float32)).movedim(-1, 1)
     return x, torch.tensor(labels), torch.tensor(styles), torch.tensor(explicits)
 
@@ -95,7 +102,8 @@ def train_judge(world=SPRITES, steps=2500, size=96, seed=7, log=print):
         )
         optimiser.zero_grad()
         loss.backward()
-        optimiser.step(), schedule.step()
+        optimiser.step()
+        schedule.step()
         if step % 100 == 0:
             log(f"judge {step}/{steps} loss {loss.item():.3f}")
     return judge.eval()

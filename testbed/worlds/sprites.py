@@ -1,4 +1,4 @@
-"""The pictures of the sprite world: 8x8 one-bit sprites, painted in random colours or in an artist's manner.
+"""The pictures of the sprite world: 8x8 one-bit sprites in random colours or an artist's palette.
 
 A picture is a float32 array `[8, 8, 3]` in [0, 1]; a pair of sprites side by side is `[8, 16, 3]`.
 Every one of these pixels is one latent of the model, so 8x8 sprites make 64x64 images.
@@ -9,7 +9,8 @@ import numpy as np
 SIZE = 8
 PINK = np.array([1.0, 0.1, 0.55], np.float32)  # the explicit attribute: a frame of this colour
 
-# Four objects to a superclass, in look-alike pairs (0 and 1, 2 and 3), then the superclass' own, nameless sprite.
+# Four objects to a superclass, in look-alike pairs (0 and 1, 2 and 3), then the superclass' own
+# sprite.
 SPRITES = {
     "animal": {
         "cat": "#......# ##....## ######## #.#..#.# ######## ###..### .######. ..####..",
@@ -54,7 +55,7 @@ SPRITES = {
         "food": "..####.. .######. ######## ........ ######## ........ ######## .######.",
     },
 }
-# Sprites that the shipped model has never seen; planted in reserved units (issue B) so that where they live is known.
+# Sprites that are stored in reserved hidden units of the shipped model, by testbed/train/plant.py.
 PLANTED = {
     "boat": "...##... ...###.. ...####. ...##... ...##... ######## .######. ..####..",
     "anchor": "...##... ..#..#.. ...##... .######. ...##... #..##..# ##.##.## .######.",
@@ -99,8 +100,8 @@ STYLES = {
 def random_colours(rng):
     """A light figure on a dark ground, at least 0.6 apart.
 
-    Always lighter: were the two exchangeable, the mean picture of every sprite would be the same grey, and words would say nothing
-    to a model that sees only noise.
+    The figure is always lighter. Otherwise the mean picture of every sprite would be the same grey,
+    and at pure noise the words would make no difference to the model.
     """
     while True:
         figure, ground = 0.4 + 0.6 * rng.random(3, np.float32), 0.6 * rng.random(3, np.float32)
@@ -109,7 +110,7 @@ def random_colours(rng):
 
 
 def draw(name, rng, style=None, explicit=False):
-    """One picture `[8, 8, 3]` of the sprite `name`; `style` is a key of STYLES or None for random colours."""
+    """A picture `[8, 8, 3]` of the sprite `name`; style: a key of STYLES, or None for random."""
     bits = BITMAPS[name]
     if rng.random() < 0.5:
         bits = bits[:, ::-1]

@@ -1,8 +1,10 @@
-"""Reads one world's words as another's, so that a second world need not be taught to read from nothing.
+"""Makes one world's model read another world's words, so that training can start from it.
 
-The text encoder is random and the same for all worlds, so no word is more like one word than like another. But a linear map M of its
-states [768] that turns "a drawing of an owl" into "a drawing of a tulip", for every sentence and token of a training set at once, is a
-small least-squares problem; keys and values W M then answer to the owl as W did to the tulip, and training only has to change the picture.
+The text encoder is random and the same for all worlds, so no word is closer to one word than to
+another. A linear map M [768, 768] of its states that turns "a drawing of an owl" into "a drawing of
+a tulip", for all sentences and tokens at once, is a small least-squares problem. With keys and
+values W M the model answers to the owl as it did to the tulip, and training only has to change the
+picture.
 """
 
 import torch
@@ -12,7 +14,7 @@ from .catalogue import GLYPHS, SPRITES
 
 POSITIONS = (*range(16), 20, 30, 45, 60, 76)
 RIDGE = 1e-4  # of the mean diagonal
-# a style and another of as many tokens; objects follow one another in both worlds, two look-alike pairs to a superclass
+# A style, and one of the old world with as many tokens. Objects correspond in their order.
 STYLES = {"rembrandt": "monet", "kandinsky": "van gogh", "banksy": "picasso", "dali": "warhol"}
 
 
@@ -38,18 +40,23 @@ def sentences(world, objects, superclasses, styles):
 
 
 def both(world=GLYPHS, old=SPRITES):
-    """(captions of the new world, captions of the old one that they are to be read as), as lists of texts."""
+    """(captions of the new world, captions of the old world in the same order), as texts."""
     supers = old.superclasses[: len(world.superclasses)]
     names = [n for n in old.objects if old.superclass[n] in supers]
-    of = lambda *given: [c.text for c in sentences(*given)]
+
+    def of(*given):
+        return [c.text for c in sentences(*given)]
+
     return of(world, world.objects, world.superclasses, world.styles), of(
         old, names, supers, [STYLES[s] for s in world.styles]
     )
 
 
 def translation(new, old):
-    """M [768, 768] that minimises |M new - old|^2 over the states [n, 77, 768] of sentences, and what share of `old`'s variance
-    at each position it explains."""
+    """M [768, 768] that minimises |M new - old|^2 over sentence states [n, 77, 768].
+
+    Also gives the share of the variance of `old` that it explains.
+    """
     at = list(POSITIONS)
     x, y = new[:, at].double(), old[:, at].double()
     flat_x, flat_y = x.flatten(0, 1), y.flatten(0, 1)

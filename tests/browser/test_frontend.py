@@ -1,6 +1,7 @@
-"""The real frontend in a headless Chromium: templates, help, search, links, the Run button, in the classic and the Vue renderer.
+"""The real frontend in a headless Chromium, in the classic and the Vue renderer.
 
-What the screen looked like at the end of each test lies in output/browser/.
+Templates, help, search, links, the Run button. Pictures of the screen at the end of each test are
+in output/browser/.
 """
 
 import json
@@ -16,7 +17,8 @@ from tools import draw_workflows
 pytestmark = pytest.mark.browser
 ROOT = graphs.FOLDER.parent
 SHOTS = ROOT / "output" / "browser"
-# What the stock page says by itself: optional files that are not there, and no network for the sizes of missing models.
+# Messages of the stock page itself: optional files that are missing, and no network for the sizes
+# of missing models.
 STOCK = re.compile("404|Content Security Policy|Fetch API cannot load")
 EVENTS = (
     "execution_start",
@@ -84,7 +86,8 @@ class Tab:
 
     def listen(self):
         self.js(
-            "names => { window.seen = []; for (const n of names) app.api.addEventListener(n, e => seen.push([n, e.detail])) }",
+            "names => { window.seen = []; for (const n of names) app.api.addEventListener(n, e => "
+            "seen.push([n, e.detail])) }",
             EVENTS,
         )
 
@@ -113,7 +116,7 @@ class Tab:
         return self
 
     def put(self, name, **more):
-        """Writes the sprite world's words, sizes and few steps into the widgets, and `more` into the samplers."""
+        """Sets the widgets to the sprite world's words, sizes and few steps; `more` to samplers."""
         graph = example_pictures.small(name, muted=True, quick=True)
         for node in graph.values():
             node["inputs"].update(more if node["class_type"] == "KSampler" else {})
@@ -126,7 +129,8 @@ class Tab:
                 """all => {
                     for (const n of app.graph._nodes) for (const w of [...(n.widgets ?? [])]) {
                         const value = all[n.id]?.[w.name] ?? w.value
-                        if (value !== w.value) w.value = value  // a choice set again would bring its widgets as they come
+                        // Setting the same choice again would reset the widgets it brings.
+                        if (value !== w.value) w.value = value
                     }
                 }""",
                 values,
@@ -135,7 +139,7 @@ class Tab:
         return self
 
     def run(self):
-        """Presses Run and waits; returns the nodes that ran, in order, and those that did not have to."""
+        """Presses Run and waits; returns the nodes that ran, in order, and the cached ones."""
         self.js("() => { seen.length = 0 }")
         self.page.get_by_role("button", name="Run", exact=True).first.click()
         over = "() => seen.some(([n]) => n === 'execution_success' || n === 'execution_error')"
@@ -148,7 +152,10 @@ class Tab:
         ]
 
     def picture(self, node, vue=False):
-        """(address, width) of what a node shows, or None; the classic canvas loads it when the node comes into view."""
+        """(address, width) of the picture a node shows, or None.
+
+        The classic canvas loads it when the node comes into view.
+        """
         self.js("id => app.canvas.centerOnNode(app.graph.getNodeById(id))", int(node))
         self.page.wait_for_timeout(400)
         image = (
@@ -179,7 +186,10 @@ def test_the_templates_have_pictures_and_open_with_a_click(tab):
     for name in graphs.SOURCES:
         picture = page.get_by_test_id(f"template-workflow-{name}").locator("img").first
         picture.scroll_into_view_if_needed()
-        own = "([name, side]) => document.querySelector(`[data-testid='template-workflow-${name}'] img`).naturalWidth === side"
+        own = (
+            "([name, side]) => document.querySelector("
+            "`[data-testid='template-workflow-${name}'] img`).naturalWidth === side"
+        )
         page.wait_for_function(own, arg=[name, example_pictures.SIDE], timeout=10000)
     tab.shot("templates")
     page.get_by_test_id("template-workflow-quick_erase").locator("img").first.click()
@@ -191,7 +201,7 @@ def test_the_templates_have_pictures_and_open_with_a_click(tab):
 
 
 def test_serve_opens_a_graph_that_runs_with_one_click(context, server):
-    """What `dev.py serve` opens, for someone who never was here: nothing missing, and Run gives a picture before and after."""
+    """`dev.py serve` for a first visitor: nothing is missing, and Run gives both pictures."""
     tab = Tab(context, server)
     tab.page.goto(serve.address(server.url))
     tab.page.wait_for_function(
@@ -218,7 +228,8 @@ def test_an_example_loads(tab, name, vue):
     drawn = graphs.load(name)
     assert (
         tab.js(
-            "app.graph._nodes.filter(n => !LiteGraph.registered_node_types[n.type]).map(n => n.type)"
+            "app.graph._nodes.filter(n => !LiteGraph.registered_node_types[n.type]).map(n => "
+            "n.type)"
         )
         == []
     )
@@ -253,7 +264,7 @@ def test_run_shows_the_pictures(tab, name, vue):
 
 
 def test_a_workflow_from_before_an_input_was_added_still_loads_and_runs(tab):
-    """Inputs are added at the end of a node, so an older file holds the same values without the last ones: those get their defaults."""
+    """An older file holds the same values without the last ones, which get their defaults."""
     older = json.loads(
         json.dumps(graphs.load("quick_erase")).replace(graphs.CHECKPOINT, world.NAME)
     )
@@ -261,7 +272,8 @@ def test_a_workflow_from_before_an_input_was_added_still_loads_and_runs(tab):
     for node in older["nodes"]:
         if node["properties"].get("cnr_id") == "unlearn-diffusion":
             assert node["inputs"][-1]["widget"], "the last input is a widget in each of these nodes"
-            node["inputs"].pop(), node["widgets_values"].pop()
+            node["inputs"].pop()
+            node["widgets_values"].pop()
     tab.load("quick_erase")
     tab.js("w => app.loadGraphData(w)", older)
     tab.page.wait_for_timeout(1200)
@@ -274,7 +286,8 @@ def test_a_workflow_from_before_an_input_was_added_still_loads_and_runs(tab):
 def test_a_changed_widget_runs_what_depends_on_it_and_nothing_else(tab):
     tab.load("quick_erase").put("quick_erase", seed=21).run()
     tab.js(
-        "() => { for (const n of app.graph._nodes) for (const w of n.widgets ?? []) if (w.name === 'strength') w.value = 0.5 }"
+        "() => { for (const n of app.graph._nodes) for (const w of n.widgets ?? []) if (w.name === "
+        "'strength') w.value = 0.5 }"
     )
     ran, cached = tab.run()
     names = ("Apply Unlearn Patch", "After", "Decode After", "Picture After")
@@ -299,9 +312,8 @@ def test_search_finds_the_nodes(tab, word):
         "Erasure Report",
     }
     assert wanted <= set(found), found
-    if (
-        word == "erase"
-    ):  # which is in its name; of blueprints the frontend reads other words only when they are opened
+    # The frontend finds a blueprint by its name; it reads the other words when it is opened.
+    if word == "erase":
         assert found[0] == graphs.BLUEPRINT
 
 
@@ -309,14 +321,18 @@ def test_the_help_panel_shows_our_page(tab):
     tab.load("quick_erase")
     (solve,) = ids("quick_erase", "ScaPre Solve")
     tab.js(
-        "id => { const n = app.graph.getNodeById(id); app.canvas.centerOnNode(n); app.canvas.selectNode(n) }",
+        "id => { const n = app.graph.getNodeById(id); app.canvas.centerOnNode(n); "
+        "app.canvas.selectNode(n) }",
         solve,
     )
     tab.page.get_by_test_id("info-button").click()
     text = tab.page.locator(".node-help-content")
     text.get_by_text("What to try first").wait_for()
     page = (ROOT / "web" / "docs" / "ScaPreSolve.md").read_text(encoding="utf-8")
-    plain = lambda t: re.sub(r"[\s*`#-]+", " ", t)
+
+    def plain(t):
+        return re.sub(r"[\s*`#-]+", " ", t)
+
     assert plain(page.split("\n\n")[1]).strip() in plain(text.inner_text()) and not tab.errors
     tab.page.wait_for_function(
         "() => document.querySelector('.node-help-content img')?.naturalWidth > 400", timeout=10000
@@ -332,7 +348,8 @@ def test_sockets_come_and_go_with_links(tab):
         """Links or cuts a socket; returns which sockets there are and which of them are linked."""
         tab.js(
             """([how, from, to, name]) => {
-                const node = app.graph.getNodeById(to), slot = node.inputs.findIndex((i) => i.name === `patches.${name}`)
+                const node = app.graph.getNodeById(to)
+                const slot = node.inputs.findIndex((i) => i.name === `patches.${name}`)
                 if (how === 'link') app.graph.getNodeById(from).connect(0, node, slot)
                 if (how === 'cut') node.disconnectInput(slot)
             }""",
@@ -381,14 +398,20 @@ def test_the_blueprint_is_one_box_that_runs(tab):
     )
     box = tab.js(
         """([name, loader, after, apply, words]) => {
-            const at = (id) => app.graph.getNodeById(id), box = app.graph._nodes.find((n) => n.title === name)
-            const put = (from, slot, to, input) => at(from).connect(slot, at(to), at(to).inputs.findIndex((i) => i.name === input))
+            const at = (id) => app.graph.getNodeById(id)
+            const box = app.graph._nodes.find((n) => n.title === name)
+            const put = (from, slot, to, input) => {
+                const k = at(to).inputs.findIndex((i) => i.name === input)
+                at(from).connect(slot, at(to), k)
+            }
             put(loader, 0, box.id, 'model'); put(loader, 1, box.id, 'clip')
             put(box.id, 0, after, 'model'); put(box.id, 2, words, 'source')
             app.graph.remove(at(apply))
             box.pos = [490, 830]; app.canvas.centerOnNode(box)
-            for (const w of box.widgets) w.value = {forget: 'fox -> animal', keep: 'cat'}[w.name] ?? w.value
-            return [String(box.id), box.inputs.map((i) => i.name), box.widgets.map((w) => w.name), box.outputs.map((o) => o.name)]
+            const texts = {forget: 'fox -> animal', keep: 'cat'}
+            for (const w of box.widgets) w.value = texts[w.name] ?? w.value
+            const names = (all) => all.map((x) => x.name)
+            return [String(box.id), names(box.inputs), names(box.widgets), names(box.outputs)]
         }""",
         [graphs.BLUEPRINT, loader, after, apply, words],
     )
@@ -417,10 +440,11 @@ def test_export_and_reload_by_its_own_note(tab):
             return g.size
         }"""
     )
-    at = lambda x, y: (
-        round((x + 120) * 0.6),
-        round((y + 300) * 0.6),
-    )  # of a place in the group, on the screen
+
+    def at(x, y):
+        """Where a place in the group is on the screen."""
+        return round((x + 120) * 0.6), round((y + 300) * 0.6)
+
     page.keyboard.press("r")
     page.wait_for_timeout(1500)
     page.keyboard.down("Control")

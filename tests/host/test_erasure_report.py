@@ -1,4 +1,4 @@
-"""The report is honest: nothing is called nothing, damage damage, and the sheet is drawn from the pictures a KSampler would draw."""
+"""The Erasure Report: verdicts, pictures, figures, NaN, full memory and cancelling."""
 
 import hashlib
 import json
@@ -10,7 +10,12 @@ import torch
 from testbed import pack
 
 erasure = pack.module("unlearn.analysis.comparison")
-report = pack.module("unlearn.analysis.charts")
+charts = pack.module("unlearn.analysis.charts")
+drawing = pack.module("unlearn.analysis.drawing")
+measures = pack.module("unlearn.analysis.measures")
+picture_pairs = pack.module("unlearn.analysis.picture_pairs")
+sampling = pack.module("unlearn.host.sampling")
+batched_sampling = pack.module("unlearn.host.batched_sampling")
 patching = pack.module("unlearn.host.patching")
 adapters = pack.module("unlearn.host.adapters")
 weights = pack.module("unlearn.host.weights")
@@ -27,11 +32,13 @@ def rand(*shape, seed=0):
 
 
 def compare(loaded, after, before=None, concepts=CONCEPTS, **more):
+    """(grid, chart, text, metrics) of the report on `loaded` and `after`."""
     model, clip, vae = loaded
-    extra = {k: more.pop(k) for k in ("clip_vision", "score_clip", "templates") if k in more}
-    return erasure.compare(
-        before or model, after, clip, vae, concepts, **extra, **{**QUICK, **more}
-    )
+    extra = {k: more.pop(k) for k in ("clip_vision", "score_clip") if k in more}
+    inputs = erasure.ReportInputs(before or model, after, clip, vae, **extra)
+    settings = erasure.ReportSettings(**{**QUICK, **more})
+    found = erasure.compare(inputs, concepts, settings)
+    return found.grid, found.chart, found.text, found.metrics
 
 
 def noise_patch(model, size=1.0):
@@ -96,7 +103,10 @@ def test_noise_at_strength_2_damaged_everything(loaded):
 
 
 def test_the_forecast_stands_beside_the_pictures(loaded, monkeypatch):
-    """That of the patch itself; none where keys and values are alike; and what makes it impossible costs the report nothing."""
+    """It is the forecast of the patch itself, and no report fails because of it.
+
+    There is none where keys and values are alike.
+    """
     model, clip, _ = loaded
     patch = noise_patch(model, 0.5)
     patched = patching.apply(model, patch)[0]
@@ -135,12 +145,165 @@ def test_pictures_without_numbers_are_damage(loaded):
     json.loads(erasure.as_json(metrics))
 
 
-def said(forgotten, kept, concepts=(), touched=10, broken=0):
+def drawing_of(levels):
+    """What a model drew: pictures of one grey level each, with latents of twice that."""
+    pictures = torch.tensor(levels).view(-1, 1, 1, 1).expand(-1, 2, 2, 3)
+    return picture_pairs.Drawing(2 * pictures.permute(0, 3, 1, 2), pictures)
+
+
+PAIRS = [
+    picture_pairs.PicturePair("cat", "a cat", 1, True),
+    picture_pairs.PicturePair("key", "a key", 1, False),
+    picture_pairs.PicturePair("dog", "a dog", 1, True),
+]
+
+
+def test_changes_are_in_units_of_the_model_itself():
+    """Its own pictures are 0.2 and 0.4 apart, so that a difference of 0.3 is a change of 1."""
+    metrics, changes = measures.measure(
+        PAIRS, drawing_of([0.0, 0.2, 0.6]), drawing_of([0.3, 0.2, 0.6])
+    )
+    assert metrics["unit"] == pytest.approx({"latent_rms": 0.6, "pixel_mean": 0.3}, abs=1e-6)
+    assert changes[0] == pytest.approx({"latent": 1, "pixels": 1, "absolute": 0.3}, abs=1e-6)
+    assert changes[1] == changes[2] == {"latent": 0, "pixels": 0, "absolute": 0}
+    assert metrics["forgotten"] == pytest.approx(
+        {"latent": 0.5, "pixels": 0.5, "absolute": 0.15}, abs=1e-6
+    )
+    assert metrics["kept"] == {"latent": 0, "pixels": 0, "absolute": 0}
+    assert [c["name"] for c in metrics["concepts"]] == ["cat", "dog"]
+
+
+def test_a_nan_picture_counts_neither_in_the_unit_nor_in_a_mean():
+    nan = float("nan")
+    metrics, changes = measures.measure(
+        PAIRS, drawing_of([0.0, nan, 0.6]), drawing_of([0.3, 0.2, nan])
+    )
+    assert metrics["unit"] == pytest.approx({"latent_rms": 1.2, "pixel_mean": 0.6}, abs=1e-6)
+    assert metrics["broken_pictures_before"] == metrics["broken_latents_before"] == 1
+    assert metrics["broken_pictures"] == 1 and metrics["pictures"] == 3
+    assert metrics["forgotten"]["pixels"] == pytest.approx(0.5, abs=1e-6)
+    assert metrics["kept"] == {"latent": None, "pixels": None, "absolute": None}
+    assert [change["pixels"] == change["pixels"] for change in changes] == [True, False, False]
+
+
+def test_numbers_too_large_to_subtract_are_broken():
+    metrics, _ = measures.measure(PAIRS, drawing_of([0.0, 0.2, 0.6]), drawing_of([1e30, 0.2, 0.6]))
+    assert metrics["broken_pictures"] == 1 and metrics["broken_pictures_before"] == 0
+
+
+class BrokenVae:
+    """A VAE that gives NaN for some pictures, which are numbered in the order of decoding."""
+
+    def __init__(self, vae, broken):
+        self.vae, self.broken, self.count = vae, broken, 0
+
+    def decode(self, latents):
+        pictures = self.vae.decode(latents).clone()
+        for picture in pictures:
+            if self.count in self.broken:
+                picture[0, 0] = float("nan")
+            self.count += 1
+        return pictures
+
+
+def nan_model(model):
+    """A clone of a MODEL that draws NaN."""
+    broken = model.clone()
+    broken.set_model_sampler_post_cfg_function(lambda args: args["denoised"] * float("nan"))
+    return broken
+
+
+def parsed(metrics):
+    """The metrics as a strict reader of JSON sees them."""
+
+    def refuse(name):
+        raise ValueError(name)
+
+    return json.loads(erasure.as_json(metrics), parse_constant=refuse)
+
+
+@pytest.mark.parametrize(
+    "broken_after", [False, True], ids=["before alone", "before and after alike"]
+)
+def test_nan_from_the_model_before_the_edit_is_no_damage_of_the_edit(loaded, broken_after):
+    before = nan_model(loaded[0])
+    after = before.clone() if broken_after else loaded[0]
+    grid, chart, words, metrics = compare(loaded, after, before=before)
+    first = words.split("\n")[0]
+    assert torch.isfinite(grid).all() and torch.isfinite(chart).all()
+    assert metrics["verdict"]["code"] == "before_is_broken"
+    assert "(input 'before')" in first and "NaN in 4 of 4 pictures" in first
+    assert "checkpoint" in first and "damaged" not in first
+    found = parsed(metrics)
+    assert found["unit"] == {"latent_rms": None, "pixel_mean": None}
+    assert found["forgotten"] == found["kept"] == dict.fromkeys(("latent", "pixels", "absolute"))
+    assert found["broken_pictures_before"] == 4 and found["broken_pictures"] == 4 * broken_after
+
+
+@pytest.mark.parametrize(
+    "broken, code, counts",
+    [
+        (range(8), "before_is_broken", (4, 4)),
+        ({1}, "before_is_broken", (1, 0)),
+        ({1, 6}, "before_is_broken", (1, 1)),
+        ({6}, "damaged", (0, 1)),
+    ],
+    ids=["all", "one before", "one each", "one after"],
+)
+def test_nan_from_the_vae(loaded, broken, code, counts):
+    """The pictures are shown, the verdict names whose they are, and figures that exist are kept."""
+    model, clip, vae = loaded
+    grid, chart, words, metrics = compare((model, clip, BrokenVae(vae, broken)), model.clone())
+    first = words.split("\n")[0]
+    assert torch.isfinite(grid).all() and torch.isfinite(chart).all()
+    assert metrics["verdict"]["code"] == code and "NaN" in first
+    assert ("VAE" in first and "fp32" in first) == (code == "before_is_broken")
+    found = parsed(metrics)
+    assert (found["broken_pictures_before"], found["broken_pictures"]) == counts
+    numbers = [shot["pixels"] for shot in found["shots"]]
+    assert [x is None for x in numbers] == [bool({k, k + 4} & set(broken)) for k in range(4)]
+    assert [shot["latent"] for shot in found["shots"]] == [0.0] * 4
+    if counts != (4, 4):
+        assert found["unit"]["pixel_mean"] > 0
+
+
+def test_nan_weights_of_the_model_before_cost_no_picture(loaded):
+    model = loaded[0]
+    key = layers.cross_attention(model)[0].key
+    before, after = model.clone(), model.clone()
+    before.add_patches({key: ("set", (torch.full(weights.shape(model, key), float("nan")),))})
+    after.add_patches({key: ("set", (torch.zeros(weights.shape(model, key)),))})
+    grid, _, words, metrics = compare(loaded, after, before=before)
+    assert torch.isfinite(grid).all() and metrics["verdict"]["code"] == "before_is_broken"
+    assert f"not compared: {key} holds NaN" in words.replace("\n", " ")
+    assert parsed(metrics)["weights"]["layers"] == []
+
+
+def test_decoding_goes_on_in_smaller_batches_when_memory_runs_out(loaded):
+    model, clip, vae = loaded
+    whole = compare(loaded, model.clone())[3]
+    sizes = []
+
+    def decode(latents):
+        if len(latents) > 2:
+            raise torch.OutOfMemoryError("out of memory")
+        sizes.append(len(latents))
+        return vae.decode(latents)
+
+    halved = compare((model, clip, SimpleNamespace(decode=decode)), model.clone())[3]
+    assert sizes == [2, 2, 2, 2]
+    assert halved["unit"] == pytest.approx(whole["unit"], abs=1e-4)
+
+
+def said(forgotten, kept, concepts=(), touched=10, broken=0, before=0):
     numbers = lambda x: x if x is None else {"latent": x[0], "pixels": x[1], "absolute": 0.1}
     concepts = [{"name": n, "latent": x, "pixels": x} for n, x in concepts]
     weights = {"touched": touched, "total": 100, "share": touched / 100}
     found = {
         "broken_pictures": broken,
+        "broken_pictures_before": before,
+        "broken_latents_before": 0,
+        "pictures": 8,
         "forgotten": numbers(forgotten),
         "kept": numbers(kept),
         "concepts": concepts,
@@ -173,6 +336,8 @@ def said(forgotten, kept, concepts=(), touched=10, broken=0):
         ((0.9, 0.8), None, {}, "changed"),
         ((0.5, 0.5), (0.1, 0.1), {"concepts": [("cat", 0.9), ("fox", 0.02)]}, "partly"),
         ((0, 0), (0, 0), {"broken": 3}, "damaged"),
+        ((None, None), (None, None), {"broken": 8, "before": 8}, "before_is_broken"),
+        ((None, None), None, {"before": 1}, "before_is_broken"),
     ],
 )
 def test_verdicts(forgotten, kept, more, code):
@@ -189,52 +354,53 @@ def test_pairs_are_what_a_ksampler_with_that_seed_draws(loaded):
 
     model, clip, _ = loaded
     metrics = compare(loaded, model.clone(), seeds=2)[3]
-    shots = erasure.build_comparisons(clip, CONCEPTS, (), 2, [3, 4])
-    assert [(s["prompt"], s["seed"]) for s in metrics["shots"]] == [(s.text, s.seed) for s in shots]
-    assert {s.text for s in shots} == {
+    pairs = erasure.build_comparisons(clip, CONCEPTS, (), 2, [3, 4])
+    drawn = [(shot["prompt"], shot["seed"]) for shot in metrics["shots"]]
+    assert drawn == [(pair.prompt, pair.seed) for pair in pairs]
+    assert {pair.prompt for pair in pairs} == {
         "a photo of a cat",
         "a photo of a house",
         "a photo of a key",
         "a photo of a tree",
     }
-    live = erasure._Live(shots, model, 4, None)
-    positive, negative = erasure.batched_sampling.conditioning(clip, [s.text for s in shots], 64)
-    erasure._draw(
-        model, shots, 0, positive, negative, [4, 8, 8], {**erasure.DEFAULTS, **QUICK}, live
-    )
+    live = drawing.LiveSheet(pairs, model, 4)
+    positive, negative = batched_sampling.conditioning(clip, [p.prompt for p in pairs], 64)
+    settings = sampling.SamplerSettings(4, 3.0, "ddim", "ddim_uniform", 3)
+    job = drawing.DrawingJob(pairs, [4, 8, 8], positive, negative, settings)
+    latents = drawing.draw(model, drawing.BEFORE, job, live)
     encode = lambda t: clip.encode_from_tokens_scheduled(clip.tokenize(t))
-    shot, empty = shots[1], torch.zeros(1, 4, 8, 8)
-    how = (4, 3.0, "ddim", "ddim_uniform", encode(shot.text), encode(""))
+    pair, empty = pairs[1], torch.zeros(1, 4, 8, 8)
+    how = (4, 3.0, "ddim", "ddim_uniform", encode(pair.prompt), encode(""))
     alone = comfy.sample.sample(
         model,
-        comfy.sample.prepare_noise(empty, shot.seed),
+        comfy.sample.prepare_noise(empty, pair.seed),
         *how,
         empty,
         disable_pbar=True,
-        seed=shot.seed,
+        seed=pair.seed,
     )
-    torch.testing.assert_close(shot.latents[0], alone[0].float().cpu(), atol=2e-3, rtol=2e-3)
+    torch.testing.assert_close(latents[1], alone[0].float().cpu(), atol=2e-3, rtol=2e-3)
 
 
 def test_a_plan_draws_what_was_asked_for(loaded):
     clip = loaded[1]
     concepts = text.parse("cat\nstyle: monet", "fox\na long sentence of its own")
-    shots = erasure.build_comparisons(clip, concepts, (), 3, [7, 8])
-    assert [(s.name, s.text) for s in shots[::2]][:4] == [
+    pairs = erasure.build_comparisons(clip, concepts, (), 3, [7, 8])
+    assert [(p.name, p.prompt) for p in pairs[::2]][:4] == [
         ("cat", "a photo of a cat"),
         ("monet", "a painting of a house in the style of monet"),
         ("fox", "a photo of a fox"),
         ("a long sentence of its own", "a long sentence of its own"),
     ]
     assert (
-        [s.seed for s in shots] == [7, 8] * 5
-        and shots[-1].name == "everyday"
-        and not shots[-1].forgotten
+        [p.seed for p in pairs] == [7, 8] * 5
+        and pairs[-1].name == "everyday"
+        and not pairs[-1].forgotten
     )
     own = erasure.build_comparisons(
         clip, text.parse("owl"), ("a {concept} at night", "{concept}"), 0, [1]
     )
-    assert [s.text for s in own] == ["an owl at night", "owl"]
+    assert [p.prompt for p in own] == ["an owl at night", "owl"]
     with pytest.raises(UnlearnError, match="no {concept} in it"):
         erasure.build_comparisons(clip, concepts, ("a dog",), 0, [1])
     with pytest.raises(UnlearnError, match="75"):
@@ -257,11 +423,11 @@ def test_weight_changes_of_clones_and_of_two_files(loaded):
         ((key, edit),), weights.fingerprint(model, [key]), ({"method": "m", "concepts": ["cat"]},)
     )
     after, _ = patching.apply(model, patch)
-    found = erasure.weight_changes(model, after)
+    found = measures.weight_changes(model, after)
     w = weights.read(model, key)
-    assert [(k, n) for k, n, *_ in found["layers"]] == [(key, int((w[:, :64] != 0).sum()))]
-    assert found["layers"][0][3] == pytest.approx(float(w[:, :64].norm() / w.norm()), rel=1e-5)
-    assert erasure.weight_changes(after, after.clone())["layers"] == []
+    assert [(k, n) for k, n, *_ in found.layers] == [(key, int((w[:, :64] != 0).sum()))]
+    assert found.layers[0].relative == pytest.approx(float(w[:, :64].norm() / w.norm()), rel=1e-5)
+    assert measures.weight_changes(after, after.clone()).layers == ()
 
 
 def test_models_that_do_not_go_together(loaded):
@@ -279,7 +445,7 @@ def test_models_without_a_weight_in_common_are_refused():
         for name in ("diffusion_model", "video_model")
     )
     with pytest.raises(UnlearnError, match="'before' and 'after' have no weight in common"):
-        erasure.weight_changes(one, other)
+        measures.weight_changes(one, other)
 
 
 def test_batches_do_not_matter_and_memory_may_run_out(loaded, monkeypatch):
@@ -295,7 +461,7 @@ def test_batches_do_not_matter_and_memory_may_run_out(loaded, monkeypatch):
         most.append(len(noise))
         return real(model, noise, *a, **k)
 
-    monkeypatch.setattr(erasure.comfy.sample, "sample", small)
+    monkeypatch.setattr(comfy.sample, "sample", small)
     halved = compare(loaded, patched)[3]
     assert most == [2, 2, 2, 2]
     for a, b in zip(whole["shots"], halved["shots"], strict=True):
@@ -322,7 +488,7 @@ class Seen:
 
 
 def test_progress_and_a_preview_that_fills_up(loaded, monkeypatch):
-    monkeypatch.setattr(erasure, "REDRAW", 0.0)
+    monkeypatch.setattr(drawing, "REDRAW_SECONDS", 0.0)
     seen = Seen(monkeypatch)
     grid, *_ = compare(loaded, loaded[0].clone())
     assert seen.values[-1] == (2 * 4 * 4, 2 * 4 * 4) and [v for v, _ in seen.values] == sorted(
@@ -336,7 +502,7 @@ def test_cancel_stops_within_a_step_and_leaves_the_model_as_it_was(loaded, monke
     import comfy.model_management as mm
 
     model, before = loaded[0], digest(loaded[0])
-    monkeypatch.setattr(erasure, "REDRAW", 0.0)
+    monkeypatch.setattr(drawing, "REDRAW_SECONDS", 0.0)
     seen = Seen(monkeypatch, stop_at=at)
     with pytest.raises(mm.InterruptProcessingException):
         compare(loaded, patching.apply(model, noise_patch(model))[0])
@@ -408,34 +574,45 @@ def test_clip_scores(loaded, monkeypatch):
     assert "64" in wrong["no_text_score_because"] and "768" in wrong["no_text_score_because"]
 
 
-def test_a_bar_without_a_number_is_drawn():
-    assert torch.isfinite(
-        report.bar_charts("Title", [("Scores", [("cat", float("nan"), "nan", report.NEUTRAL)])])
-    ).all()
+def pixels_of(image, colour):
+    """How many pixels of an IMAGE have a colour."""
+    wanted = torch.tensor(colour) / 255
+    return int(((image - wanted).abs().amax(-1) < 1e-3).sum())
+
+
+@pytest.mark.parametrize("value, length", [(float("nan"), 1), (0.0, 1), (0.5, 230), (7.0, 460)])
+def test_a_bar_is_as_long_as_its_value_and_nan_has_none(value, length):
+    chart = charts.bar_charts("Title", [("Scores", [("cat", value, "text", charts.NEUTRAL)])])
+    assert pixels_of(chart, charts.NEUTRAL) == (length + 1) * 13
 
 
 def test_the_sheet_holds_long_names_and_missing_pictures():
-    small = report.thumbnail(rand(64, 64, 3))
-    assert small.size == (192, 192) and report.thumbnail(rand(512, 1024, 3)).size == (192, 96)
-    pair = report.Pair(
+    small = charts.thumbnail(rand(64, 64, 3))
+    assert small.size == (192, 192) and charts.thumbnail(rand(512, 1024, 3)).size == (192, 96)
+    pair = charts.PairCard(
         "a very long name of something that must be forgotten " * 3,
         "small print " * 30,
         small,
         None,
         "changed 100%",
     )
-    wide = report.Pair(
+    wide = charts.PairCard(
         "wide",
         "",
-        report.thumbnail(rand(32, 512, 3)),
-        report.thumbnail(rand(512, 32, 3)),
+        charts.thumbnail(rand(32, 512, 3)),
+        charts.thumbnail(rand(512, 32, 3)),
         "broken",
-        report.BAD,
+        charts.BAD,
     )
-    sheet = report.pairs_sheet(
+    sheet = charts.pairs_sheet(
         "Title",
         "A verdict. " * 40,
-        report.BAD,
+        charts.BAD,
         [("One", [pair]), ("None", []), ("Two", [wide] * 30)],
     )
-    assert sheet.width < 1700 and report.to_image(sheet).shape[1] == sheet.height
+    image = charts.to_image(sheet)
+    assert image.shape == (1, sheet.height, sheet.width, 3) and sheet.width < 1700
+    assert pixels_of(image, charts.BAD) > 30 * 4 * 190  # the band and the frames of 30 pairs
+    first = slice(sheet.height - 8 * 266 - 38 - 266, sheet.height - 8 * 266 - 38)
+    beside = image[:, first, 20 + 2 * 192 + 12 :]  # the first section has one pair in its row
+    assert pixels_of(beside, charts.PAPER) == beside.shape[1] * beside.shape[2]

@@ -1,4 +1,7 @@
-"""FIA in a real ComfyUI, on the sprite world: against stock sampling prompt by prompt, and what happens when it stops."""
+"""FIA in a real ComfyUI, on the sprite world.
+
+It is compared with stock sampling prompt by prompt, cancelled, and given full memory.
+"""
 
 import hashlib
 import time
@@ -10,8 +13,14 @@ import torch
 
 from testbed import pack
 
-saliency = pack.module("unlearn.pruning.saliency")
+collection = pack.module("unlearn.pruning.collection")
+statistics = pack.module("unlearn.pruning.group_statistics")
+merging = pack.module("unlearn.pruning.merge")
+report = pack.module("unlearn.pruning.report")
+prompts = pack.module("unlearn.pruning.prompts")
 files = pack.module("unlearn.files.saliency_file")
+raw_files = pack.module("unlearn.files.raw_statistics")
+folders = pack.module("unlearn.host.folders")
 lockstep = pack.module("unlearn.host.batched_sampling")
 masks = pack.module("unlearn.pruning.masks")
 patching = pack.module("unlearn.host.patching")
@@ -21,13 +30,14 @@ types = pack.module("unlearn.types")
 text = pack.module("unlearn.concepts.notation")
 UnlearnError = pack.module("unlearn.errors").UnlearnError
 fia = pack.module("kernels.fia")
+CAT, OBJECTS = types.Group("object", "cat"), types.Group("object")
 
 SMALL = dict(prompts=3, steps=4, window=2, size=64, cfg=3.0, ceiling=0.2)
 
 
 def collect(loaded, forget="cat\nhouse", **more):
     model, clip, _ = loaded
-    return saliency.collect(model, clip, text.parse(forget), **{**SMALL, **more})[0]
+    return collection.collect(model, clip, text.parse(forget), **{**SMALL, **more})[0]
 
 
 def state_digest(model):
@@ -42,60 +52,53 @@ def hooks(model):
 
 
 def one_by_one(loaded, prompts, both):
-    """(X, W) in float64 per step, layer and prompt, from stock euler sampling of one prompt at a time; X of both halves of guidance, or of
-    the conditional one."""
+    """[step][layer] -> (X, W) in float64 of each prompt, from stock euler sampling one by one.
+
+    X holds both halves of guidance, or the conditional one alone.
+    """
+    keys = [layer.key for layer in layers_of.feed_forward(loaded[0])]
+    ws = [weights.read(loaded[0], k).double() for k in keys]
+    found = [[[] for _ in keys] for _ in range(2)]
+    for number, prompt in enumerate(prompts):
+        seed = collection.DEFAULTS["seed"] + number % SMALL["prompts"]
+        inputs, order = stock_inputs(loaded, prompt, seed, keys)
+        for step in range(2):
+            for i, w in enumerate(ws):
+                x = inputs[i][step].double()
+                if not both:
+                    x = x[[order[step].index(0)]]
+                found[step][i].append((x, w))
+    return found
+
+
+def stock_inputs(loaded, prompt, seed, keys):
+    """([layer][step] -> input of the layer, [step] -> which half of guidance stands where)."""
     import comfy.sample
 
     model, clip, _ = loaded
-    keys = [layer.key for layer in layers_of.feed_forward(model)]
-    ws = [weights.read(model, k).double() for k in keys]
-    found = [[[] for _ in keys] for _ in range(2)]
-    negative = clip.encode_from_tokens_scheduled(clip.tokenize(""))
-    keep_in = lambda into: lambda module, args: (into.append(args[0].clone()), None)[1]
-    for number, prompt in enumerate(prompts):
-        passes, order = [[] for _ in keys], []
-        handles = [
-            model.model.get_submodule(k.removesuffix(".weight")).register_forward_pre_hook(
-                keep_in(passes[i])
-            )
-            for i, k in enumerate(keys)
-        ]
-        noise = torch.randn(
-            1,
-            4,
-            8,
-            8,
-            generator=torch.Generator().manual_seed(
-                saliency.DEFAULTS["seed"] + number % SMALL["prompts"]
-            ),
-        )
-        positive = clip.encode_from_tokens_scheduled(clip.tokenize(prompt))
-        watched = model.clone()
-        note = lambda apply, given, order=order: (
-            order.append(given["cond_or_uncond"])
-            or apply(given["input"], given["timestep"], **given["c"])
-        )
-        watched.set_model_unet_function_wrapper(note)
-        comfy.sample.sample(
-            watched,
-            noise,
-            4,
-            3.0,
-            "euler",
-            "normal",
-            positive,
-            negative,
-            torch.zeros_like(noise),
-            last_step=2,
-            disable_pbar=True,
-        )
-        [h.remove() for h in handles]
-        for step in range(2):
-            for i, w in enumerate(ws):
-                x = passes[i][step].double()
-                x = x if both else x[[order[step].index(0)]]
-                found[step][i].append((x, w))
-    return found
+    inputs, order, handles = [[] for _ in keys], [], []
+
+    def keep_in(into):
+        return lambda module, args: into.append(args[0].clone())
+
+    def note_order(apply, given):
+        order.append(given["cond_or_uncond"])
+        return apply(given["input"], given["timestep"], **given["c"])
+
+    for key, into in zip(keys, inputs, strict=True):
+        module = model.model.get_submodule(key.removesuffix(".weight"))
+        handles.append(module.register_forward_pre_hook(keep_in(into)))
+    noise = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(seed))
+    positive, negative = (
+        clip.encode_from_tokens_scheduled(clip.tokenize(text)) for text in (prompt, "")
+    )
+    watched = model.clone()
+    watched.set_model_unet_function_wrapper(note_order)
+    how = ("euler", "normal", positive, negative, torch.zeros_like(noise))
+    comfy.sample.sample(watched, noise, 4, 3.0, *how, last_step=2, disable_pbar=True)
+    for handle in handles:
+        handle.remove()
+    return inputs, order
 
 
 def u(x, w, score):
@@ -121,10 +124,10 @@ def test_saliency_is_that_of_stock_sampling_prompt_by_prompt(loaded, score, halv
     for i in range(len(found.layers)):
         total = count = 0
         for step in range(2):
-            of = lambda name, step=step, i=i: torch.stack(
-                [u(x, w, score) for x, w in passes[name][step][i]]
+            c, b = (
+                torch.stack([u(x, w, score) for x, w in passes[group][step][i]])
+                for group in (CAT, OBJECTS)
             )
-            c, b = of("cat"), of("base object")
             s = (c.mean(0) - b.mean(0) - b.std(0, correction=0)).clamp_min(0)
             tau = s.flatten().sort(descending=True).values[int(0.1 * s.numel()) - 1]
             total, count = total + s / 2, count + (s > tau) / 2
@@ -144,7 +147,7 @@ def test_calls_are_concepts_and_one_base_per_kind(loaded, monkeypatch):
         lambda m, c, x, *a: ran.append(len(x)) or real(m, c, x, *a),
     )
     concepts = text.parse("cat\nhouse\nstyle: monet")
-    _, report = saliency.collect(model, clip, concepts, **SMALL)
+    _, report = collection.collect(model, clip, concepts, **SMALL)
     groups = (2 + 1) + (1 + 1)  # two objects and their base, one style and its base
     assert sum(ran) == 2 * groups * SMALL["prompts"] * SMALL["window"]  # two halves of guidance
     assert f"= {groups * SMALL['prompts'] * SMALL['window']} UNet calls" in report
@@ -171,11 +174,11 @@ def test_cancel_leaves_no_hooks_and_the_next_run_works(loaded, monkeypatch, at):
             mm.throw_exception_if_processing_interrupted()
         return real(*a, **k)
 
-    monkeypatch.setattr(saliency.fia, "correlation", stop)
+    monkeypatch.setattr(fia, "correlation", stop)
     with pytest.raises(mm.InterruptProcessingException):
         collect(loaded)
     assert hooks(model) == 0 and state_digest(model) == before
-    monkeypatch.setattr(saliency.fia, "correlation", real)
+    monkeypatch.setattr(fia, "correlation", real)
     assert collect(loaded).rankings
 
 
@@ -188,16 +191,15 @@ def test_out_of_memory_shrinks_the_batch_and_counts_nothing_twice(loaded, monkey
             raise lockstep.comfy.model_management.OOM_EXCEPTION("out of memory")
         return real(*a, **k)
 
-    monkeypatch.setattr(saliency.fia, "correlation", full)
+    monkeypatch.setattr(fia, "correlation", full)
     small = collect(loaded)
     for a, b in zip(whole.rankings[0], small.rankings[0], strict=True):
         torch.testing.assert_close(a.columns, b.columns, rtol=1e-3, atol=1e-3)
-    monkeypatch.setattr(lockstep.comfy.model_management, "soft_empty_cache", lambda *a: None)
 
 
 def test_batches_do_not_matter(loaded, monkeypatch):
     most, whole = lockstep.LARGEST_BATCH, collect(loaded)
-    monkeypatch.setattr(saliency.fia, "top_threshold", lambda s, share: float("inf"))
+    monkeypatch.setattr(fia, "top_threshold", lambda s, share: float("inf"))
     strength = collect(
         loaded
     )  # without the counts of eq 3, which jump where rounding takes a score over its threshold
@@ -223,34 +225,35 @@ def test_parts_of_one_concept_merge_as_if_measured_together(loaded, score, tmp_p
         collect(loaded, "cat", prompts=2, first=first, score=score, folder=folder(f"{first}.raw"))
         for first in (0, 2)
     ]
-    both = saliency.merge(parts, loaded[0])
-    assert set(both.gathered["cat"].prompts) == set(whole.gathered["cat"].prompts)
+    both = merging.merge(parts, loaded[0])
+    assert set(both.gathered[CAT].prompts) == set(whole.gathered[CAT].prompts)
     for a, b in zip(whole.rankings[0], both.rankings[0], strict=True):
         torch.testing.assert_close(a.columns, b.columns, rtol=1e-3, atol=1e-4)
         top = min(50, len(a.indices))
         assert len(set(a.indices[:top].tolist()) & set(b.indices[:top].tolist())) >= 0.95 * top
     with pytest.raises(UnlearnError, match="count twice"):
-        saliency.merge([both, parts[0]], loaded[0])
+        merging.merge([both, parts[0]], loaded[0])
 
 
 def test_paper_statistics_that_were_not_kept_cannot_be_merged(loaded):
     a, b = (collect(loaded, "cat", prompts=2, first=first) for first in (0, 2))
     with pytest.raises(UnlearnError, match="were not kept"):
-        saliency.merge([a, b], loaded[0])
+        merging.merge([a, b], loaded[0])
 
 
 def test_concepts_of_two_machines_merge_exactly_and_files_hold_all(loaded, tmp_path):
     together, apart = collect(loaded), [collect(loaded, name) for name in ("cat", "house")]
     for name, found in zip("ab", apart, strict=True):
         files.save(tmp_path / f"{name}.safetensors", found)
-    merged = saliency.merge([files.load(tmp_path / f"{name}.safetensors") for name in "ab"])
+    merged = merging.merge([files.load(tmp_path / f"{name}.safetensors") for name in "ab"])
     assert merged.concepts == together.concepts and merged.layers == together.layers
     for mine, theirs in zip(merged.rankings, together.rankings, strict=True):
         for a, b in zip(mine, theirs, strict=True):
             assert (
                 torch.equal(a.indices, b.indices)
-                and torch.equal(a.values, b.values)
+                and torch.equal(a.rows, b.rows)
                 and torch.equal(a.columns, b.columns)
+                and a.peak == b.peak
             )
     assert (
         merged.settings == together.settings and merged.gathered.keys() == together.gathered.keys()
@@ -277,7 +280,7 @@ def test_files_that_are_not_ours(loaded, tmp_path):
         files.load(path)
     for name in ("../x", "/etc/x", "", "a/../../x"):
         with pytest.raises(UnlearnError, match="leads out"):
-            files.inside(tmp_path, name)
+            folders.inside(tmp_path, name)
 
 
 @pytest.mark.parametrize("granularity", ["connection", "neuron", "row"])
@@ -321,7 +324,6 @@ def fake(shapes, concepts=2, ceiling=0.06, seed=0):
             into.append(
                 types.Ranking(
                     order,
-                    torch.ones(len(order)).half(),
                     torch.rand(c_out, generator=g),
                     torch.rand(c_in, generator=g),
                     1.0,
@@ -381,7 +383,7 @@ def test_filters_weights_and_shares():
 
 
 def test_concepts_that_choose_alike_are_named():
-    """c0 and c1 choose the very same connections, c2 others: with alpha 0.6 two of three are most."""
+    """c0 and c1 choose the same connections, c2 others. With alpha 0.6, two of three are most."""
     found, other = fake([(8, 40)] * 6), fake([(8, 40)] * 6, seed=1)
     three = replace(
         found,
@@ -407,23 +409,21 @@ def test_concepts_that_choose_alike_are_named():
 
 
 def test_maps_that_do_not_go_together_are_not_merged():
-    settings = dict.fromkeys(saliency.MEASURED_ALIKE, 1)
+    settings = dict.fromkeys(merging.MEASURED_ALIKE, 1)
     found = replace(fake([(8, 40)] * 6), settings=settings)
     with pytest.raises(UnlearnError, match="different models"):
-        saliency.merge([found, replace(fake([(8, 41)] * 6), settings=settings)])
+        merging.merge([found, replace(fake([(8, 41)] * 6), settings=settings)])
     with pytest.raises(UnlearnError, match=r"different 'cfg' \(1 and 3\)"):
-        saliency.merge([found, replace(found, settings={**settings, "cfg": 3})])
+        merging.merge([found, replace(found, settings={**settings, "cfg": 3})])
     with pytest.raises(UnlearnError, match="'c0' stands in several saliency maps; connect 'model'"):
-        saliency.merge([found, found])
+        merging.merge([found, found])
 
 
 def test_a_concept_that_stands_out_nowhere_is_named():
     found = fake([(8, 40)] * 6)
     settings = {"score": "paper", "prompts": 1, "window": 1}
-    nowhere = tuple(
-        replace(r, indices=r.indices[:0], values=r.values[:0]) for r in found.rankings[1]
-    )
-    said = saliency._text(
+    nowhere = tuple(replace(r, indices=r.indices[:0]) for r in found.rankings[1])
+    said = report.saliency_text(
         replace(found, settings=settings, rankings=(found.rankings[0], nowhere)), 3, 3, 1.0
     )
     assert "WARNING: 'c1' stands out nowhere" in said and "'c0'" not in said
@@ -439,8 +439,7 @@ def test_the_size_a_model_was_made_for(kind, velocity, side):
         model_type=SimpleNamespace(name="V_PREDICTION" if velocity else "EPS"),
     )
     assert (
-        pack.module("unlearn.host.architectures").native_size(SimpleNamespace(model=model))
-        == side
+        pack.module("unlearn.host.architectures").native_size(SimpleNamespace(model=model)) == side
     )
 
 
@@ -454,22 +453,186 @@ def test_as_many_prompts_as_fit_run_at_once(monkeypatch, free, batch):
     assert lockstep._fitting(model, (4, 8, 8), 2) == batch
 
 
+def paper_need(concepts=1, window=10):
+    """The memory that the score `paper` needs for one layer of 8 x 40."""
+    return statistics.MemoryNeed.of([("a", 8, 40)], concepts, window)
+
+
+def free_memory(monkeypatch, gpu, main):
+    room = lambda device: main if device.type == "cpu" else gpu
+    monkeypatch.setattr(statistics.memory, "free_bytes", room)
+
+
+def test_the_memory_of_the_score_paper_is_known_from_the_shapes():
+    """8 bytes a weight, 5 for each concept (6 for more than 255 steps), and a reserve."""
+    assert (paper_need().work, paper_need().sums) == (8 * 320 * 1.2, 5 * 320 * 1.2)
+    assert paper_need(concepts=3).sums == 3 * paper_need().sums
+    assert paper_need(window=256).sums == 6 * 320 * 1.2
+
+
 def test_statistics_without_room_beside_the_model_lie_in_main_memory(monkeypatch):
-    far = torch.device("meta")
-    for free, device in (
-        (10**9, far),
-        (8 * 40 * 13 * 1.2 - 1, torch.device("cpu")),
-    ):  # 8 bytes a weight, and 5 for the one concept
-        monkeypatch.setattr(
-            saliency.comfy.model_management, "get_free_memory", lambda device, free=free: free
-        )
-        kept = saliency._Matrices(None, [("a", 8, 40)], ["base object", "cat"], 0.1, None)
+    far, cpu = torch.device("meta"), torch.device("cpu")
+    need = paper_need()
+    for gpu, main, places in (
+        (need.total, 0, (far, far)),
+        (need.total - 1, need.sums, (far, cpu)),
+        (need.work, need.sums, (far, cpu)),
+        (need.work - 1, need.total, (cpu, cpu)),
+        (0, need.total, (cpu, cpu)),
+    ):
+        free_memory(monkeypatch, gpu, main)
+        assert need.place(far) == places, (gpu, main)
+        settings = collection.SaliencySettings(r1=0.1)
+        kept = statistics.PaperStatistics(None, [("a", 8, 40)], [OBJECTS, CAT], settings)
         kept.allocate(far)
-        assert (
-            kept.device == device
-            and kept.first[0].shape == (8, 40)
-            and kept.second[0].device == device
-        )
+        assert kept.first[0].shape == (8, 40)
+        assert (kept.first[0].device, kept.second[0].device) == (places[0], places[0])
+        assert kept.sums[1][0].total.device == kept.sums[1][0].count.device == places[1]
+
+
+@pytest.mark.parametrize("device", ["meta", "cpu"])
+def test_statistics_that_fit_nowhere_are_refused(monkeypatch, device):
+    need = paper_need()
+    free_memory(monkeypatch, need.work - 1, need.total - 1)
+    with pytest.raises(UnlearnError, match="'paper', which needs .* free; use score 'wanda'"):
+        need.place(torch.device(device))
+
+
+def test_without_memory_nothing_is_run_and_the_need_is_told_before(loaded, monkeypatch):
+    said, ran = [], []
+    monkeypatch.setattr(statistics.memory, "free_bytes", lambda device: 1000)
+    monkeypatch.setattr(collection.progress, "say", lambda line, node_id: said.append(line))
+    monkeypatch.setattr(lockstep.comfy.samplers, "calc_cond_batch", lambda *a: ran.append(a))
+    with pytest.raises(UnlearnError, match="measure fewer concepts at once"):
+        collect(loaded)
+    assert not ran and hooks(loaded[0]) == 0
+    assert len(said) == 1 and said[0].startswith("The statistics will take 0.0")
+
+
+def test_sums_in_main_memory_give_the_same(loaded, monkeypatch):
+    """Here both devices are the processor, one of them by its number."""
+    whole = collect(loaded, "cat")
+    place = lambda self, device: (torch.device("cpu"), torch.device("cpu", 0))
+    monkeypatch.setattr(statistics.MemoryNeed, "place", place)
+    for a, b in zip(whole.rankings[0], collect(loaded, "cat").rankings[0], strict=True):
+        assert torch.equal(a.indices, b.indices) and torch.equal(a.columns, b.columns)
+
+
+@pytest.mark.parametrize("score", ["paper", "wanda"])
+def test_a_concept_may_have_the_name_of_a_baseline(loaded, tmp_path, score):
+    """Names that begin with `base ` are concepts as all others, and harm none after them."""
+    names = ("base jumper", "base object", "cat")
+    found = collect(loaded, "\n".join(names), score=score, prompts=2)
+    assert tuple(c.name for c in found.concepts) == names
+    alone = collect(loaded, "cat", score=score, prompts=2)
+    for a, b in zip(alone.rankings[0], found.rankings[2], strict=True):
+        torch.testing.assert_close(a.columns, b.columns, rtol=1e-3, atol=1e-3)
+    assert "base object" in found.gathered[types.Group("object", "base object")].prompts[0]
+    assert "base object" not in found.gathered[OBJECTS].prompts[0]
+    files.save(tmp_path / "x.safetensors", found)
+    again = files.load(tmp_path / "x.safetensors")
+    assert again.concepts == found.concepts and list(again.gathered) == list(found.gathered)
+    for group, part in found.gathered.items():
+        assert again.gathered[group].prompts == part.prompts
+        if score == "wanda":
+            assert torch.equal(again.gathered[group].mean, part.mean)
+            assert (again.gathered[group].m2 is None) == (not group.is_baseline)
+
+
+def test_groups_have_different_names_in_files():
+    names = ("base object", "base style", "base jumper", "object", "cat")
+    groups = [types.Group(kind) for kind in types.KINDS]
+    groups += [types.Group("object", name) for name in names]
+    assert len({group.key for group in groups}) == len(groups)
+    assert len({raw_files.raw_name(0, group) for group in groups}) == len(groups)
+    assert [g.key for g in groups[:3]] == ["base object", "base style", "base explicit"]
+    assert types.Group("object", "base jumper").key == "base jumper"
+
+
+def rewritten(path, change):
+    """Writes a saliency file again after `change(content, tensors)`."""
+    import json
+
+    from safetensors import safe_open
+    from safetensors.torch import save_file
+
+    with safe_open(path, "pt") as f:
+        metadata, tensors = f.metadata(), {key: f.get_tensor(key) for key in f.keys()}
+    content = json.loads(metadata["saliency"])
+    change(content, tensors)
+    save_file(tensors, path, {**metadata, "saliency": json.dumps(content)})
+
+
+def test_files_of_the_first_version_tell_groups_by_their_keys(loaded, tmp_path):
+    """They dropped a concept called `base jumper` and kept its statistics, which are left out."""
+    path = tmp_path / "x.safetensors"
+    found = collect(loaded, "cat", score="wanda", prompts=1)
+    files.save(path, found)
+
+    def as_before(content, tensors):
+        for entry in content["gathered"].values():
+            del entry["kind"], entry["concept"]
+        content["gathered"]["base jumper"] = dict(content["gathered"]["cat"])
+        for field in ("mean", "m2"):
+            tensors[f"gathered.2.{field}"] = tensors[f"gathered.0.{field}"].clone()
+
+    rewritten(path, as_before)
+    assert list(files.load(path).gathered) == [OBJECTS, CAT]
+    rewritten(path, lambda content, tensors: content["gathered"].pop("base object"))
+    with pytest.raises(UnlearnError, match="damaged"):
+        files.load(path)
+
+
+@pytest.mark.parametrize("entry", [{"kind": "thing"}, {"concept": 3}, {"concept": None}])
+def test_groups_that_are_not_those_of_the_concepts_are_refused(loaded, tmp_path, entry):
+    path = tmp_path / "x.safetensors"
+    files.save(path, collect(loaded, "cat", prompts=1, window=1))
+    rewritten(path, lambda content, tensors: content["gathered"]["cat"].update(entry))
+    with pytest.raises(UnlearnError, match="groups of prompts"):
+        files.load(path)
+
+
+def test_the_values_of_a_ranking_are_for_old_readers_alone(loaded, tmp_path):
+    """Version 0.1.0 wants float16 `values` beside the indices, and uses them for nothing."""
+    path, found = tmp_path / "x.safetensors", collect(loaded, "cat", prompts=1, window=1)
+    files.save(path, found)
+
+    def without_values(content, tensors):
+        for i, ranking in enumerate(found.rankings[0]):
+            values = tensors.pop(f"0.{i}.values")
+            assert values.dtype == torch.float16 and values.shape == ranking.indices.shape
+
+    rewritten(path, without_values)
+    assert torch.equal(files.load(path).rankings[0][0].indices, found.rankings[0][0].indices)
+
+
+def test_statistics_that_are_needed_and_were_not_kept_are_named(loaded):
+    """The same prompts twice: nothing is to be merged, but the concept is to be ranked again."""
+    found = collect(loaded, "cat", prompts=1, window=1)
+    with pytest.raises(UnlearnError, match="'object without a concept' were not kept"):
+        merging.merge([found, found], loaded[0])
+
+
+def test_a_name_measured_as_two_kinds_is_not_merged():
+    settings = dict.fromkeys(merging.MEASURED_ALIKE, 1)
+    found = replace(fake([(8, 40)] * 6, concepts=1), settings=settings)
+    other = replace(found, concepts=(types.Concept("c0", "style"),))
+    with pytest.raises(UnlearnError, match="'c0' was measured as object and as style"):
+        merging.merge([found, other])
+
+
+@pytest.mark.parametrize("concepts, told", [(64, True), (65, False)])
+def test_what_concepts_share_is_told_only_where_it_was_counted(monkeypatch, concepts, told):
+    drawn = {}
+    monkeypatch.setattr(report.charts, "bar_charts", lambda title, charts: drawn.update(charts))
+    masks.fuse([fake([(8, 40)] * 6, concepts=concepts)], r2=0.05)
+    assert ("Shared by two concepts" in drawn) == told
+
+
+def test_a_layer_no_pattern_knows_is_called_by_its_key():
+    assert layers_of.label("diffusion_model.strange.weight") == "diffusion_model.strange.weight"
+    key = "diffusion_model.middle_block.1.transformer_blocks.0.ff.net.2.weight"
+    assert (layers_of.label(key), layers_of.part(key)) == ("middle 1.0 ff", "middle")
 
 
 def test_the_first_step_is_measured_before_guidance_acts(loaded, monkeypatch):
@@ -491,30 +654,30 @@ def test_the_first_step_is_measured_before_guidance_acts(loaded, monkeypatch):
 def test_own_lines(loaded):
     model, clip, _ = loaded
     concepts = text.parse("cat")
-    found, _ = saliency.collect(
+    found, _ = collection.collect(
         model,
         clip,
         concepts,
-        ("a photo of a {concept}",),
-        ("a photo of a {context}",),
-        ("fox", "axe"),
+        prompts.OwnLines(("a photo of a {concept}",), ("a photo of a {context}",), ("fox", "axe")),
         **SMALL,
     )
-    assert [p.split(":", 1)[1] for p in found.gathered["base object"].prompts] == [
+    assert [p.split(":", 1)[1] for p in found.gathered[OBJECTS].prompts] == [
         "a photo of a fox",
         "a photo of a axe",
         "a photo of a fox",
     ]
     with pytest.raises(UnlearnError, match="'base' is empty"):
-        saliency.collect(model, clip, concepts, ("a {concept}",), **SMALL)
+        own = prompts.OwnLines(("a {concept}",))
+        collection.collect(model, clip, concepts, own, **SMALL)
     with pytest.raises(UnlearnError, match="no {concept}"):
-        saliency.collect(model, clip, concepts, ("a cat",), ("a {context}",), **SMALL)
+        own = prompts.OwnLines(("a cat",), ("a {context}",))
+        collection.collect(model, clip, concepts, own, **SMALL)
 
 
 def test_nan_and_compiled_models_say_so(loaded, monkeypatch):
     model, clip, _ = loaded
     monkeypatch.setattr(
-        saliency.fia, "correlation", lambda x, y: torch.full((y.shape[1], x.shape[1]), float("nan"))
+        fia, "correlation", lambda x, y: torch.full((y.shape[1], x.shape[1]), float("nan"))
     )
     with pytest.raises(UnlearnError, match="gives NaN"):
         collect(loaded)
@@ -524,7 +687,7 @@ def test_nan_and_compiled_models_say_so(loaded, monkeypatch):
         "apply_model", "torch.compile", lambda executor, *a, **k: executor(*a, **k)
     )
     with pytest.raises(UnlearnError, match="compiled"):
-        saliency.collect(compiled, clip, text.parse("cat"), **SMALL)
+        collection.collect(compiled, clip, text.parse("cat"), **SMALL)
 
 
 def test_the_raw_statistics_say_their_size_and_need_room(loaded, tmp_path, monkeypatch):
@@ -534,7 +697,7 @@ def test_the_raw_statistics_say_their_size_and_need_room(loaded, tmp_path, monke
     expected = 4 * SMALL["window"] * 3 * sum(a * b for _, a, b in found.layers)
     assert abs(size - expected) < 0.01 * expected
     monkeypatch.setattr(
-        files.shutil, "disk_usage", lambda p: type("U", (), {"free": expected // 2})()
+        raw_files.shutil, "disk_usage", lambda p: type("U", (), {"free": expected // 2})()
     )
     with pytest.raises(UnlearnError, match="the disk has"):
         collect(loaded, "cat", folder=tmp_path / "y.raw")
@@ -543,25 +706,25 @@ def test_the_raw_statistics_say_their_size_and_need_room(loaded, tmp_path, monke
 def test_raw_statistics_that_are_gone_or_damaged_are_named(tmp_path, monkeypatch):
     monkeypatch.setattr(files, "models_folder", lambda: tmp_path)
     layers, whole = [("a", 2, 3)], fia.RunningMoments(torch.ones(2, 3), None, 4)
-    writer = files.RawWriter(tmp_path / "x.raw", layers, ["cat"], 1)
-    writer.write(0, "cat", [whole])
-    found = files.read_raw(["x.raw"], "cat", 0, 0)
+    writer = raw_files.RawWriter(tmp_path / "x.raw", layers, [CAT], 1)
+    writer.write(0, CAT, [whole])
+    found = raw_files.read_raw(["x.raw"], CAT, 0, 0)
     assert torch.equal(found.mean, whole.mean) and found.m2 is None and found.n == 4
     with pytest.raises(UnlearnError, match="'y.raw' of 'cat' are not in the models folder"):
-        files.read_raw(["x.raw", "y.raw"], "cat", 0, 0)
-    writer.write(0, "cat", [fia.RunningMoments(torch.full((2, 3), float("nan")), None, 4)])
+        raw_files.read_raw(["x.raw", "y.raw"], CAT, 0, 0)
+    writer.write(0, CAT, [fia.RunningMoments(torch.full((2, 3), float("nan")), None, 4)])
     with pytest.raises(
         UnlearnError, match=r"in 'x.raw' are damaged \(numbers\); measure them again"
     ):
-        files.read_raw(["x.raw"], "cat", 0, 0)
+        raw_files.read_raw(["x.raw"], CAT, 0, 0)
     (path,) = (tmp_path / "x.raw").iterdir()
     path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(UnlearnError, match="in 'x.raw' are damaged"):
-        files.read_raw(["x.raw"], "cat", 0, 0)
+        raw_files.read_raw(["x.raw"], CAT, 0, 0)
 
 
 class Packed(torch.nn.Module):
-    """A linear layer whose loader keeps its weight in a form of its own, as GGUF does: int8 and a scale per row."""
+    """A linear layer whose weight is stored as int8 and a scale per row, as GGUF does."""
 
     def __init__(self, linear):
         super().__init__()
@@ -584,7 +747,7 @@ class Packed(torch.nn.Module):
 
 @pytest.mark.parametrize("kind", ["fp16", "bf16", "fp8", "packed"])
 def test_any_precision(loaded, checkpoint, kind):
-    """Nothing needs gradients or float weights: the strongest hidden units are about those of the plain model."""
+    """Nothing needs gradients or float weights: about the same hidden units are the strongest."""
     import comfy.sd
 
     plain = collect(loaded, "cat", prompts=2, window=1)

@@ -1,7 +1,13 @@
-"""The words of the nodes in other languages: complete, true to the schemas, and nothing that is not there."""
+"""The words of the nodes in other languages.
+
+English is complete and says what the schemas say. Chinese and Japanese may lag behind, for the host
+falls back to English: what is missing is listed as a warning. What is there must name inputs that
+exist.
+"""
 
 import re
 import shutil
+import warnings
 from pathlib import Path
 
 import folder_paths
@@ -14,6 +20,7 @@ from testbed import pack
 SCHEMAS = [node.define_schema() for node in pack.module("nodes").NODES]
 ROOT = Path(__file__).resolve().parents[2]
 LANGUAGES = ("en", "zh", "ja")
+TRANSLATED = ("zh", "ja")
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +34,10 @@ def translations(tmp_path_factory):
 
 
 def by_option(tips):
-    """One tooltip for an input that several options of a dynamic combo have: the frontend knows only one key for all of them."""
+    """One tooltip for an input that several options of a dynamic combo have.
+
+    The frontend knows only one key for all of them.
+    """
     same = set(tips.values())
     return (
         same.pop()
@@ -37,7 +47,10 @@ def by_option(tips):
 
 
 def inputs(schema):
-    """Key, name and tooltip of each input, as the frontend looks them up: nested ids come as `outer.inner`, and a dot becomes _."""
+    """Key, name and tooltip of each input, as the frontend looks them up.
+
+    Nested ids come as `outer.inner`, and a dot becomes _.
+    """
     for i in schema.inputs:
         yield i.id, i.display_name or i.id, i.tooltip
         if isinstance(i, io.Autogrow.Input):
@@ -83,14 +96,26 @@ def test_there_are_these_languages(translations):
 
 
 @pytest.mark.parametrize("language", LANGUAGES)
-def test_each_language_has_every_text_and_no_other(translations, language):
+def test_each_language_names_only_what_exists(translations, language):
     found = flat(translations[language]["nodeDefs"])
-    missing, unknown = EXPECTED.keys() - found.keys(), found.keys() - EXPECTED.keys()
-    assert not missing and not unknown
+    assert not found.keys() - EXPECTED.keys()
     assert all(text.strip() for text in found.values())
     assert set(translations[language]["nodeCategories"]) == {
         part for s in SCHEMAS for part in s.category.split("/")
     }
+
+
+def test_english_has_every_text(translations):
+    assert not EXPECTED.keys() - flat(translations["en"]["nodeDefs"]).keys()
+
+
+@pytest.mark.parametrize("language", TRANSLATED)
+def test_what_is_not_translated_is_listed(translations, language):
+    """It fails only where so much is missing that the language is no help."""
+    missing = sorted(EXPECTED.keys() - flat(translations[language]["nodeDefs"]).keys())
+    if missing:
+        warnings.warn(f"{language} lacks {len(missing)}: {', '.join(missing)}", stacklevel=1)
+    assert len(missing) < len(EXPECTED) / 2
 
 
 def test_english_is_what_the_schemas_say(translations):
@@ -98,11 +123,11 @@ def test_english_is_what_the_schemas_say(translations):
     assert not {path: text for path, text in EXPECTED.items() if found.get(path) != text}
 
 
-@pytest.mark.parametrize("language", [code for code in LANGUAGES if code != "en"])
+@pytest.mark.parametrize("language", TRANSLATED)
 def test_translations_are_translated_and_keep_figures_and_placeholders(translations, language):
     found = flat(translations[language]["nodeDefs"])
     for path, text in EXPECTED.items():
-        if path.endswith((".tooltip", ".description")):
+        if path in found and path.endswith((".tooltip", ".description")):
             assert not found[path].isascii(), path
             assert all(
                 part in found[path]

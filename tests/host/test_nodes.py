@@ -1,4 +1,4 @@
-"""What the nodes refuse before any work is done, and what they hand on to files, to the forecast and to the page."""
+"""What nodes refuse before any work is done, and what they give to files and to the page."""
 
 import sys
 from types import SimpleNamespace
@@ -83,7 +83,10 @@ def test_what_cannot_be_used_is_said_before_any_work(refuse, says):
 
 
 def test_apply_leaves_for_files_what_it_did(loaded):
-    """A line per patch under the node's id, as later save nodes write it into the metadata; a page that sends none gets none."""
+    """Apply writes its patches under its node id, and save nodes put that into the metadata.
+
+    A page that sends no metadata gets none.
+    """
     extra, patch = {"workflow": {}}, patch_of(loaded[0])
     patched, said = (
         running(nodes.ApplyUnlearnPatch, extra_pnginfo=extra)
@@ -112,16 +115,40 @@ def test_apply_leaves_for_files_what_it_did(loaded):
 def test_a_forecast_leaves_out_what_was_to_be_forgotten(monkeypatch, given, forgotten, keep):
     """Of the list where one is connected, else of what the patch says of itself."""
     asked = []
-    monkeypatch.setattr(
-        collateral.forecast,
-        "of_patch",
-        lambda *args: asked.append(args[3:5]) or [collateral.forecast.WordImpact("wolf", 0.4, False)],
-    )
+
+    def of_patch(model, clip, patch, forgotten, keep, settings):
+        asked.append((forgotten, keep))
+        return [collateral.forecast.WordImpact("wolf", 0.4, False)]
+
+    monkeypatch.setattr(collateral.forecast, "of_patch", of_patch)
     patch = types.UnlearnPatch(
         (), types.Fingerprint({}), ({"method": "m", "concepts": ["fox", "vixen"]},)
     )
     picture, said = running(nodes.CollateralForecast).execute(None, None, patch, 1.0, given).result
     assert asked == [(forgotten, keep)] and "wolf 40% left" in said and picture.shape[0] == 1
+
+
+def test_a_second_forecast_examines_only_what_is_new(monkeypatch):
+    """The words that lose most of what sets them apart are examined, and each of them once."""
+    forecast = collateral.forecast
+    examined = []
+
+    def text_contrasts(clip, fetch, names):
+        examined.append(list(names))
+        row, weight = torch.tensor([[1.0, 1.0]]).double(), torch.ones(1).double()
+        return {name: forecast.TextContrast(row, weight) for name in names}
+
+    monkeypatch.setattr(forecast, "text_contrasts", text_contrasts)
+    words = tuple(f"word {i}" for i in range(20))
+    states = torch.zeros(20, 2, dtype=torch.float64)
+    states[:10, 0], states[10:, 1] = 1.0, 1.0
+    weights_only = forecast.WeightForecast(None, None, ["key"], words, states)
+    grams = forecast.WeightGrams()
+    grams.add_edited(torch.eye(2), torch.diag(torch.tensor([-1.0, 0.0])))
+    first = weights_only.impacts(grams)
+    assert [(i.name, i.retention) for i in first if i.on_keep_list] == [("key", 0.5)]
+    assert len(first) == 17 and len(examined) == 1
+    assert weights_only.impacts(grams) == first and len(examined) == 1
 
 
 def test_a_forecast_says_what_of_the_keep_list_is_harmed():
@@ -130,9 +157,36 @@ def test_a_forecast_says_what_of_the_keep_list_is_harmed():
         [hit("dog", 0.5, True), hit("wolf", 0.2, False), hit("key", 0.95, True)]
     )
     assert said == [
-        "WARNING: of the keep list, these lose part of what they say: dog 50% left.",
-        "Nobody asked to forget these, but the forecast sees them hit hardest: wolf 20% left. List under 'keep' what matters.",
+        "WARNING: the edit weakens these entries of the keep list: dog 50% left of their effect.",
+        "These words are not on the forget list, but the forecast expects them to be harmed most: "
+        "wolf 20% left of their effect. List under 'keep' what matters.",
     ]
+
+
+def test_a_forecast_goes_on_in_smaller_batches_when_memory_runs_out(loaded, monkeypatch):
+    import comfy.samplers
+
+    sentences = pack.module("unlearn.concepts.sentences")
+    monkeypatch.setattr(sentences, "prior_words", lambda: ("wolf", "dog", "car"))
+    model, clip, _ = loaded
+    patch, concepts = patch_of(model), text.parse("fox", "cat")
+    node = running(nodes.CollateralForecast)
+
+    def forecast():
+        return node.execute(model, clip, patch, 1.0, concepts, glance=True, size=64).result[1]
+
+    whole, sizes = forecast(), []
+    real = comfy.samplers.calc_cond_batch
+
+    def small(inner, conds, noisy, sigma, options):
+        if len(noisy) > 3:
+            raise torch.OutOfMemoryError("out of memory")
+        sizes.append(len(noisy))
+        return real(inner, conds, noisy, sigma, options)
+
+    monkeypatch.setattr(comfy.samplers, "calc_cond_batch", small)
+    assert forecast() == whole
+    assert set(sizes) == {2}
 
 
 def test_text_is_shown_under_the_node_where_a_page_is_there(monkeypatch):
@@ -141,7 +195,8 @@ def test_text_is_shown_under_the_node_where_a_page_is_there(monkeypatch):
     monkeypatch.setitem(
         sys.modules, "server", SimpleNamespace(PromptServer=SimpleNamespace(instance=server))
     )
-    progress.say("done", "7"), progress.say("nobody asked", None)
+    progress.say("done", "7")
+    progress.say("nobody asked", None)
     assert shown == [("done", "7")]
 
 

@@ -27,7 +27,7 @@ TRAINING = {
 nodes = {n.__name__: n for n in pack.module("nodes").NODES}
 weights = pack.module("unlearn.host.weights")
 concept_text = pack.module("unlearn.concepts.notation")
-rounds = pack.module("unlearn.sculpting.trainer")
+tuning = pack.module("unlearn.sculpting.tuning")
 
 
 class NarrowClip(tiny.Clip):
@@ -84,7 +84,9 @@ def test_an_old_saliency_map_loads_and_fuses(name, model, models_folder):
     found = run("LoadConceptSaliency", name=f"{name}.safetensors")[0]
     assert [c.name for c in found.concepts] == wanted["concepts"]
     assert [[r.peak for r in row] for row in found.rankings] == wanted["peaks"]
-    assert {kind: list(part.prompts) for kind, part in found.gathered.items()} == wanted["gathered"]
+    assert {group.key: list(part.prompts) for group, part in found.gathered.items()} == wanted[
+        "gathered"
+    ]
     fused = run("NeuronMaskFuse", saliency={"saliency0": found}, granularity="neuron", r2=0.1)[0]
     assert run(
         "ApplyUnlearnPatch", model=model, patches={"patch0": fused}, strength=1.0, mismatch="error"
@@ -103,7 +105,7 @@ def test_the_mask_of_an_old_saliency_map_is_that_of_the_old_pruning_patch(models
 
 
 def test_training_goes_on_from_an_old_file(model, models_folder, monkeypatch):
-    monkeypatch.setattr(rounds, "MEASURED", 2)
+    monkeypatch.setattr(tuning, "MEASURED_PREDICTIONS", 2)
     patch = run(
         "DynamicMaskTrainer",
         model=model,

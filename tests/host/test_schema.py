@@ -46,7 +46,7 @@ def test_the_entry_point_lists_the_nodes():
 
 
 def test_a_scanner_that_only_reads_the_source_finds_every_node():
-    """As ComfyUI-Manager and others do: a class of ComfyNode whose schema gives its node_id in plain letters."""
+    """ComfyUI-Manager and others look for a ComfyNode class whose schema has a literal node_id."""
     found = set()
     for path in (ROOT / "nodes").glob("*.py"):
         for part in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
@@ -67,22 +67,17 @@ def test_a_scanner_that_only_reads_the_source_finds_every_node():
     assert found == {n.__name__ for n in NODES}
 
 
-KNOWN = Path(__file__).with_name(
-    "inputs.json"
-)  # what workflows out there may hold; written by `python tests/host/test_schema.py`
-
-
-OTHERS = (
-    "preset",
-    "file",
-    "name",
-    "sampler",
-    "scheduler",
-)  # choices that depend on what lies in folders, and the host's own
+# What saved workflows may hold. This file, run as a script, writes it.
+KNOWN = Path(__file__).with_name("inputs.json")
+# Inputs whose choices come from folders or from ComfyUI.
+OTHERS = ("preset", "file", "name", "sampler", "scheduler")
 
 
 def signature(node):
-    """{inputs: [[id, type, options or what each choice brings]], outputs: [id]} in the order in which workflows store their values."""
+    """{inputs: [[id, type, options or what each choice brings]], outputs: [id]}.
+
+    The order is that in which workflows store their values.
+    """
     schema = node.define_schema()
 
     def choices(entry):
@@ -99,7 +94,10 @@ def signature(node):
 
 @pytest.mark.parametrize("node", NODES, ids=lambda n: n.__name__)
 def test_workflows_saved_before_still_fit(node):
-    """Values are stored by position: inputs and outputs may be added at the end, never taken away, renamed, moved, or put into a choice."""
+    """Values are stored by position, so inputs and outputs may only be added at the end.
+
+    They are never removed, renamed, moved, or put into a choice.
+    """
     known, now = (
         json.loads(KNOWN.read_text(encoding="utf-8")).get(node.__name__),
         json.loads(json.dumps(signature(node))),

@@ -10,7 +10,10 @@ _counts, _cannot = Counter(), set()
 
 @pytest.fixture(scope="session")
 def tally():
-    """tally(kind, n=1, what=""): counts n of a kind; `what` names a thing the host alone cannot do, said once in the summary."""
+    """tally(kind, n=1, what=""): counts n of a kind.
+
+    what: something that ComfyUI alone cannot do, listed once in the summary.
+    """
 
     def count(kind, n=1, what=""):
         if kind not in KINDS:
@@ -33,7 +36,9 @@ def pytest_terminal_summary(terminalreporter):
         ]
         end = f"LOST in {len(lost)} tests, see above" if lost else "nothing lost"
         terminalreporter.write_line(
-            f"reliability: {_counts['cells']} cells of the matrix tried, {_counts['faults']} faults injected and survived, "
-            f"{_counts['inputs']} inputs fuzzed, {_counts['workflows']} workflows queued, {_counts['host cannot']} cells the host "
+            f"reliability: {_counts['cells']} cells of the matrix tried, {_counts['faults']} "
+            "faults injected and survived, "
+            f"{_counts['inputs']} inputs fuzzed, {_counts['workflows']} workflows queued, "
+            f"{_counts['host cannot']} cells the host "
             f"cannot{cannot}; {end}"
         )

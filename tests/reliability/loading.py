@@ -1,4 +1,4 @@
-"""Loads packs in a process of its own by the host's own loader, so that what is broken on purpose stays there."""
+"""Loads packs by ComfyUI's own loader, in a process of its own, which broken packs may harm."""
 
 import json
 import os
@@ -14,14 +14,20 @@ from comfy.cli_args import args
 args.cpu = True
 import nodes
 said = []
-logging.getLogger().addHandler(type("Keep", (logging.Handler,), {"emit": lambda self, record: said.append(record.getMessage())})())
+
+class Keep(logging.Handler):
+    def emit(self, record):
+        said.append(record.getMessage())
+
+logging.getLogger().addHandler(Keep())
 
 def load(folder):
     "(whether the host's loader took the pack, ids of the nodes it registered, the lines it logged)"
     known, said[:] = dict(nodes.NODE_CLASS_MAPPINGS), []
     done = asyncio.run(nodes.load_custom_node(folder, module_parent="custom_nodes"))
     new = sorted(k for k, v in nodes.NODE_CLASS_MAPPINGS.items() if known.get(k) is not v)
-    nodes.NODE_CLASS_MAPPINGS.clear(), nodes.NODE_CLASS_MAPPINGS.update(known)
+    nodes.NODE_CLASS_MAPPINGS.clear()
+    nodes.NODE_CLASS_MAPPINGS.update(known)
     for name in [m for m in sys.modules if m.startswith(folder.replace(".", "_x_"))]:
         del sys.modules[name]
     return done, new, list(said)
@@ -29,10 +35,16 @@ def load(folder):
 
 
 def run(script, *args, base=None, seconds=300):
-    """What a script prints as JSON in its last line; it runs behind START in the host's folder, with `base` as ComfyUI's base folder."""
+    """What a script prints as JSON in its last line. It runs after START, in the host's folder.
+
+    base: ComfyUI's base folder.
+    """
     env = {**os.environ, "PYTHONPATH": str(HOST), "PYTHONDONTWRITEBYTECODE": "1"}
     flags = ["--cpu", *(("--base-directory", str(base)) if base else ())]
-    start = f"import sys; args_of_test = sys.argv[1:]; sys.argv[1:] = {flags!r}\nimport comfy.options; comfy.options.enable_args_parsing()\n"
+    start = (
+        f"import sys; args_of_test = sys.argv[1:]; sys.argv[1:] = {flags!r}\n"
+        "import comfy.options; comfy.options.enable_args_parsing()\n"
+    )
     command = [sys.executable, "-c", start + START + script, *map(str, args)]
     ran = subprocess.run(
         command,

@@ -183,7 +183,9 @@ def test_threads_write_one_file(tmp_path, tally):
 def test_threads_share_what_was_drawn(monkeypatch, tally):
     """Latents that the trainer keeps: right for whoever asks, also while others make room for theirs."""
     monkeypatch.setattr(material, "_cache", OrderedDict())
-    monkeypatch.setattr(material, "CACHED_BYTES", 4 * 4 * 3 * 64 + 1)  # room for three
+    monkeypatch.setattr(
+        material.tuning, "CACHED_LATENT_BYTES", 4 * 4 * 3 * 64 + 1
+    )  # room for three
     drawn = lambda reference, texts, against, seeds, *rest: torch.full(
         (len(texts), 4, 4, 4), float(texts[0])
     )
@@ -193,10 +195,11 @@ def test_threads_share_what_was_drawn(monkeypatch, tally):
         return drawn(reference, texts, *rest)
 
     rows = {str(i): i for i in range(9)} | {"": 99}
-    network = SimpleNamespace(dtype=torch.float32, row=rows, reference=None, draw=draw)
-    settings = {"seed": 1, "sampling_steps": 2, "cfg": 3.0}
+    network = SimpleNamespace(dtype=torch.float32, text_id=rows, reference=None, draw=draw)
+    settings = SimpleNamespace(seed=1, sampling_steps=2, cfg=3.0)
     made = material.TrainingData.__new__(material.TrainingData)
-    made.network, made.settings, made.shape, made.model = network, settings, [4, 4, 4], "m"
+    made.network, made.settings, made.shape = network, settings, [4, 4, 4]
+    made.model_digest = "m"
 
     def ask(i):
         for k in range(60):
@@ -207,14 +210,14 @@ def test_threads_share_what_was_drawn(monkeypatch, tally):
 
     with ThreadPoolExecutor(8) as pool:
         assert list(pool.map(ask, range(8))) == [None] * 8
-    assert sum(t.nbytes for t in material._cache.values()) <= material.CACHED_BYTES
+    assert sum(t.nbytes for t in material._cache.values()) <= material.tuning.CACHED_LATENT_BYTES
     tally("cells")
 
 
 def test_what_is_read_once_is_never_changed_by_who_reads():
     """Cached values are tuples: a thread that has one cannot change another's."""
     assert isinstance(sentences.prior_sentences(), tuple) and isinstance(
-        sentences._lines("prior.txt"), tuple
+        sentences._data_lines("prior.txt"), tuple
     )
     with ThreadPoolExecutor(4) as pool:
         assert len({hash(x) for x in pool.map(lambda _: sentences.prior_words(), range(8))}) == 1
@@ -372,7 +375,9 @@ def test_names_of_our_own_files_fit_every_system():
         )
     ]
     made += [
-        pack.module("unlearn.files.saliency_file")._raw_name(3, name)
+        pack.module("unlearn.files.raw_statistics").raw_name(
+            3, pack.module("unlearn.types").Group("object", name)
+        )
         for name in ("cat", "CON", "a/b: c?", "\u732b")
     ]
     ours = [

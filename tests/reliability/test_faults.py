@@ -1,7 +1,8 @@
-"""Cancel, no memory and no disk at every stage of every node, and processes killed while they write: what is shared stays as it was.
+"""Faults at every stage of every node: cancel, no memory, a full disk, a killed process.
 
-A job runs once with every watched call of the host counted, then again and again with one of these calls failing: the first ones, the
-last ones, and a spread between. After each, the model has its bits and nothing hangs on it, and at the end the job does what it did.
+A job runs once while its calls of ComfyUI are counted. Then it runs again and again with one of
+these calls failing: the first ones, the last ones, and a spread between. After each fault the model
+has the same bits and nothing is attached to it. At the end the job does what it did at first.
 """
 
 import contextlib
@@ -26,9 +27,7 @@ adapters = pack.module("unlearn.host.adapters")
 files = pack.module("unlearn.files.safetensors_io")
 patch_files = pack.module("unlearn.files.patch_file")
 patching = pack.module("unlearn.host.patching")
-resuming = pack.module("unlearn.sculpting.saved_run")
-rounds = pack.module("unlearn.sculpting.trainer")
-sculpt = pack.module("unlearn.sculpting.train")
+tuning = pack.module("unlearn.sculpting.tuning")
 states = pack.module("unlearn.files.text_cache")
 weights = pack.module("unlearn.host.weights")
 types = pack.module("unlearn.types")
@@ -68,8 +67,8 @@ def bench(tmp_path_factory):
         m.setattr(folder_paths, "folder_names_and_paths", {})
         m.setattr(folder_paths, "filename_list_cache", {})
         m.setattr(folder_paths, "output_directory", str(base / "output"))
-        m.setattr(rounds, "MEASURED", 2)
-        m.setattr(resuming, "EVERY", 1)
+        m.setattr(tuning, "MEASURED_PREDICTIONS", 2)
+        m.setattr(tuning, "SAVE_EVERY", 1)
         model, clip, vae = tiny.model(), tiny.Clip(), tiny.Vae()
         b = SimpleNamespace(model=model, clip=clip, vae=vae, base=base)
         keys = [
@@ -155,11 +154,37 @@ def resumed(b):
     return patch
 
 
+def merged(b):
+    found = run("MergeConceptSaliency", saliency={"saliency0": b.saliency}, model=b.model)[0]
+    return len(found.rankings)
+
+
+def fused(b):
+    return run("NeuronMaskFuse", saliency={"saliency0": b.saliency}, r2=0.05)[0]
+
+
+def loaded_saliency(b):
+    return len(run("LoadConceptSaliency", name="kept.safetensors")[0].rankings)
+
+
+def saved_lora(b):
+    return run("SaveUnlearnLoRA", model=b.model, patch=b.patch, name="new")[1]
+
+
+def saved_checkpoint(b):
+    run("SaveUnlearnedCheckpoint", model=patching.apply(b.model, b.patch)[0])
+
+
+def forecast(b):
+    inputs = {"model": b.model, "clip": b.clip, "patch": b.patch, "concepts": CONCEPTS}
+    return run("CollateralForecast", size=64, **inputs)[1]
+
+
 JOBS = {
     "ConceptSaliency": lambda b: saliency(b),
     "ConceptSaliency wanda": lambda b: saliency(b, score="wanda"),
-    "MergeConceptSaliency": lambda b: len(run("MergeConceptSaliency", saliency={"saliency0": b.saliency}, model=b.model)[0].rankings),
-    "NeuronMaskFuse": lambda b: run("NeuronMaskFuse", saliency={"saliency0": b.saliency}, r2=0.05)[0],
+    "MergeConceptSaliency": merged,
+    "NeuronMaskFuse": fused,
     "ScaPreSolve": lambda b: solve(b),
     "ScaPreSolve paper": lambda b: solve(b, variant={"variant": "paper"}),
     "DynamicMaskTrainer": lambda b: train(b),
@@ -171,16 +196,16 @@ JOBS = {
     "LoadUnlearnPatch": lambda b: run("LoadUnlearnPatch", name="kept.safetensors")[0],
     "UnlearnPatchInfo": lambda b: run("UnlearnPatchInfo", patch=b.patch, model=b.model)[0],
     "SaveConceptSaliency": lambda b: run("SaveConceptSaliency", saliency=b.saliency, name="new")[0],
-    "LoadConceptSaliency": lambda b: len(run("LoadConceptSaliency", name="kept.safetensors")[0].rankings),
-    "SaveUnlearnLoRA": lambda b: run("SaveUnlearnLoRA", model=b.model, patch=b.patch, name="new")[1],
-    "SaveUnlearnedCheckpoint": lambda b: run("SaveUnlearnedCheckpoint", model=patching.apply(b.model, b.patch)[0])[0] and None,
+    "LoadConceptSaliency": loaded_saliency,
+    "SaveUnlearnLoRA": saved_lora,
+    "SaveUnlearnedCheckpoint": saved_checkpoint,
     "ErasureReport": lambda b: report(b),
-    "CollateralForecast": lambda b: run("CollateralForecast", model=b.model, clip=b.clip, patch=b.patch, concepts=CONCEPTS, size=64)[1],
-}  # fmt: skip
+    "CollateralForecast": forecast,
+}
 
 
 def snapshot(model):
-    """What of a MODEL others share: the bits of its weights when it is loaded, and everything that may hang on it."""
+    """What others share of a MODEL: the bits of its weights, and everything attached to it."""
     import comfy.model_management as mm
 
     mm.load_models_gpu([model])
@@ -228,7 +253,7 @@ def survived(b):
 
 
 class Fault:
-    """Stands in the host's functions while a job runs and raises `error` at call number `at`, or only counts."""
+    """Wraps ComfyUI's functions while a job runs: raises `error` at call `at`, or only counts."""
 
     def __init__(self, kind, at=0):
         import comfy.model_management as mm
@@ -289,7 +314,10 @@ def alike(a, b):
     if torch.is_tensor(a):
         return float((a - b).norm() / a.norm()) < 1e-3
     if isinstance(a, types.UnlearnPatch):
-        full = lambda patch: {k: e.change(torch.ones(e.shape), 1.0) for k, e in patch.edits}
+
+        def full(patch):
+            return {k: e.change(torch.ones(e.shape), 1.0) for k, e in patch.edits}
+
         return a == b or all(
             alike(x, y) for x, y in zip(full(a).values(), full(b).values(), strict=True)
         )
@@ -319,9 +347,9 @@ def test_every_stage_may_fail(bench, kind, job, tally):
         if fault.n < at:  # it went on from where the last fault left it, and was done sooner
             assert "resume" in job and alike(whole, found)
             continue
-        if (
-            found is not None
-        ):  # cancelled with 'keep': what was learned; no memory: a smaller batch, and the same result
+        # A cancelled run with 'keep' gives what was learned so far. A run without memory takes a
+        # smaller batch, and gives the same.
+        if found is not None:
             assert job.endswith("keep") if kind == "cancel" else alike(whole, found), at
         found = None
         survived(bench)
@@ -342,7 +370,10 @@ WRITES = (
 
 @contextlib.contextmanager
 def disk_full(at, share=0.5):
-    """The disk fills up while file number `at` is written, at a share of its bytes; with share 1 when it is to get its name."""
+    """The disk fills up while file number `at` is written, at a share of its bytes.
+
+    With share 1 it fills up when the file is to get its name.
+    """
     import safetensors.torch
 
     written, real, replace = [0], safetensors.torch.save_file, os.replace
@@ -375,6 +406,7 @@ def test_the_disk_fills_up(bench, job, share, tally):
         pytest.skip("the host writes whole checkpoints under their own name")
     JOBS[job](bench)  # an old file of the name
     held = {p: p.read_bytes() for p in bench.base.rglob("*.*")}
+    assert held
     for at in (1, 3) if "resume" in job else (1,):
         with disk_full(at, share) as written:
             with pytest.raises(
@@ -429,7 +461,7 @@ def in_a_process_killed_after(seconds, work):
 
 @pytest.fixture
 def one_thread():
-    """This process sums as its copies do, which have one thread: with more, sums are rounded otherwise."""
+    """One thread, as in the processes it starts: with more, sums are rounded differently."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -450,7 +482,7 @@ def big_patch(method):
 
 @needs_fork
 def test_killed_while_saving(tmp_path, tally):
-    """Whatever moment a process dies at, the name holds a whole patch, the old one or the new one."""
+    """At whatever moment a process dies, the name holds a whole patch: the old or the new one."""
     wide = [big_patch(method) for method in "ab"]
     folder, r = tmp_path / patch_files.FOLDER, random.Random(0)
     path = folder / "kept.safetensors"
@@ -479,7 +511,7 @@ def test_killed_while_saving(tmp_path, tally):
 
 @needs_fork
 def test_killed_while_training(bench, tally, one_thread):
-    """Training with `resume` goes on from the last step that is whole on the disk, to the same bits."""
+    """Training with `resume` goes on from the last whole step on disk, and ends with equal bits."""
     whole, r = train(bench), random.Random(1)
     start = time.perf_counter()
     train(bench)
@@ -516,7 +548,7 @@ def resident():
     ],
 )
 def test_memory_returns_to_its_level(bench, job, n):
-    """So many runs, with one that is cancelled behind every second, leave less than 20 MB or 1 % behind."""
+    """Many runs, every second one cancelled, leave less than 20 MB or 1 % of memory behind."""
     with Fault("cancel").standing() as counted:
         JOBS[job](bench)
 

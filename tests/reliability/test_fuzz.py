@@ -1,7 +1,8 @@
-"""Hostile and broken files, names and lists: one clear sentence or a usable value, in bounded time and memory, within the folders.
+"""Hostile and broken files, names and lists.
 
-The fuzz run is seeded: input number i of a kind is made from `Random(f"{kind} {i}")` alone, and a failure names it. UNLEARN_FUZZ multiplies
-the counts (1 by default: 20,000 inputs).
+Each gives one clear sentence or a usable value, in bounded time and memory, within the folders. The
+run is seeded: input number i of a kind is made from `Random(f"{kind} {i}")` alone, and a failure
+names it. UNLEARN_FUZZ multiplies the counts (1 by default: 20,000 inputs).
 """
 
 import io
@@ -28,7 +29,9 @@ from testbed import pack
 patch_files = pack.module("unlearn.files.patch_file")
 patch_reports = pack.module("unlearn.files.patch_report")
 saliency_files = pack.module("unlearn.files.saliency_file")
-saliency = pack.module("unlearn.pruning.saliency")
+collection = pack.module("unlearn.pruning.collection")
+ranking = pack.module("unlearn.pruning.ranking").ranking
+merge_saliency = pack.module("unlearn.pruning.merge").merge
 masks = pack.module("unlearn.pruning.masks")
 resuming = pack.module("unlearn.sculpting.saved_run")
 states = pack.module("unlearn.files.text_cache")
@@ -36,6 +39,8 @@ files = pack.module("unlearn.files.safetensors_io")
 folders = pack.module("unlearn.host.folders")
 adapters = pack.module("unlearn.host.adapters")
 sculpt = pack.module("kernels.sculpting")
+Phase = pack.module("unlearn.sculpting.schedule").Phase
+TrainingSettings = pack.module("unlearn.sculpting.settings").TrainingSettings
 types = pack.module("unlearn.types")
 lists = pack.module("unlearn.concepts.lists")
 text = pack.module("unlearn.concepts.notation")
@@ -65,7 +70,7 @@ def box(tmp_path):
 
 
 class Watch:
-    """Asserts the time of each input and the peak of memory over all of them; counts them when all is done."""
+    """Asserts the time of each input and the peak of memory over all of them, and counts them."""
 
     def __init__(self, kind, tally, seconds=SECONDS, growth=GROWTH):
         self.kind, self.tally, self.seconds, self.growth, self.n = kind, tally, seconds, growth, 0
@@ -73,7 +78,7 @@ class Watch:
 
     @staticmethod
     def _peak():
-        """Peak memory of this process since `__enter__`, in bytes; None where the system does not say."""
+        """Peak memory of this process since `__enter__` in bytes; None if the system gives none."""
         try:
             lines = Path("/proc/self/status").read_text().splitlines()
             return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
@@ -87,7 +92,10 @@ class Watch:
         return self
 
     def __call__(self, what, call, *args):
-        """The call's value, or None when it was refused with one clear sentence; anything else fails the test and names the input."""
+        """The call's value, or None when it was refused with one clear sentence.
+
+        Anything else fails the test, and the failure names the input.
+        """
         start, self.n = time.thread_time(), self.n + 1
         try:
             found = call(*args)
@@ -120,7 +128,7 @@ def numbered(kind, n):
         yield i, Random(f"{kind} {i}")
 
 
-# --- safetensors files ---------------------------------------------------------------------------------------------------------------
+# --- safetensors files --------------------------------------------------------
 
 
 def a_patch():
@@ -149,15 +157,18 @@ def a_patch():
 
 def a_saliency(names=("cat", "fox")):
     layers = ((F, 6, 8), (F.replace("blocks.0", "blocks.1"), 5, 4))
-    ranked = lambda c: tuple(saliency.ranking(rand(a, b, seed=c).abs(), 0.5) for _, a, b in layers)
+
+    def ranked(c):
+        return tuple(ranking(rand(a, b, seed=c).abs(), 0.5) for _, a, b in layers)
+
     gathered = {
         n: types.ActivationStats(
-            (f"1:{n}",), rand(2, 12).abs(), rand(2, 12).abs() if n.startswith("base ") else None
+            (f"1:{n.key}",), rand(2, 12).abs(), rand(2, 12).abs() if n.is_baseline else None
         )
-        for n in ("base object", *names)
+        for n in (types.Group("object"), *(types.Group("object", n) for n in names))
     }
     settings = {
-        **saliency.DEFAULTS,
+        **collection.DEFAULTS,
         "score": "wanda",
         "prompts": 1,
         "steps": 4,
@@ -178,45 +189,45 @@ def a_saliency(names=("cat", "fox")):
 
 
 class Run:
-    """Stands in for a Trainer between two steps: what sculpt_resume reads and sets of one."""
+    """Stands in for a Trainer between two steps: what saved_run reads and sets of one."""
 
     def __init__(self):
-        self.params = [torch.nn.Parameter(rand(4, 3, seed=i)) for i in range(2)]
-        self.material = SimpleNamespace(model="m", plan=Plan((1, 2)), own={})
+        self.weights = [torch.nn.Parameter(rand(4, 3, seed=i)) for i in range(2)]
+        self.data = SimpleNamespace(model_digest="m", plan=Plan((1, 2)), own={})
         self.network = SimpleNamespace(
             earlier=None,
             dtype=torch.float32,
             device=torch.device("cpu"),
             teacher_weights={K: rand(4, 3)},
         )
-        self.settings, self.scaler = {"steps": 3}, torch.amp.GradScaler("cpu", enabled=False)
-        self.totals, self.touched = (
-            [torch.zeros(4, 3, dtype=d) for _ in self.params] for d in (torch.float32, torch.bool)
+        self.settings, self.scaler = TrainingSettings(), torch.amp.GradScaler("cpu", enabled=False)
+        self.importance, self.touched = (
+            [torch.zeros(4, 3, dtype=d) for _ in self.weights] for d in (torch.float32, torch.bool)
         )
-        self.pace, self.settling, self.push, self.chunk = 1.0, [3, 9], True, 10**9
-        self.history, self.churn, self.left, self.steps = (
+        self.batch_size = SimpleNamespace(rows=10**9)
+        self.losses, self.mask_turnover, self.left, self.steps = (
             [{"loss": 0.5}],
             [0.1],
             [{"cat": 0.4}],
             [3],
         )
         self.open_round(1)
-        self.step = 2
-        for p in self.params:
+        self.step, self.phase = 2, Phase(1.0, (3, 9), True)
+        for p in self.weights:
             p.grad = torch.ones(4, 3)
-        self.masks = [torch.ones(4, 3, dtype=torch.bool) for _ in self.params]
-        self.optimizer.confine(dict(zip(self.params, self.masks, strict=True)))
+        self.masks = [torch.ones(4, 3, dtype=torch.bool) for _ in self.weights]
+        self.optimizer.confine(dict(zip(self.weights, self.masks, strict=True)))
         self.optimizer.step()
 
     def open_round(self, number):
-        self.number, self.masks = number, None
-        self.optimizer = sculpt.MaskedAdam(self.params, lr=1e-3)
-        self.g = torch.Generator().manual_seed(number)
-        self.mark = self.g.get_state()
+        self.round, self.masks, self.started = number, [], True
+        self.optimizer = sculpt.MaskedAdam(self.weights, lr=1e-3)
+        self.generator = torch.Generator().manual_seed(number)
+        self.generator_state = self.generator.get_state()
 
 
 class Plan(NamedTuple):
-    lessons: tuple
+    tasks: tuple
 
 
 LEAVES = (
@@ -308,7 +319,10 @@ def joined(header, data):
 
 
 def knows_the_format(rng, raw):
-    """A file as somebody makes it who knows the format: header, offsets, shapes, the JSON within, numbers, all lengths adding up."""
+    """A file made by somebody who knows the format.
+
+    Header, offsets, shapes, the JSON within and numbers change, and all lengths still add up.
+    """
     header, data = split(raw)
     names, how = [k for k in header if k != "__metadata__"], rng.random()
     if how < 0.45:  # the JSON within the metadata
@@ -455,7 +469,7 @@ def _zipped():
 
 
 def checksummed(raw):
-    """The file with the checksum that is right for it, where it can be read at all: the checksum is no secret."""
+    """The file with its right checksum, if it can be read: anybody can compute the checksum."""
     try:
         header, data = split(raw)
         header["__metadata__"]["checksum"] = patch_files._checksum(
@@ -504,10 +518,9 @@ def test_patch_files(box, wholes, tally):
                     and found[0].digest
                     and all(min(e.shape) > 0 for _, e in found[0].edits)
                 ), i
-                assert all(files.KEY.fullmatch(k) for k, _ in found[0].edits), (
-                    i
-                )  # of another part of a model nothing is ever named
-    assert watch.refused > 0.5 * watch.n and outside_of(box) == before
+                # Only keys of the diffusion model are ever named.
+                assert all(files.KEY.fullmatch(k) for k, _ in found[0].edits), i
+    assert 0.5 * watch.n < watch.refused < watch.n and outside_of(box) == before
 
 
 def test_saliency_files(box, wholes, tally):
@@ -516,14 +529,13 @@ def test_saliency_files(box, wholes, tally):
         for i, _, raw in mutants("saliency", 5500, wholes["s"], wholes):
             path.write_bytes(raw)
             found = watch(i, saliency_files.load, path)
-            if (
-                found is not None and used < 150
-            ):  # whoever takes it next says what is wrong in a sentence, or works
+            # What uses the map next works, or says in one sentence what is wrong.
+            if found is not None and used < 150:
                 used += 1
                 for use, *args in (
                     (masks.fuse, [found]),
-                    (saliency.merge, [found, plain]),
-                    (saliency.merge, [plain, found]),
+                    (merge_saliency, [found, plain]),
+                    (merge_saliency, [plain, found]),
                 ):
                     try:
                         use(*args)
@@ -533,7 +545,7 @@ def test_saliency_files(box, wholes, tally):
                         raise AssertionError(
                             f"saliency {i} was read, and then {error!r}"
                         ) from error
-    assert watch.refused > 0.4 * watch.n
+    assert 0.4 * watch.n < watch.refused < watch.n
 
 
 def test_training_files(box, wholes, tally):
@@ -543,12 +555,11 @@ def test_training_files(box, wholes, tally):
             path.write_bytes(raw)
             if watch(i, resuming.load, path, run):
                 assert run.network.device.type == "cpu" and all(
-                    torch.isfinite(p).all() for p in run.params
+                    torch.isfinite(p).all() for p in run.weights
                 ), i
-            assert set(vars(run)) == set(vars(Run())), (
-                i
-            )  # nothing else of a trainer is set from a file
-    assert watch.refused > 0.4 * watch.n
+            # Nothing else of a trainer is set from a file.
+            assert set(vars(run)) == set(vars(Run())), i
+    assert 0.4 * watch.n < watch.refused < watch.n
 
 
 @pytest.fixture
@@ -580,9 +591,8 @@ def test_files_of_token_states(box, words, wholes, tally):
             )
             file.write_bytes(raw)
             found = watch(i, lambda: states.TextStateCache(None, box / "st").get(prompts))
-            assert found is not None and found.keys() == truth.keys(), (
-                i
-            )  # a cache never refuses: what is damaged is encoded anew
+            # A cache never refuses: what is damaged is encoded again.
+            assert found is not None and found.keys() == truth.keys(), i
             assert all(s.shape[1] == 8 and torch.isfinite(s).all() for s in found.values()), i
         file.write_bytes(whole)
         found = states.TextStateCache(None, box / "st").get(prompts)
@@ -590,7 +600,7 @@ def test_files_of_token_states(box, words, wholes, tally):
 
 
 def test_large_and_odd_files(box, tally, monkeypatch):
-    """Declared sizes, sparse files, much metadata, deep JSON, things that are no files: refused before memory is taken."""
+    """Declared sizes, sparse files, much metadata, deep JSON, no files: refused before reading."""
     loads = (patch_files.load, saliency_files.load, lambda p: resuming.load(p, Run()))
     path = box / "x.safetensors"
 
@@ -602,7 +612,9 @@ def test_large_and_odd_files(box, tally, monkeypatch):
 
         return make
 
-    tensor = lambda n: {"a": {"dtype": "F32", "shape": [n], "data_offsets": [0, 4 * n]}}
+    def tensor(n):
+        return {"a": {"dtype": "F32", "shape": [n], "data_offsets": [0, 4 * n]}}
+
     said = {"format": "unlearn-patch", "format_version": "1", "edits": "[]", "provenance": "[]"}
     whole = a_patch()
     many = json.dumps([{"method": "m", "concepts": ["x" * 100]}] * 100_000)
@@ -642,10 +654,11 @@ def test_large_and_odd_files(box, tally, monkeypatch):
             for load in loads:
                 assert not watch(name, load, path), name
             path.rmdir() if path.is_dir() else path.unlink()
-        patch_files.save(
-            path, whole
-        )  # the same file is read where memory is free, and refused in a sentence where none is
-        monkeypatch.setattr(files.memory.comfy.model_management, "get_free_memory", lambda device: 1000)
+        # The same file is read when memory is free, and refused in one sentence when it is not.
+        patch_files.save(path, whole)
+        monkeypatch.setattr(
+            files.memory.comfy.model_management, "get_free_memory", lambda device: 1000
+        )
         with pytest.raises(UnlearnError, match="memory are free"):
             patch_files.load(path)
         monkeypatch.undo()
@@ -653,7 +666,7 @@ def test_large_and_odd_files(box, tally, monkeypatch):
 
 
 def test_a_loaded_file_is_a_copy(box):
-    """Who writes over a file in place changes nothing that was loaded from it: a patch is a value."""
+    """Writing over a file in place changes nothing that was loaded from it."""
     path = box / "p.safetensors"
     patch_files.save(path, a_patch())
     found, raw = patch_files.load(path)[0], path.read_bytes()
@@ -667,7 +680,7 @@ def test_a_loaded_file_is_a_copy(box):
 
 
 def test_many_edits_that_share_a_tensor_take_their_time_once(box, tally):
-    """A file of small size must not ask for work without end: 20,000 edits on one list of a million indices."""
+    """A small file must not ask for endless work: 20,000 edits on one list of a million indices."""
     n = 10**6
     entry = {
         "key": K,
@@ -695,7 +708,7 @@ def test_many_edits_that_share_a_tensor_take_their_time_once(box, tally):
         assert len(watch("shared", patch_files.load, box / "x.safetensors")[0].edits) == 20_000
 
 
-# --- names of files ------------------------------------------------------------------------------------------------------------------
+# --- names of files -----------------------------------------------------------
 
 TRICKS = [
     "../x",
@@ -798,7 +811,7 @@ def refused_by_windows(part):
 
 
 def test_names_of_files(box, tally, monkeypatch):
-    """What a name gives lies in its folder and is a name on every system, or a sentence says that it is none."""
+    """A name gives a path in its folder that is valid on every system, or one sentence of error."""
     import folder_paths
 
     models, inputs, secret = box / "models", box / "input", box / "secret.safetensors"
@@ -833,7 +846,7 @@ def test_names_of_files(box, tally, monkeypatch):
                 for t in (*TRICKS, "link/secret.safetensors", "direct.safetensors")
             )
         ] + random:
-            new = watch(name, folders.new, patch_files.FOLDER, name)
+            new = watch(name, files.new, patch_files.FOLDER, name)
             if new is not None:
                 parts = new.relative_to(root.resolve()).parts
                 assert parts and not any(refused_by_windows(p) for p in parts), name
@@ -841,7 +854,7 @@ def test_names_of_files(box, tally, monkeypatch):
                     wrote += 1
                     files.write(new, {"a": torch.zeros(1)}, {})
                     assert new.is_file() and root.resolve() in new.resolve().parents, name
-            found = watch(name, folders.find, patch_files.FOLDER, name)
+            found = watch(name, files.find, patch_files.FOLDER, name)
             assert found is None or (
                 found.is_file() and root.resolve() in found.resolve().parents
             ), name
@@ -860,7 +873,7 @@ def test_names_of_files(box, tally, monkeypatch):
             folders.find(patch_files.FOLDER, link)
 
 
-# --- lists of concepts ---------------------------------------------------------------------------------------------------------------
+# --- lists of concepts --------------------------------------------------------
 
 PARTS = [
     "cat",
@@ -932,7 +945,7 @@ PARTS += [
 
 
 def test_lists_of_concepts(box, tally):
-    """Any text at all is a list that survives being written down, or one sentence says what is wrong."""
+    """Any text is a list that survives a round trip, or one sentence says what is wrong."""
     kept = 0
     with Watch("list", tally) as watch:
         for i, rng in numbered("list", 4000):
@@ -997,7 +1010,7 @@ def test_large_lists(box, tally):
             for name in ("a.txt", "a.csv"):
                 (box / name).write_text(said, encoding="utf-8")
                 watch((i, name), lists.read, box / name)
-        (box / "a.txt").write_bytes(b"a\n" * (lists.LARGEST // 2 + 1))
+        (box / "a.txt").write_bytes(b"a\n" * (lists.MAX_FILE_BYTES // 2 + 1))
         assert watch("too large", lists.read, box / "a.txt") is None
         if os.path.exists("/dev/zero"):
             assert watch("a device", lists.read, Path("/dev/zero")) is None

@@ -398,7 +398,7 @@ def test_working_leaves_the_host_and_the_model_as_they_were(loaded, tally):
         pack.module(f"unlearn.{n}")
         for n in (
             "closed_form.solve",
-            "pruning.saliency",
+            "pruning.collection",
             "pruning.masks",
             "host.patching",
             "concepts.notation",

@@ -1,4 +1,4 @@
-"""Laws that hold for every input, by hypothesis: of patches as values, of their edits on weights, of files, and of the kernels."""
+"""Properties that hold for every input, by hypothesis: of patches, edits, files and kernels."""
 
 import copy
 import functools
@@ -14,7 +14,9 @@ from testbed import pack
 adapters = pack.module("unlearn.host.adapters")
 patch_files = pack.module("unlearn.files.patch_file")
 saliency_files = pack.module("unlearn.files.saliency_file")
-saliency = pack.module("unlearn.pruning.saliency")
+collection = pack.module("unlearn.pruning.collection")
+merging = pack.module("unlearn.pruning.merge")
+ranking = pack.module("unlearn.pruning.ranking").ranking
 types = pack.module("unlearn.types")
 fia, scapre, sculpt, uce, bures, complement, sylvester = (
     pack.module(f"kernels.{name}")
@@ -110,7 +112,7 @@ def same(a, b, atol=1e-5):
     return a.keys() == b.keys() and all(torch.allclose(a[k], b[k], atol=atol, rtol=1e-5) for k in a)
 
 
-# --- patches as values ---------------------------------------------------------------------------------------------------------------
+# --- patches as values --------------------------------------------------------
 
 
 @quick
@@ -208,7 +210,7 @@ def test_a_digest_is_equal_where_the_content_is(a, b):
 @quick
 @given(patches, st.data())
 def test_a_digest_differs_by_every_part(patch, data):
-    """One number, one mask bit, one shape, one key or one word of provenance makes another patch."""
+    """Another number, mask bit, shape, key or word of provenance makes another patch."""
     i = data.draw(st.integers(0, len(patch.edits) - 1))
     key, edit = patch.edits[i]
     how = data.draw(st.sampled_from(["tensor", "key", "said", "order", "strip"]))
@@ -244,7 +246,7 @@ def test_sizes_side_by_side_are_no_other_sizes():
     assert a != b
 
 
-# --- files ---------------------------------------------------------------------------------------------------------------------------
+# --- files --------------------------------------------------------------------
 
 
 @quick
@@ -261,28 +263,28 @@ LAYERS = tuple((key, 4, 6) for key in KEYS[:2])
 
 
 def saliency_of(concepts, prompts, seed, base=None):
-    """A SaliencyMap of the score `wanda` with statistics made of one vector per prompt, each a function of the prompt alone."""
+    """A SaliencyMap of the score `wanda`: one vector for each prompt, a function of the prompt."""
     said = {p: rand(p, 2, 12).abs() for p in prompts}
 
     def moments(group):
-        m = fia.Moments(torch.zeros(2, 12), torch.zeros(2, 12))
+        m = fia.RunningMoments(torch.zeros(2, 12), torch.zeros(2, 12))
         for p in prompts:
-            m.add(said[p] * (1 + sum(map(ord, group)) % 5))
+            m.add(said[p] * (1 + sum(map(ord, group.key)) % 5))
         return m
 
     gathered = {}
-    for group in ("base object", *concepts):
+    for group in (types.Group("object"), *(types.Group("object", c) for c in concepts)):
         m = moments(group)
         gathered[group] = types.ActivationStats(
-            tuple(f"{p}:{group}" for p in prompts),
+            tuple(f"{p}:{group.key}" for p in prompts),
             m.mean,
-            m.m2 if group.startswith("base ") else None,
+            m.m2 if group.is_baseline else None,
         )
     ranked = tuple(
-        tuple(saliency.ranking(rand(seed, a, b).abs(), 0.5) for _, a, b in LAYERS) for _ in concepts
+        tuple(ranking(rand(seed, a, b).abs(), 0.5) for _, a, b in LAYERS) for _ in concepts
     )
     how = {
-        **saliency.DEFAULTS,
+        **collection.DEFAULTS,
         "score": "wanda",
         "prompts": len(prompts),
         "steps": 4,
@@ -297,10 +299,7 @@ def saliency_of(concepts, prompts, seed, base=None):
 
 def ranks_of(found):
     return [
-        [
-            (r.indices.tolist(), r.values.tolist(), r.rows.tolist(), r.columns.tolist(), r.peak)
-            for r in parts
-        ]
+        [(r.indices.tolist(), r.rows.tolist(), r.columns.tolist(), r.peak) for r in parts]
         for parts in found.rankings
     ]
 
@@ -340,15 +339,21 @@ def test_merging_statistics_is_associative_and_commutative(prompts, i, j):
     assume(i < j)
     parts = [saliency_of(("cat",), p, 0) for p in (prompts[:i], prompts[i:j], prompts[j:])]
     whole = saliency_of(("cat",), tuple(prompts), 0)
-    joined = lambda *maps: {
-        name: functools.reduce(
-            lambda a, b: saliency._merged(name, [a, b]), [m.gathered[name] for m in maps]
-        )
-        for name in whole.gathered
-    }
+
+    def joined(*maps):
+        return {
+            name: functools.reduce(
+                lambda a, b: merging.merge_statistics(name, [a, b]),
+                [m.gathered[name] for m in maps],
+            )
+            for name in whole.gathered
+        }
+
     a, b, c = parts
     nested = {
-        n: saliency._merged(n, [a.gathered[n], saliency._merged(n, [b.gathered[n], c.gathered[n]])])
+        n: merging.merge_statistics(
+            n, [a.gathered[n], merging.merge_statistics(n, [b.gathered[n], c.gathered[n]])]
+        )
         for n in whole.gathered
     }
     for found in (joined(a, b, c), joined(c, a, b), nested):
@@ -364,20 +369,23 @@ def test_merging_statistics_is_associative_and_commutative(prompts, i, j):
 def test_merging_maps_of_other_concepts_is_laying_them_side_by_side(names, seed):
     half = len(names) // 2
     a, b = saliency_of(names[:half], (1, 2), seed), saliency_of(names[half:], (1, 2), seed + 1)
-    both, other = saliency.merge([a, b]), saliency.merge([b, a])
-    by_name = lambda m: dict(zip((c.name for c in m.concepts), map(repr, ranks_of(m)), strict=True))
+    both, other = merging.merge([a, b]), merging.merge([b, a])
+
+    def by_name(m):
+        return dict(zip((c.name for c in m.concepts), map(repr, ranks_of(m)), strict=True))
+
     assert (
         by_name(both) == by_name(other) == by_name(a) | by_name(b)
         and [c.name for c in both.concepts] == names
     )
-    assert by_name(saliency.merge([both])) == by_name(both)
+    assert by_name(merging.merge([both])) == by_name(both)
 
 
-# --- kernels -------------------------------------------------------------------------------------------------------------------------
+# --- kernels ------------------------------------------------------------------
 
 
 def moments_of(xs):
-    m = fia.Moments(torch.zeros(3, dtype=torch.float64), torch.zeros(3, dtype=torch.float64))
+    m = fia.RunningMoments(torch.zeros(3, dtype=torch.float64), torch.zeros(3, dtype=torch.float64))
     for x in xs:
         m.add(x.clone())
     return m
@@ -410,8 +418,8 @@ def test_a_larger_share_chooses_all_that_a_smaller_one_did(seed, r, s):
     a, (r, s) = rand(seed, 6, 9).abs(), sorted((r, s))
     ranked, _ = fia.strongest(a, 1.0)
     small, large = (set(fia.select_connections(ranked, 6, 9, x).tolist()) for x in (r, s))
-    assert small <= large and set(fia.select_lines(a.sum(1), r).tolist()) <= set(
-        fia.select_lines(a.sum(1), s).tolist()
+    assert small <= large and set(fia.select_units(a.sum(1), r).tolist()) <= set(
+        fia.select_units(a.sum(1), s).tolist()
     )
 
 
@@ -422,9 +430,11 @@ def test_a_larger_share_chooses_all_that_a_smaller_one_did(seed, r, s):
     seeds,
 )
 def test_fusing_asks_nobody_for_the_order_of_concepts(chosen, alpha, seed):
-    pruned = lambda sets: (lambda e, who, shared: set(e[~shared].tolist()))(
-        *fia.fuse([torch.tensor(sorted(c)) for c in sets], alpha)
-    )
+    def pruned(sets):
+        return (lambda e, who, shared: set(e[~shared].tolist()))(
+            *fia.fuse([torch.tensor(sorted(c)) for c in sets], alpha)
+        )
+
     assert pruned(chosen) == pruned(random.Random(seed).sample(chosen, len(chosen)))
     counted = {
         e for e in set().union(*chosen) if sum(e in c for c in chosen) < alpha * len(chosen) - 1e-9
@@ -450,7 +460,7 @@ def test_gram_is_additive_symmetric_and_positive(seed, n, d):
 @quick
 @given(seeds, sizes, st.floats(0.1, 100))
 def test_the_anchored_edit_is_the_minimum(seed, n, eta):
-    """No other edit of the row has a smaller objective, and targets equal to the states leave the weight as it is."""
+    """No other edit has a smaller objective; targets equal to the states change no weight."""
     d = 6
     c, w0, p = (
         rand(seed, n, d).double(),
@@ -461,7 +471,10 @@ def test_the_anchored_edit_is_the_minimum(seed, n, eta):
     edit = (
         scapre.anchored_up(w0, scapre.cross_gram(torch.zeros(n, d), c) @ v, mu, eta).double() @ v.T
     )
-    cost = lambda e: eta * ((w0.double() + e) @ c.T).square().sum() + (e @ p * e).sum()
+
+    def cost(e):
+        return eta * ((w0.double() + e) @ c.T).square().sum() + (e @ p * e).sum()
+
     best = cost(edit)
     assert all(
         cost(edit + s * rand(seed + k, 1, d)) >= best - 1e-5 * best.abs()

@@ -1,5 +1,7 @@
-"""Queued workflows with random settings against one server, from clients side by side: each ends well or with a sentence, memory stays, and
-a seed gives the same picture to the bit. UNLEARN_SOAK is the number of workflows (200 for the long run; 8 unless it is set).
+"""Queued workflows with random settings on one server, from several clients at once.
+
+Each ends well or with one sentence, memory stays the same, and a seed gives the same picture to the
+bit. UNLEARN_SOAK is the number of workflows: 8 unless it is set, 200 for the long run.
 """
 
 import os
@@ -228,7 +230,10 @@ def memory(server):
 
 
 def ended(server, seed):
-    """(picture or None, what was said where it failed, whether by the pack or before anything ran) of the workflow of a seed."""
+    """(picture or None, error message, who refused) of the workflow of a seed.
+
+    The last is whether the pack refused it, or ComfyUI before anything ran.
+    """
     try:
         return (
             np.asarray(server.image(server.run(made(seed)[0])["picture"]["images"][0]), np.int16),
@@ -296,6 +301,7 @@ def test_queued_workflows_of_clients_side_by_side(server, tally):
     half, end = np.median(sizes[quarter : 2 * quarter]), np.median(sizes[-quarter:])
     tally("workflows", WORKFLOWS)
     print(
-        f"{WORKFLOWS} workflows, {len(failed)} of them told off, memory {half:.0f} MB half way and {end:.0f} MB at the end"
+        f"{WORKFLOWS} workflows, {len(failed)} of them told off, memory {half:.0f} MB half way and "
+        f"{end:.0f} MB at the end"
     )
     assert WORKFLOWS < LONG or end <= FLAT * half

@@ -1,4 +1,4 @@
-"""Every example workflow runs on a headless ComfyUI with the sprite world in it, and has its picture; the blueprint is served."""
+"""Every example workflow runs on a headless ComfyUI and has a picture; the blueprint is served."""
 
 import json
 
@@ -21,7 +21,10 @@ def server(checkpoint):
 
 @pytest.mark.parametrize("name", graphs.SOURCES)
 def test_it_runs_and_gives_pictures(server, name):
-    """As it comes from the file but for checkpoint, words, sizes and steps; the muted part after the first run."""
+    """The file with its own graph, but other checkpoint, words, sizes and steps.
+
+    The muted part runs after the first run.
+    """
     (shots,) = example_pictures.runs(server, name, ["an image of a fox"], quick=True)
     saves = [n for n in graphs.source(name).values() if n["class_type"] == "SaveImage"]
     assert len(shots) == len(saves) >= 2

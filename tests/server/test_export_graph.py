@@ -1,4 +1,4 @@
-"""Every way out of the graph and back over HTTP: patch file, LoRA, checkpoints, all with the pictures of the live graph; and the report."""
+"""Over HTTP: patch file, LoRA and checkpoints give the pictures of the live graph; the report."""
 
 import contextlib
 import json

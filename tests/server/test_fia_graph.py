@@ -1,4 +1,4 @@
-"""Measure, fuse, prune, sample over HTTP: progress is seen on the websocket, cancel works, saliency survives a file."""
+"""Measure, fuse, prune and sample over HTTP, with progress, cancel, and a saliency file."""
 
 import time
 
@@ -18,7 +18,7 @@ def server(checkpoint):
 
 
 def graph(**measure):
-    """The neuron-pruning example with the sprite world in it, two concepts, few prompts and steps."""
+    """The neuron-pruning example on the sprite world: two concepts, few prompts and steps."""
     g = graphs.to_api(graphs.load("neuron_pruning"))
     graphs.put(g, "Load Checkpoint", ckpt_name=checkpoint.NAME)
     graphs.put(g, "Objects to Forget", forget="fox\nhouse", keep="")

@@ -1,4 +1,4 @@
-"""The whole artist's path over HTTP on a headless ComfyUI: erase, sample, save a checkpoint, load it again, refuse bad input."""
+"""The artist's path over HTTP: erase, sample, save a checkpoint, load it, refuse bad input."""
 
 import json
 import os
@@ -76,15 +76,26 @@ def test_an_example_graph_is_the_one_it_was_drawn_from(name):
         if v in ("fixed", "randomize")
     ]
     assert set(controls) == {"fixed"}  # before and after must share a seed, run after run
-    by_title = lambda g: {n["_meta"]["title"]: n["class_type"] for n in g.values()}
+
+    def by_title(g):
+        return {n["_meta"]["title"]: n["class_type"] for n in g.values()}
+
     assert by_title(got) == by_title(want)
     for title in by_title(want):
         a, b = (g[graphs.titled(g, title)]["inputs"] for g in (got, want))
-        values = lambda d: {k: v for k, v in d.items() if not isinstance(v, list)}
+
+        def values(d):
+            return {k: v for k, v in d.items() if not isinstance(v, list)}
+
         assert values(a) == values(b), title
-        wired = lambda g, d: {
-            k: (g[str(v[0])]["_meta"]["title"], v[1]) for k, v in d.items() if isinstance(v, list)
-        }
+
+        def wired(g, d):
+            return {
+                k: (g[str(v[0])]["_meta"]["title"], v[1])
+                for k, v in d.items()
+                if isinstance(v, list)
+            }
+
         assert wired(got, a) == wired(want, b), title
 
 

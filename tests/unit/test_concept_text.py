@@ -18,6 +18,14 @@ def test_a_line_in_full():
     )
 
 
+def test_lines_are_split_once_for_all_inputs():
+    """Comments are lines of their own here: a template may begin with a hash."""
+    given = "  a {concept} \n\n\t\r\n# b\u2028c"
+    assert text.split_lines(given) == ("a {concept}", "# b", "c")
+    assert text.without_comments(given) == ("a {concept}", "c")
+    assert text.split_lines("") == text.without_comments("\n# a") == ()
+
+
 def test_arrow_and_bar_in_either_order():
     assert text.parse_concept("cat | kitten -> animal") == text.parse_concept(
         "cat -> animal | kitten"

@@ -1,4 +1,7 @@
-"""dev.py in a folder of its own: what it refuses, resumes, repairs and skips. Nothing is downloaded; pip is a stand-in."""
+"""dev.py in a folder of its own: what it refuses, resumes, repairs and skips.
+
+Nothing is downloaded: a function stands in for pip.
+"""
 
 import hashlib
 import importlib.util
@@ -71,7 +74,7 @@ def dev(tmp_path, monkeypatch):
 
 @pytest.fixture
 def ran(dev, monkeypatch):
-    """The commands that dev.py starts; they do nothing, and fail when a word of theirs is in `ran.failing`."""
+    """The commands that dev.py starts. They do nothing; one with a word of `failing` fails."""
 
     class Ran(list):
         failing = set()
@@ -98,7 +101,10 @@ def ran(dev, monkeypatch):
 
 @pytest.fixture
 def archive(dev, monkeypatch, tmp_path):
-    """Makes `pip download` deliver an archive of the given members; by default dev.py expects exactly that archive."""
+    """Makes `pip download` deliver an archive of the given members.
+
+    dev.py expects that archive, unless `expected` is False.
+    """
 
     def deliver(members, expected=True):
         made = make_archive(tmp_path / "pkg-1.tar.gz", members)
@@ -188,7 +194,7 @@ def test_a_failed_install_is_one_sentence_and_is_taken_up_again(dev, ran, capsys
     (host / "requirements.txt").write_text(HOST_FILES["requirements.txt"])
     assert not dev.is_ready(
         host
-    )  # the old stamp is gone: nobody knows what the failed install changed
+    )  # the old stamp is gone, because the failed install may have changed anything
     ran.failing = set()
     assert dev.set_up() == host
     assert dev.is_ready(host)
@@ -292,6 +298,16 @@ def test_an_unknown_benchmark_lists_the_known_ones(dev, ran, capsys):
     assert not ran
 
 
+def test_tools_and_trainings_have_names(dev, capsys):
+    for file in ("tools/draw.py", "testbed/train/model.py"):
+        path = dev.ROOT / file
+        path.parent.mkdir(parents=True)
+        path.write_text("def main():\n    pass\n")
+    assert dev.named("tool") == {"draw": "tools.draw", "train_model": "testbed.train.model"}
+    assert dev.main(["tool"]) == 2
+    assert one_line(capsys).endswith("one of: draw, train_model.")
+
+
 @pytest.mark.skipif(os.name == "nt", reason="links need a right on Windows")
 def test_the_link_is_made_kept_and_repaired(dev, tmp_path, capsys):
     link = dev.base_directory() / "custom_nodes" / "ComfyUI-Unlearn"
@@ -322,7 +338,10 @@ def test_the_module_runs_with_the_hosts_nodes_and_our_helpers(dev, monkeypatch, 
         (package / "__init__.py").write_text(text)
     (dev.ROOT / "testbed").mkdir()
     (dev.ROOT / "testbed" / "pack.py").write_text("OWNER = 'pack'")
-    show = "import nodes, os, sys\nfrom testbed import pack\nprint(nodes.OWNER, pack.OWNER, os.environ['UNLEARN_BASE'], *sys.argv[1:])\nsys.exit(7)"
+    show = (
+        "import nodes, os, sys\nfrom testbed import pack\n"
+        "print(nodes.OWNER, pack.OWNER, os.environ['UNLEARN_BASE'], *sys.argv[1:])\nsys.exit(7)"
+    )
     (dev.ROOT / "benchmarks" / "show.py").write_text(f"def main():\n    pass\n{show}")
     handed = []
 

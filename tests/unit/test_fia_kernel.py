@@ -113,11 +113,13 @@ def test_literal_scores_with_their_guards():
 def test_literal_moments():
     m = fia.RunningMoments(torch.zeros(1), torch.zeros(1))
     assert m.n == 0 and m.bound().tolist() == [0.0]
-    m.add(torch.tensor([1.0])), m.add(torch.tensor([3.0]))
+    m.add(torch.tensor([1.0]))
+    m.add(torch.tensor([3.0]))
     assert (m.n, m.mean.tolist(), m.m2.tolist(), m.bound().tolist()) == (2, [2.0], [2.0], [3.0])
     assert fia.RunningMoments(torch.tensor([3.0]), torch.tensor([4.0]), 1).bound().tolist() == [5.0]
     bare = fia.RunningMoments(torch.zeros(1))
-    bare.add(torch.tensor([8.0])), bare.add(torch.tensor([2.0]))
+    bare.add(torch.tensor([8.0]))
+    bare.add(torch.tensor([2.0]))
     merged = bare.merge(fia.RunningMoments(torch.tensor([11.0]), None, 1))
     assert bare.m2 is None and merged.m2 is None and (merged.n, merged.mean.tolist()) == (3, [7.0])
 
@@ -142,10 +144,8 @@ def test_literal_threshold(share, want):
 def test_literal_saliency():
     """S twice: above the threshold of half of four entries lies only the largest of each step."""
     integral = fia.SaliencyAccumulator((2, 2))
-    (
-        integral.add(torch.tensor([[4.0, 1.0], [0.0, 2.0]]), 0.5),
-        integral.add(torch.tensor([[2.0, 0.0], [3.0, 0.0]]), 0.5),
-    )
+    integral.add(torch.tensor([[4.0, 1.0], [0.0, 2.0]]), 0.5)
+    integral.add(torch.tensor([[2.0, 0.0], [3.0, 0.0]]), 0.5)
     assert (
         integral.steps == 2
         and integral.count.tolist() == [[1, 0], [1, 0]]
@@ -169,6 +169,14 @@ def test_sums_are_kept_small_and_where_they_are_told():
     assert {integral.count.device.type, integral.total.device.type} == {
         "meta"
     } and fia.SaliencyAccumulator((1,)).total.device.type == "cpu"
+
+
+def test_high_steps_are_counted_beyond_a_byte():
+    sums = fia.SaliencyAccumulator((2,), steps=300)
+    for _ in range(300):
+        sums.add(torch.tensor([1.0, 2.0]), 1.0)
+    assert sums.count.tolist() == [0, 300]
+    assert fia.count_dtype(255) == torch.uint8
 
 
 def test_selection_works_where_its_input_is():
@@ -236,7 +244,10 @@ def test_saliency_is_equations_2_and_3(score, u, scale):
             fia.RunningMoments(torch.zeros_like(like)),
             fia.RunningMoments(torch.zeros_like(like), torch.zeros_like(like)),
         )
-        [c.add(activation(score, w, x)) for x in xc], [b.add(activation(score, w, x)) for x in xb]
+        for x in xc:
+            c.add(activation(score, w, x))
+        for x in xb:
+            b.add(activation(score, w, x))
         integral.add(fia.contrast(w, c.mean, b.bound()), 0.1)
     want = a_reference(w, concept * 1.6, base, 0.1, scale, u)
     if score == "paper":
@@ -253,7 +264,8 @@ def test_same_prompts_give_no_saliency():
             fia.RunningMoments(torch.zeros_like(like), torch.zeros_like(like)),
         )
         for one in x:
-            c.add(activation(score, w, one)), b.add(activation(score, w, one))
+            c.add(activation(score, w, one))
+            b.add(activation(score, w, one))
         integral = fia.SaliencyAccumulator((4, 6))
         integral.add(fia.contrast(w, c.mean, b.bound()), 0.5)
         assert not integral.saliency().any()

@@ -27,7 +27,10 @@ def penalty(kept, lam=0.1, beta=0.5):
 
 
 def reference(w0, c, target, omega, m, p, eta):
-    """Row by row: minimise eta m_i sum omega (w c - w0 n)^2 + (w - w0)^T P (w - w0) by its normal equations."""
+    """Minimises eta m_i sum omega (w c - w0 n)^2 + (w - w0)^T P (w - w0) for each row.
+
+    It solves the normal equations.
+    """
     out = []
     for row, weight in zip(w0, m, strict=True):
         gain = eta * weight * omega
@@ -53,7 +56,8 @@ def test_equals_row_by_row_cholesky(eta, n):
 
 
 def test_literal_two_by_two():
-    # one concept along x, to be erased: with lambda = 1 and eta = 3 the x column shrinks to 1 / (1 + 3), the y column stays
+    # One concept along x is erased. With lambda = 1 and eta = 3 the x column shrinks to
+    # 1 / (1 + 3), and the y column stays.
     w0 = torch.tensor([[4.0, 7.0], [8.0, 5.0]], dtype=torch.float64)
     c, nothing = torch.tensor([[1.0, 0.0]]).double(), torch.zeros(1, 2).double()
     got = solve(w0, c, nothing, torch.ones(1), torch.ones(2), torch.eye(2).double(), 3.0)
@@ -203,7 +207,8 @@ def test_any_shape_equals_the_reference(seed, n, d, eta):
 @pytest.mark.parametrize("d", [3, 30])
 def test_a_tall_gram_matrix_is_the_plain_product(d):
     g = torch.Generator().manual_seed(5)
-    x = torch.randn(kernel.ROWS * kernel.BLOCKS + 3, d, generator=g, dtype=torch.float64)
+    tall = kernel.BLOCK_ROWS * kernel.COLUMN_BLOCKS + 3
+    x = torch.randn(tall, d, generator=g, dtype=torch.float64)
     omega = torch.randn(len(x), generator=g, dtype=torch.float64)
     for weights in (None, omega):
         plain = x.T @ (x if weights is None else x * weights[:, None])

@@ -1,4 +1,7 @@
-"""Every variant of ScaPre and its neighbours against slow float64 references written straight from the equations."""
+"""Every variant of ScaPre and its neighbours against slow float64 references.
+
+The references are written straight from the equations.
+"""
 
 import math
 
@@ -117,7 +120,10 @@ def test_sylvester_of_float32_is_that_of_float64(g):
 
 
 def test_literal_sylvester():
-    """diag(1, 3) W + W diag(1, 2) = R entry by entry: each of R's over alpha_i + a_j; A counts by its symmetric part, in float64."""
+    """diag(1, 3) W + W diag(1, 2) = R: each entry of R is divided by alpha_i + a_j.
+
+    A counts by its symmetric part, in float64.
+    """
     a = torch.tensor([[1.0, 0.5], [-0.5, 2.0]])
     values, vectors = sylvester.spectrum(a)
     assert values.dtype == torch.float64 and values.tolist() == [1.0, 2.0]
@@ -319,7 +325,7 @@ def test_editor_b_gives_back_what_no_concept_touches():
 
 
 def test_literal_proximal_step():
-    """lambda = mu = 1/2, along, across and against: only the length shrinks; the mean of two directions; nothing of one turned about."""
+    """lambda = mu = 1/2, with w along w0, across it, against it, and zero."""
     w = torch.tensor([[4.0, 0.0], [0.0, 3.0], [-2.0, 0.0], [0.0, 0.0]]).double()
     w0 = torch.tensor([[1.0, 0.0], [2.0, 0.0], [1.0, 0.0], [0.0, 0.0]]).double()
     got = released.proximal(w, w0, 0.5)
@@ -401,7 +407,10 @@ def test_entropy_of_rows():
 
 @pytest.mark.parametrize("scale, shift", [(1.0, 0.0), (1e-6, 0.0), (-8.0, 50.0)])
 def test_literal_entropy_whatever_the_scale(scale, shift):
-    """Of four values two lie in the first of four bins and one each in the second and last: 3 ln 2 / 2 over ln 4."""
+    """Of four values two lie in one of four bins and one each in two others.
+
+    The entropy is 3 ln 2 / 2, over ln 4.
+    """
     a = torch.tensor([0.0, 0.0, 1.5, 4.0]).double()
     assert torch.allclose(
         released.entropy((scale * a + shift)[:, None], 4), torch.tensor([0.75]).double()
@@ -466,7 +475,7 @@ def test_uce_factors_drop_what_is_below_the_tolerance():
 
 @pytest.mark.parametrize("ones, zeros", [(7, 4), (3, 8)])
 def test_printed_informax_from_its_table(g, ones, zeros):
-    """Classes of unequal size, activations that equal their median, rows that separate the classes wholly."""
+    """Classes of unequal size, activations at their median, rows that separate the classes."""
     both = rand(g, ones + zeros, 9).round()
     both[:ones, :3] += 20
     mi = []
@@ -489,7 +498,10 @@ def test_printed_informax_from_its_table(g, ones, zeros):
 
 
 def test_literal_graded_information():
-    """1 - r^2 is the variance within, over that and a quarter of the squared distance, times (n - 1) / (n - 2)."""
+    """1 - r^2 is the variance within classes, over itself plus a quarter of the squared distance.
+
+    It is multiplied by (n - 1) / (n - 2).
+    """
     columns = {
         -0.5 * math.log(0.2 * 3 / 2): ([0.0, 2], [4.0, 6]),  # within 1, between 4
         0.0: ([0.0, 2], [0.0, 2]),  # corrected to 3/2, cut at 1
@@ -542,7 +554,10 @@ def test_literal_scaled_information():
 
 
 def test_graded_informax_does_not_saturate(g):
-    """Rows that all separate the classes, but by margins from 4 to 40 times the noise: printed tells none apart, graded orders them."""
+    """All rows separate the classes, by margins from 4 to 40 times the noise.
+
+    The printed weights are nearly all alike; the graded ones follow the margins.
+    """
     margin = torch.linspace(4, 40, 30).double()
     positive, negative = rand(g, 20, 30) + margin, rand(g, 60, 30)
     as_printed = informax.printed(positive, negative)
@@ -603,7 +618,7 @@ def test_literal_revival():
 
 
 def test_revival_lies_between_none_and_all():
-    """Where nothing was said nothing comes back; moments that rounding made inconsistent give no more than all."""
+    """An embedding of zero brings nothing back; inconsistent moments give 1 at most."""
     eye = torch.eye(3)
     assert rece.revived(eye, eye, eye, torch.zeros(1, 3), 0.1).tolist() == [0.0]
     assert rece.revived(eye, eye, 2 * eye, eye[:1], 0.1).tolist() == [1.0]
@@ -654,7 +669,7 @@ def test_complement_takes_everything_with_energy_unless_told():
 
 
 def test_confined_solution_is_the_best_of_those_that_keep(g):
-    """Minimises the anchored objective over all edits that leave the kept states exactly as they were."""
+    """It minimises the objective over all edits that leave the kept states as they were."""
     w0, c, n, kept = rand(g, ROWS, D), rand(g, 4, D), rand(g, 4, D), rand(g, 5, D)
     p, eta = penalty(g), 3.0
     basis = complement.complement(kept.T @ kept)
@@ -716,7 +731,7 @@ def test_forecast_moments_of_half_precision_are_those_in_float32(g):
 
 
 def test_forecast_knows_no_unit(g):
-    """Shrinking states or weights changes no share, nothing changes by nothing, and rounding makes no share of it that is not a number."""
+    """Shares do not depend on the size of states or weights, and zero gives no NaN."""
     x, w0, w = rand(g, 5, D), rand(g, ROWS, D), rand(g, ROWS, D)
     moments = w0.T @ w0, w0.T @ w, w.T @ w
     small = [1e-9 * m for m in moments]
@@ -752,10 +767,10 @@ def test_agreement_is_the_cosine_of_what_sets_words_apart():
 
 
 def test_kernels_work_where_their_inputs_are(g):
-    """With another default device, which is a CPU-only machine's second one: what forgets the device of its inputs fails."""
+    """A kernel that forgets the device of its inputs fails under another default device."""
     few, many, w0, rows = (
         rand(g, 5, 4),
-        rand(g, scapre.ROWS * scapre.BLOCKS, 4),
+        rand(g, scapre.BLOCK_ROWS * scapre.COLUMN_BLOCKS, 4),
         rand(g, 6, 4),
         torch.ones(1, 6),
     )

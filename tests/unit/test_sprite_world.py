@@ -22,6 +22,7 @@ def test_there_are_enough_of_everything():
     assert (
         len(sprites.OBJECTS) >= 24 and len(sprites.SUPERCLASSES) == 6 and len(sprites.STYLES) == 6
     )
+    assert set(sprites.TWIN) == set(sprites.OBJECTS)
     assert all(sprites.SUPERCLASS[a] == sprites.SUPERCLASS[b] for a, b in sprites.TWIN.items())
 
 

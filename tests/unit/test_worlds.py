@@ -12,7 +12,7 @@ from testbed.worlds import captions, catalogue, checkpoint, glyphs
 from testbed.worlds.judge import drawn_batch, seen, style_names
 
 EVERY = pytest.mark.parametrize("world", catalogue.WORLDS.values(), ids=catalogue.WORLDS)
-# of the sprite world before there was a second: what was measured on it stays comparable only while these hold
+# Of the sprite world before there was a second one: what was measured on it holds for these only.
 PICTURES = "b833d81ee8f99a1ef570024d171e408d60496d3d27a68b4a9bc6730767324266"
 CAPTIONS = "2d3c250af0c71250d4dc93b0f0f27acaae954800b6fbbb466d3558b85a4eb15f"
 FILE = "afc85dca9ce2b36cf84c6aa320aa0e2f58335c222ade0b8a392af7cbd3df2aa6"
@@ -93,7 +93,7 @@ def test_drawing_is_seeded_and_in_range(world):
 
 
 def test_random_figures_are_lighter_than_their_grounds():
-    """Or the mean picture of every object is the same grey, and words say nothing to a model that sees only noise."""
+    """Otherwise the mean picture of every object is the same grey, and words change nothing."""
     world, rng = catalogue.get("glyphs"), np.random.default_rng(0)
     bits = world.bitmaps["dog"]
     means = np.array(
@@ -104,6 +104,7 @@ def test_random_figures_are_lighter_than_their_grounds():
         assert all(sum(figure) > sum(ground) for ground in grounds)
 
 
+@pytest.mark.host
 @EVERY
 def test_captions_say_what_is_drawn_and_tokenise(world):
     comfy_cpu()
@@ -163,6 +164,7 @@ def test_nibbles_read_back_within_half_a_step():
     assert ((back - d).flatten(1).abs() <= 0.51 * scale.float())[inside].all()
 
 
+@pytest.mark.host
 @EVERY
 def test_the_stock_loader_takes_it_for_sd15(world, tmp_path):
     comfy_cpu()

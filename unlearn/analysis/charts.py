@@ -1,141 +1,179 @@
 """Pictures that explain an edit, drawn with Pillow."""
 
-from typing import NamedTuple
+import math
+from collections.abc import Sequence
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
+Colour: TypeAlias = tuple[int, int, int]
+Bar: TypeAlias = tuple[str, float, str, Colour]
+"""Label, value in 0..1, text behind the bar, colour."""
+Chart: TypeAlias = tuple[str, Sequence[Bar]]
+"""Heading and bars."""
+
 INK, PAPER, GRID = (28, 32, 38), (250, 250, 247), (222, 222, 216)
 GOOD, BAD, NEUTRAL = (46, 125, 90), (192, 66, 52), (74, 104, 152)
 WARN, FAINT = (176, 112, 22), (110, 114, 120)
 
+# All lengths are pixels.
+TITLE_HEIGHT, HEADING_HEIGHT, BAR_HEIGHT, GAP = 46, 34, 20, 12
+LABEL_WIDTH, VALUE_WIDTH = 190, 110
+CELL = 192  # side of a picture in a sheet of pairs
+CARD_WIDTH, CARD_HEIGHT = 2 * CELL + 28, CELL + 74
+SECTION_HEIGHT = 38
+VERDICT_LINE = 22
+MANY_PAIRS = 24  # from which the sheet has four columns
 
-def _font(size):
+
+def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
     return ImageFont.load_default(size)
 
 
-def to_image(picture):
+def to_image(picture: Image.Image) -> torch.Tensor:
     """PIL picture -> IMAGE tensor float32 [1, H, W, 3] in [0, 1]."""
     return torch.from_numpy(np.asarray(picture.convert("RGB"), np.float32) / 255)[None]
 
 
-def bar_charts(title, charts, width=760):
-    """IMAGE of horizontal bar charts under one title.
+def bar_charts(title: str, charts: Sequence[Chart], width: int = 760) -> torch.Tensor:
+    """IMAGE [1, H, W, 3] of horizontal bar charts under one title.
 
-    charts: list of (heading, rows); a row is (label, value in 0..1, text, colour). Values are clipped to the axis; NaN has no bar.
+    Values are clipped to the axis from 0 to 1; NaN has no bar.
     """
-    line, head, left, right = 20, 34, 190, 110
-    height = 46 + sum(head + line * len(rows) + 12 for _, rows in charts)
+    height = TITLE_HEIGHT
+    for _, bars in charts:
+        height += HEADING_HEIGHT + BAR_HEIGHT * len(bars) + GAP
     picture = Image.new("RGB", (width, height), PAPER)
     draw = ImageDraw.Draw(picture)
     draw.text((16, 12), title, INK, _font(18))
-    y = 46
-    for heading, rows in charts:
+    y = TITLE_HEIGHT
+    for heading, bars in charts:
         draw.text((16, y + 8), heading, INK, _font(14))
-        y += head
-        for tick in (0, 0.25, 0.5, 0.75, 1):
-            x = left + tick * (width - left - right)
-            draw.line((x, y, x, y + line * len(rows)), GRID)
-        for label, value, text, colour in rows:
-            draw.text(
-                (left - 8, y + line // 2), _fit(draw, label, left - 24), INK, _font(12), anchor="rm"
-            )
-            span = (min(max(value, 0), 1) if value == value else 0) * (width - left - right)
-            draw.rectangle((left, y + 4, left + max(span, 1), y + line - 4), colour)
-            draw.text((left + span + 6, y + line // 2), text, INK, _font(12), anchor="lm")
-            y += line
-        y += 12
+        y += HEADING_HEIGHT
+        _draw_bars(draw, bars, y, width - LABEL_WIDTH - VALUE_WIDTH)
+        y += BAR_HEIGHT * len(bars) + GAP
     return to_image(picture)
 
 
-def _fit(draw, text, width, size=12):
+def _draw_bars(draw: ImageDraw.ImageDraw, bars: Sequence[Bar], y: int, axis: int) -> None:
+    """Draws bars from the height y on; axis: the length of the bar of value 1."""
+    for tick in (0, 0.25, 0.5, 0.75, 1):
+        x = LABEL_WIDTH + tick * axis
+        draw.line((x, y, x, y + BAR_HEIGHT * len(bars)), GRID)
+    for label, value, text, colour in bars:
+        middle = y + BAR_HEIGHT // 2
+        short = _fit(draw, label, LABEL_WIDTH - 24)
+        draw.text((LABEL_WIDTH - 8, middle), short, INK, _font(12), anchor="rm")
+        length = 0.0 if math.isnan(value) else min(max(value, 0.0), 1.0) * axis
+        end = LABEL_WIDTH + max(length, 1)
+        draw.rectangle((LABEL_WIDTH, y + 4, end, y + BAR_HEIGHT - 4), colour)
+        draw.text((LABEL_WIDTH + length + 6, middle), text, INK, _font(12), anchor="lm")
+        y += BAR_HEIGHT
+
+
+def _fit(draw: ImageDraw.ImageDraw, text: str, width: float, size: int = 12) -> str:
     """The text, cut with dots to `width` pixels."""
     while draw.textlength(text, _font(size)) > width and len(text) > 4:
         text = text[:-4] + "..."
     return text
 
 
-class Pair(NamedTuple):
-    """Two thumbnails to compare, None while there is none; a heading, small print, and a judgement."""
+class PairCard(NamedTuple):
+    """Two thumbnails to compare, None while there is none, with a caption and a judgement."""
 
     heading: str
-    small: str
+    caption: str
     before: Image.Image | None = None
     after: Image.Image | None = None
-    said: str = ""
-    colour: tuple[int, int, int] = NEUTRAL
+    judgement: str = ""
+    colour: Colour = NEUTRAL
 
 
-CELL = 192  # side of a picture in a sheet of pairs
+def pairs_sheet(
+    title: str,
+    verdict: str,
+    colour: Colour,
+    sections: Sequence[tuple[str, Sequence[PairCard]]],
+) -> Image.Image:
+    """PIL picture of before/after pairs: a coloured band with the verdict, then the sections.
 
-
-def pairs_sheet(title, verdict, colour, sections):
-    """PIL picture of before/after pairs: a coloured band with the verdict, then each section (heading, list of Pair) in columns."""
-    card, line = (2 * CELL + 28, CELL + 74), 22
-    columns = (
-        4
-        if sum(len(p) for _, p in sections) > 24
-        else min(3, max([len(p) for _, p in sections] + [2]))
-    )
-    width = columns * card[0] + 16
+    sections: heading and cards. A section without cards is left out.
+    """
+    columns = _columns(sections)
+    width = columns * CARD_WIDTH + 16
     words = _wrapped(verdict, width - 56, 16)
-    band = 52 + line * len(words)
-    rows = [-(-len(pairs) // columns) for _, pairs in sections]
-    sheet = Image.new("RGB", (width, band + 12 + sum(38 + r * card[1] for r in rows if r)), PAPER)
+    band = 52 + VERDICT_LINE * len(words)
+    rows = [-(-len(cards) // columns) for _, cards in sections]
+    height = band + 12 + sum(SECTION_HEIGHT + r * CARD_HEIGHT for r in rows if r)
+    sheet = Image.new("RGB", (width, height), PAPER)
     draw = ImageDraw.Draw(sheet)
     draw.rectangle((0, 0, width, band), colour)
     draw.text((20, 12), title, PAPER, _font(20))
     for i, text in enumerate(words):
-        draw.text((20, 42 + line * i), text, PAPER, _font(16))
+        draw.text((20, 42 + VERDICT_LINE * i), text, PAPER, _font(16))
     y = band + 10
-    for (heading, pairs), r in zip(sections, rows, strict=True):
-        if not pairs:
+    for (heading, cards), count in zip(sections, rows, strict=True):
+        if not cards:
             continue
         draw.text((20, y + 6), heading, INK, _font(18))
-        y += 38
-        for k, pair in enumerate(pairs):
-            _draw_pair(
-                sheet, draw, pair, 20 + card[0] * (k % columns), y + card[1] * (k // columns)
-            )
-        y += r * card[1]
+        y += SECTION_HEIGHT
+        for k, card in enumerate(cards):
+            row, column = divmod(k, columns)
+            _draw_card(sheet, draw, card, 20 + CARD_WIDTH * column, y + CARD_HEIGHT * row)
+        y += count * CARD_HEIGHT
     return sheet
 
 
-def _draw_pair(sheet, draw, pair, x, y):
-    said = draw.textlength(pair.said, _font(14))
-    draw.text((x, y), _fit(draw, pair.heading, 2 * CELL - said - 12, 16), INK, _font(16))
-    draw.text((x + 2 * CELL + 6, y + 2), pair.said, pair.colour, _font(14), anchor="ra")
-    draw.text((x, y + 22), _fit(draw, pair.small, 2 * CELL), FAINT, _font(12))
-    for i, (name, small) in enumerate((("before", pair.before), ("after", pair.after))):
+def _columns(sections: Sequence[tuple[str, Sequence[PairCard]]]) -> int:
+    counts = [len(cards) for _, cards in sections]
+    if sum(counts) > MANY_PAIRS:
+        return 4
+    return min(3, max([*counts, 2]))
+
+
+def _draw_card(
+    sheet: Image.Image, draw: ImageDraw.ImageDraw, card: PairCard, x: int, y: int
+) -> None:
+    room = 2 * CELL - draw.textlength(card.judgement, _font(14)) - 12
+    draw.text((x, y), _fit(draw, card.heading, room, 16), INK, _font(16))
+    draw.text((x + 2 * CELL + 6, y + 2), card.judgement, card.colour, _font(14), anchor="ra")
+    draw.text((x, y + 22), _fit(draw, card.caption, 2 * CELL), FAINT, _font(12))
+    for i, (name, small) in enumerate((("before", card.before), ("after", card.after))):
         left, top = x + i * (CELL + 6), y + 42
-        frame = pair.colour if name == "after" and pair.said else GRID
+        frame = card.colour if name == "after" and card.judgement else GRID
         draw.rectangle((left - 3, top - 3, left + CELL + 2, top + CELL + 2), frame)
         draw.rectangle((left, top, left + CELL - 1, top + CELL - 1), PAPER)
         if small is not None:
-            sheet.paste(small, (left + (CELL - small.width) // 2, top + (CELL - small.height) // 2))
-        draw.rectangle(
-            (left, top + CELL - 18, left + draw.textlength(name, _font(12)) + 10, top + CELL - 1),
-            PAPER,
-        )
+            corner = (left + (CELL - small.width) // 2, top + (CELL - small.height) // 2)
+            sheet.paste(small, corner)
+        right = left + draw.textlength(name, _font(12)) + 10
+        draw.rectangle((left, top + CELL - 18, right, top + CELL - 1), PAPER)
         draw.text((left + 5, top + CELL - 16), name, INK, _font(12))
 
 
-def thumbnail(picture):
-    """float [H, W, 3] in [0, 1], or a PIL picture -> PIL picture that fits a cell: small ones in whole pixels, large ones smoothly."""
-    shown = picture
+def thumbnail(picture: torch.Tensor | Image.Image) -> Image.Image:
+    """A PIL picture that fits a cell of the sheet.
+
+    picture: float [H, W, 3] in [0, 1] or a PIL picture. Small pictures are enlarged by whole
+    factors without smoothing; large ones are scaled down smoothly.
+    """
     if isinstance(picture, torch.Tensor):
-        shown = Image.fromarray(
-            (torch.nan_to_num(picture.float()).clamp(0, 1) * 255).round().byte().cpu().numpy()
-        )
-    scale = CELL / max(shown.size)
-    size = [max(1, round(side * (int(scale) if scale >= 2 else scale))) for side in shown.size]
-    return shown.resize(size, Image.NEAREST if scale >= 2 else Image.LANCZOS)
+        clean = torch.nan_to_num(picture.float()).clamp(0, 1)
+        picture = Image.fromarray((clean * 255).round().byte().cpu().numpy())
+    scale = CELL / max(picture.size)
+    enlarge = scale >= 2
+    factor = int(scale) if enlarge else scale
+    size = (max(1, round(picture.width * factor)), max(1, round(picture.height * factor)))
+    method = Image.Resampling.NEAREST if enlarge else Image.Resampling.LANCZOS
+    return picture.resize(size, method)
 
 
-def _wrapped(text, width, size):
+def _wrapped(text: str, width: int, size: int) -> list[str]:
     """The lines of a text, none wider than `width` pixels where it has spaces."""
-    draw, lines = ImageDraw.Draw(Image.new("RGB", (1, 1))), []
+    draw = ImageDraw.Draw(Image.new("RGB", (1, 1)))
+    lines: list[str] = []
     for paragraph in text.splitlines():
         lines.append("")
         for word in paragraph.split():

@@ -1,70 +1,108 @@
-"""What a phrase adds to a sentence: its token states less those of the same sentence with a neutral word."""
+"""What a phrase adds to a sentence: its token states less those of a sentence without it."""
+
+from collections.abc import Hashable, Iterable, Mapping
+from typing import NamedTuple
 
 import torch
 
 from ..files import text_cache
+from ..host.text_encoding import Prompt
+
+SentencePair = tuple[int, float, Prompt, Prompt]
+"""Index of a concept, the sentence's share, the sentence with the concept and the neutral one."""
 
 
-def _rows(concept, neutral, c, n, tokens):
-    """Rows (role, c state, n state, weight) of one sentence pair: `concept` and `neutral` are Prompts, c and n their states [77, d].
+class Contrast(NamedTuple):
+    """What one concept adds to its sentences, averaged over them by role of the token.
 
-    Roles: each of the concept's own tokens, counted from the last; the words behind it together; the end token; samples of the padding
-    together, as heavy as one token (one by one they were measured to take superclasses along). Causal attention leaves what stands before
-    the concept as it was.
+    Roles are the concept's own tokens one by one, the words behind it, the end token and the
+    padding.
     """
-    length, shift = len(c), neutral.last - concept.last
-    stand_in = max(
-        neutral.last, neutral.first
-    )  # with nothing in the concept's place: what comes next
+
+    rows: torch.Tensor  # [n, d] float64
+    weights: torch.Tensor  # [n] float64
+    concept_states: torch.Tensor  # [k, d] float32, of every sentence and token
+    neutral_states: torch.Tensor  # [k, d] float32, what stands there in the neutral sentence
+    is_end: list[bool]  # for each of the n rows, whether it is of the end token
+
+
+class _TokenPair(NamedTuple):
+    """A token of the sentence with the concept, and what stands in its place in the neutral one."""
+
+    role: Hashable
+    position: int
+    neutral_position: int
+    weight: float
+
+
+def _token_pairs(concept: Prompt, neutral: Prompt, length: int, tokens: str) -> list[_TokenPair]:
+    """The tokens of a sentence that are compared with the neutral one, each with its weight.
+
+    The padding weighs as much as one token in total, because superclasses were lost when each of
+    its positions had a token's weight. What stands before the concept is left out: attention is
+    causal, so the concept does not change it.
+    """
+    shift = neutral.last - concept.last
+    # Where nothing stands in the concept's place, the next token is compared.
+    stand_in = max(neutral.last, neutral.first)
     first = concept.first if tokens == "all" else concept.last
-    rows = [(("own", p - concept.last), p, stand_in, 1.0) for p in range(first, concept.last + 1)]
-    rows += [
-        ("word", p, p + shift, 1.0 / (concept.end - concept.last - 1))
-        for p in range(concept.last + 1, concept.end)
-    ]
-    rows.append(("end", concept.end, concept.end + shift, 1.0))
-    pads = list(
-        zip(
-            text_cache.pads(concept.end, length), text_cache.pads(neutral.end, length), strict=False
-        )
+    found = []
+    for position in range(first, concept.last + 1):
+        found.append(_TokenPair(("own", position - concept.last), position, stand_in, 1.0))
+    behind = range(concept.last + 1, concept.end)
+    for position in behind:
+        found.append(_TokenPair("word", position, position + shift, 1.0 / len(behind)))
+    found.append(_TokenPair("end", concept.end, concept.end + shift, 1.0))
+    pads = text_cache.pads(concept.end, length)
+    neutral_pads = text_cache.pads(neutral.end, length)
+    count = min(len(pads), len(neutral_pads))
+    for position, other in zip(pads, neutral_pads, strict=False):
+        found.append(_TokenPair("pad", position, other, 1.0 / count))
+    return found
+
+
+def contrast(
+    pairs: Iterable[SentencePair],
+    states: Mapping[str, torch.Tensor],
+    tokens: str,
+    scale: float,
+) -> Contrast:
+    """The Contrast of one concept's sentence pairs.
+
+    states: text -> token states [77, d]. tokens: "all" of the concept's own tokens or only the
+    "last". scale: what all states are divided by.
+    """
+    groups, with_concept, without, weights = [], [], [], []
+    for _, share, sentence, neutral in pairs:
+        said, other = states[sentence.text], states[neutral.text]
+        compared = _token_pairs(sentence, neutral, len(said), tokens)
+        total = sum(pair.weight for pair in compared)
+        for pair in compared:
+            groups.append((sentence.name, pair.role))
+            with_concept.append(said[pair.position])
+            without.append(other[min(pair.neutral_position, len(said) - 1)])
+            weights.append(share * pair.weight / total)
+    concept_states = torch.stack(with_concept).double() / scale
+    neutral_states = torch.stack(without).double() / scale
+    rows, row_weights = _means(
+        concept_states - neutral_states, torch.tensor(weights, dtype=torch.float64), groups
     )
-    rows += [("pad", p, q, 1.0 / len(pads)) for p, q in pads]
-    return [(role, c[p], n[min(q, length - 1)], weight) for role, p, q, weight in rows]
-
-
-def contrast(pairs, read, tokens, target, scale):
-    """(x, y [n, d], weights [n] float64, concept states, neutral states [k, d] float32, whether each of n is of the end token) of one
-    concept's sentence pairs."""
-    found = []  # (what is averaged over sentences, c state, n state, weight)
-    for _, share, a, b in pairs:
-        rows = _rows(a, b, read[a.text], read[b.text], tokens)
-        total = sum(w for *_, w in rows)
-        found += [((a.name, role), c, n, share * w / total) for role, c, n, w in rows]
-    group, c, n, weights = zip(*found, strict=True)
-    c, n, weights = (
-        torch.stack(c).double() / scale,
-        torch.stack(n).double() / scale,
-        torch.tensor(weights, dtype=torch.float64),
+    return Contrast(
+        rows,
+        row_weights,
+        concept_states.float(),
+        neutral_states.float(),
+        [role == "end" for _, role in dict.fromkeys(groups)],
     )
-    if target == "difference":
-        x, weights = _averaged(c - n, weights, group)
-        return (
-            x,
-            torch.zeros_like(x),
-            weights,
-            c.float(),
-            n.float(),
-            [role == "end" for _, role in dict.fromkeys(group)],
-        )
-    return c, n, weights, c.float(), n.float(), [role == "end" for _, role in group]
 
 
-def _averaged(rows, weights, group):
-    """Weighted means of the rows of each group, with the groups' weights: what the sentences have in common."""
-    ids = {g: j for j, g in enumerate(dict.fromkeys(group))}
-    index = torch.tensor([ids[g] for g in group])
-    total = torch.zeros(len(ids), dtype=torch.float64).index_add(0, index, weights)
-    sums = torch.zeros(len(ids), rows.shape[1], dtype=torch.float64).index_add(
-        0, index, rows * weights[:, None]
-    )
+def _means(
+    rows: torch.Tensor, weights: torch.Tensor, groups: list
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The weighted mean of the rows of each group, and the sum of their weights."""
+    numbers = {group: number for number, group in enumerate(dict.fromkeys(groups))}
+    index = torch.tensor([numbers[group] for group in groups])
+    total = torch.zeros(len(numbers), dtype=torch.float64).index_add(0, index, weights)
+    sums = torch.zeros(len(numbers), rows.shape[1], dtype=torch.float64)
+    sums = sums.index_add(0, index, rows * weights[:, None])
     return sums / total[:, None], total

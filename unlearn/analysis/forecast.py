@@ -1,11 +1,14 @@
-"""Collateral forecast of an edit of keys and values: which words nobody asked to forget lose what they say to the model.
+"""Forecast of collateral damage: which words lose their effect though nobody asked to forget them.
 
-Two looks. All words of the general prior are screened by their own token's state; the worst, and the keep list, are then studied in
-sentences of their own, as concepts are, and judged by the share of what they add to keys and values that survives the edit. That
-tells little of which objects a model really loses (README). What tells is a glance: what the unedited and the edited model predict of
-nothing but noise, one call each, and whether a word still stands out from others in the same way.
+It has two parts. From the weights alone: all words of the general prior are compared by the state
+of their own token, and the worst of them, with the keep list, are then examined in a sentence of
+their own. This tells little of which objects a model really loses (docs/results/forecast.md).
+From predictions: both models predict a picture from noise alone under each word, and a word is
+harmed that no longer stands out from other words in the same way. This tells far more.
 """
 
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -15,272 +18,295 @@ from ..concepts import sentences
 from ..files.text_cache import TextStateCache, default_folder
 from ..host import batched_sampling, patching, text_encoding, weights
 from ..host.architectures import cross_attention, native_size
+from ..host.model_types import Clip, Model
 from ..host.progress import Progress
-from . import charts, contrasts, prior_words
+from ..types import UnlearnPatch
+from . import charts, contrasts, prior_words, tuning
+from .prior_words import Fetch
+from .weight_grams import WeightGrams
 
-MAX_WEIGHT_ROWS = 640  # of each matrix, evenly spread, that moments are taken from; sums over hundreds of rows tell as much as over all
-SUSPECTS = 16  # words of the prior that get a second look
-STUDY_SENTENCE = sentences.KEPT[1]  # what they are studied in; each sentence more costs time
-SHOWN = 12
-GLANCES = (11, 12, 13, 14)  # seeds of the noise; more were measured to add nothing
-LEVEL = 0.5  # of the noise schedule, where predictions told most: nearer to pure noise all words look more alike
-REFERENCE_WORDS = (
-    12  # words of the prior, evenly spread, that the words in question must stand out from
-)
-LISTED = 48  # entries of the keep list that are glanced at
-TITLE = "Forecast: what words hit hardest keep of what they say"
+EXAMINED_IN = sentences.KEPT[1]  # one sentence; each more costs time
+WORDS_SHOWN = 12
+CHART_HEADING = "Forecast: what is left of the effect of the words that are harmed most"
+SMALLEST_SIZE = 64  # pixels
 
 
 class WordImpact(NamedTuple):
-    """A word or a kept text, and the share of what it adds to keys and values that survives: 1 untouched, 0 gone."""
+    """What an edit does to a word or a kept text.
+
+    retention: 1 is untouched, 0 is gone. From the weights it is the share of what the word adds to
+    keys and values that is left; from predictions, how far the word still stands out as it did.
+    """
 
     name: str
     retention: float
-    on_keep_list: bool  # it is on the keep list
+    on_keep_list: bool
 
 
-class WeightGrams:
-    """before = sum W0^T W0, cross = sum W0^T W, after = sum W^T W [d, d] float64 over layers, from at most ROWS rows of each.
+class TextContrast(NamedTuple):
+    """What a text adds to a sentence, by role of the token."""
 
-    Where W0 holds earlier patches of this pack, V being the weights without them: base_gram = sum V^T V, base_cross = sum V^T W; else None."""
-
-    def __init__(self):
-        self.before = self.cross = self.after = 0.0
-        self.base_gram = self.base_cross = None
-
-    @staticmethod
-    def rows(w0):
-        """Every k-th row of a layer's matrix."""
-        return w0[:: -(-len(w0) // MAX_WEIGHT_ROWS)]
-
-    def add_original(self, w0, unpatched=None):
-        """Adds a layer to `before` alone; unpatched: the same without earlier patches of this pack, where there are any."""
-        w0 = self.rows(w0).float()
-        self.before = self.before + (w0.T @ w0).double()
-        if unpatched is not None:
-            v = self.rows(unpatched).float()
-            self.base_gram = (0 if self.base_gram is None else self.base_gram) + (v.T @ v).double()
-            self.base_cross = (0 if self.base_cross is None else self.base_cross) + (
-                v.T @ w0
-            ).double()
-
-    def after_shared_edit(self, multiplier):
-        """The moments of the same layers after W = W0 (I + M)."""
-        out = WeightGrams()
-        out.before = self.before
-        out.cross, out.after = kernel.shared(self.before, multiplier)
-        if self.base_gram is not None:
-            out.base_gram, out.base_cross = (
-                self.base_gram,
-                self.base_cross + self.base_cross @ multiplier,
-            )
-        return out
-
-    def after_edit(self, mixed, square):
-        """The moments of the same layers after an edit D of them, mixed = sum W0^T D and square = sum D^T D."""
-        out = WeightGrams()
-        out.before, out.cross, out.after = (
-            self.before,
-            self.before + mixed,
-            self.before + mixed + mixed.T + square,
-        )
-        return out
-
-    def drift(self, keep):
-        """How far the keys and values of states with second moment keep [d, d] move, relative, root mean square: from where they were
-        before the first patch of this pack."""
-        before, cross = (
-            (self.before, self.cross)
-            if self.base_gram is None
-            else (self.base_gram, self.base_cross)
-        )
-        square = self.after - cross - cross.T + before
-        return (
-            float((square * keep).sum().clamp_min(0) / (before * keep).sum().clamp_min(1e-30))
-            ** 0.5
-        )
-
-    def add_edited(self, w0, delta):
-        """Adds a layer with its change [d_out, d]."""
-        w0, w = self.rows(w0).float(), self.rows(w0 + delta).float()
-        self.before = self.before + (w0.T @ w0).double()
-        self.cross = self.cross + (w0.T @ w).double()
-        self.after = self.after + (w.T @ w).double()
+    rows: torch.Tensor  # [n, d] float64
+    weights: torch.Tensor  # [n] float64
 
 
-def study(clip, fetch, names):
-    """name -> (contrast rows [n, d], weights [n]) of what each text adds to a sentence."""
-    neutral = text_encoding.locate(clip, STUDY_SENTENCE, "")
-    pairs = {
-        name: (
-            0,
-            1.0,
-            text_encoding.locate(clip, text_encoding.fix_article(STUDY_SENTENCE, name), name),
-            neutral,
-        )
-        for name in names
-    }
-    read = fetch([neutral, *(said for _, _, said, _ in pairs.values())])
-    out = {}
-    for name, pair in pairs.items():
-        x, _, w, *_ = contrasts.contrast([pair], read, "all", "difference", 1.0)
-        out[name] = x, w
-    return out
+@dataclass(frozen=True)
+class ForecastSettings:
+    """How a patch is examined.
+
+    strength: the one it will be applied at. predict: also compare predictions from noise. size:
+    side in pixels of the predicted pictures, 0 for half of what the model was made for. node_id:
+    the node that shows the progress.
+    """
+
+    strength: float = 1.0
+    predict: bool = False
+    size: int = 0
+    node_id: str | None = None
 
 
-def survive(studied, moments):
-    """name -> survival of what `study` gave."""
-    return {
-        n: float(kernel.retention(x[None], moments.before, moments.cross, w[None]))
-        for n, (x, w) in studied.items()
-    }
+def text_contrasts(clip: Clip, fetch: Fetch, names: Iterable[str]) -> dict[str, TextContrast]:
+    """name -> what it adds to a sentence."""
+    neutral = text_encoding.locate(clip, EXAMINED_IN, "")
+    examined = {}
+    for name in names:
+        template = text_encoding.fix_article(EXAMINED_IN, name)
+        examined[name] = text_encoding.locate(clip, template, name)
+    states = fetch([neutral, *examined.values()])
+    found = {}
+    for name, prompt in examined.items():
+        pair = (0, 1.0, prompt, neutral)
+        contrast = contrasts.contrast([pair], states, tokens="all", scale=1.0)
+        found[name] = TextContrast(contrast.rows, contrast.weights)
+    return found
 
 
-def screen(words, states, moments, n=SUSPECTS):
-    """The n words whose own token states [len(words), d] lose most of their contrast to the mean word."""
-    if not len(words):
+def retention(contrast: TextContrast, grams: WeightGrams) -> float:
+    """The share of what a text adds to keys and values that the edit leaves."""
+    left = kernel.retention(contrast.rows[None], grams.before, grams.cross, contrast.weights[None])
+    return float(left)
+
+
+def suspects(
+    words: tuple[str, ...],
+    states: torch.Tensor,
+    grams: WeightGrams,
+    count: int = tuning.SUSPECT_WORDS,
+) -> list[str]:
+    """The words whose own token states [len(words), d] lose most of what sets them apart."""
+    if not words:
         return []
-    left = kernel.retention(states - states.mean(0), moments.before, moments.cross)
-    return [words[i] for i in left.argsort()[:n].tolist()]
+    left = kernel.retention(states - states.mean(0), grams.before, grams.cross)
+    return [words[i] for i in left.argsort()[:count].tolist()]
 
 
-def look(clip, fetch, keep, words, states, moments, known=None):
-    """Hits, worst first: the keep list's entries and the suspects among the words. `known`: name -> studied, filled in."""
-    known = {} if known is None else known
-    names = list(dict.fromkeys([*keep, *screen(words, states, moments)]))
-    new = [n for n in names if n not in known]
-    if new:
-        known |= study(clip, fetch, new)
-    left = survive({n: known[n] for n in names}, moments)
-    return sorted((WordImpact(n, left[n], n in keep) for n in names), key=lambda hit: hit.retention)
+class WeightForecast:
+    """The forecast from the weights alone, for one text encoder, keep list and list of words.
+
+    It keeps what it has read of a word, so that a second edit costs little.
+    """
+
+    def __init__(
+        self,
+        clip: Clip,
+        fetch: Fetch,
+        keep: Iterable[str],
+        words: tuple[str, ...],
+        word_states: torch.Tensor,
+    ) -> None:
+        self.contrasts: dict[str, TextContrast] = {}  # by name, as far as examined
+        self._clip = clip
+        self._fetch = fetch
+        self._keep = tuple(keep)
+        self._words = words
+        self._word_states = word_states
+
+    def impacts(self, grams: WeightGrams) -> list[WordImpact]:
+        """The impacts on the keep list and on the suspects among the words, worst first."""
+        found = suspects(self._words, self._word_states, grams)
+        names = list(dict.fromkeys([*self._keep, *found]))
+        new = [name for name in names if name not in self.contrasts]
+        if new:
+            self.contrasts |= text_contrasts(self._clip, self._fetch, new)
+        impacts = []
+        for name in names:
+            left = retention(self.contrasts[name], grams)
+            impacts.append(WordImpact(name, left, name in self._keep))
+        return sorted(impacts, key=lambda impact: impact.retention)
 
 
-def glanced(before, after, clip, hits, size=0, step=lambda: None):
-    """The Hits as two MODELs see them, worst first: how far each name (of the keep list the first LISTED) still stands out as it did.
+def impacts_on_predictions(
+    before: Model,
+    after: Model,
+    clip: Clip,
+    impacts: Iterable[WordImpact],
+    size: int = 0,
+    step: Callable[[], None] = lambda: None,
+) -> list[WordImpact]:
+    """The same words as two MODELs see them, worst first: how far each still stands out as it did.
 
-    size: side in pixels of the pictures the models are asked for, 0 for half of what they were made for."""
-    size = size or max(64, native_size(before) // 2)
-    listed = [h for h in hits if h.on_keep_list]
-    hits = [h for h in hits if not h.on_keep_list] + listed[:LISTED]
-    words = sentences.prior_words()
-    beside = (
-        [words[i] for i in torch.linspace(0, len(words) - 1, REFERENCE_WORDS).long().tolist()]
-        if words
-        else []
-    )
-    texts = [
-        text_encoding.fix_article(STUDY_SENTENCE, n).replace("{concept}", n)
-        for n in dict.fromkeys([*(h.name for h in hits), *beside])
-    ]
-    seen = [
+    Of the keep list the first `MAX_KEEP_ENTRIES` are taken. size: side in pixels of the predicted
+    pictures, 0 for half of what the models were made for. step: called after each batch.
+    """
+    size = size or max(SMALLEST_SIZE, native_size(before) // 2)
+    impacts = list(impacts)
+    kept = [impact for impact in impacts if impact.on_keep_list]
+    impacts = [impact for impact in impacts if not impact.on_keep_list]
+    impacts += kept[: tuning.MAX_KEEP_ENTRIES]
+    prompts = []
+    for name in dict.fromkeys([*(impact.name for impact in impacts), *_reference_words()]):
+        template = text_encoding.fix_article(EXAMINED_IN, name)
+        prompts.append(template.replace("{concept}", name))
+    predictions = [
         batched_sampling.predict_from_noise(
-            m, clip, texts, GLANCES, level=LEVEL, size=size, step=step
+            model,
+            clip,
+            prompts,
+            tuning.NOISE_SEEDS,
+            level=tuning.NOISE_LEVEL,
+            size=size,
+            step=step,
         ).flatten(1)
-        for m in (before, after)
+        for model in (before, after)
     ]
-    left = kernel.agreement(*seen).tolist()
-    return sorted(
-        (h._replace(retention=x) for h, x in zip(hits, left, strict=False)),
-        key=lambda hit: hit.retention,
-    )
+    left = kernel.agreement(*predictions).tolist()
+    found = [impact._replace(retention=value) for impact, value in zip(impacts, left, strict=False)]
+    return sorted(found, key=lambda impact: impact.retention)
+
+
+def _reference_words() -> list[str]:
+    """Words of the general prior, evenly spread, that the words in question are compared with."""
+    words = sentences.prior_words()
+    if not words:
+        return []
+    places = torch.linspace(0, len(words) - 1, tuning.REFERENCE_WORDS).long()
+    return [words[i] for i in places.tolist()]
 
 
 def of_patch(
-    model, clip, patch, forgotten=(), keep=(), node_id=None, strength=1.0, glance=False, size=0
-):
-    """Hits of any UnlearnPatch on a MODEL, made by whatever method: what its edits of keys and values at `strength` do to the words of
-    the general prior and to the texts of `keep`. forgotten: names to leave out. glance: let both models look at them too, pictures of
-    `size` pixels (0: half of their own). The model is not changed.
+    model: Model,
+    clip: Clip,
+    patch: UnlearnPatch,
+    forgotten: Iterable[str] = (),
+    keep: Sequence[str] = (),
+    settings: ForecastSettings = ForecastSettings(),
+) -> list[WordImpact]:
+    """The impacts of a patch of any method on a MODEL, worst first. The model is not changed.
 
-    Raises UnlearnError for a patch of another architecture or a CLIP of another width."""
+    forgotten: names to leave out. Raises UnlearnError for a patch of another architecture and for
+    a CLIP of another width.
+    """
     patching.check_keys(model, patch)
-    edits = {}
+    calls = _prediction_batches(keep) if settings.predict else 0
+    bar = Progress(len(cross_attention(model)) + 1 + calls, settings.node_id)
+    changes = _patch_changes(model, patch, settings.strength)
+    impacts = _of_changes(clip, changes, forgotten, keep, bar.step)
+    if not settings.predict:
+        return impacts
+    patched = patching.apply(model, patch, settings.strength)[0]
+    return impacts_on_predictions(model, patched, clip, impacts, settings.size, bar.step)
+
+
+def of_models(
+    before: Model,
+    after: Model,
+    clip: Clip,
+    forgotten: Iterable[str] = (),
+    keep: Sequence[str] = (),
+    step: Callable[[], None] = lambda: None,
+) -> list[WordImpact]:
+    """The impacts of whatever differs between two MODELs of one kind, worst first.
+
+    forgotten: names to leave out. step: called after each layer. Raises UnlearnError for models
+    without cross-attention and for a CLIP of another width.
+    """
+    changes = _model_changes(before, after)
+    return _of_changes(clip, changes, forgotten, keep, step)
+
+
+def _patch_changes(
+    model: Model, patch: UnlearnPatch, strength: float
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """(W0, W - W0), both [d_out, d], of every key and value layer."""
+    edits: dict[str, list] = {}
     for key, edit in patch.edits:
         edits.setdefault(key, []).append(edit)
-
-    def pairs():
-        for layer in layers:
-            w0 = weights.read(model, layer.key)
-            yield (
-                w0,
-                sum(
-                    (edit.change(w0, strength) for edit in edits.get(layer.key, ())),
-                    torch.zeros_like(w0),
-                ),
-            )
-
-    layers = cross_attention(model)
-    bar = Progress(len(layers) + 1 + glance * _calls(keep), node_id)
-    hits = _of_changes(clip, pairs(), forgotten, keep, bar.step)
-    return (
-        glanced(model, patching.apply(model, patch, strength)[0], clip, hits, size, bar.step)
-        if glance
-        else hits
-    )
+    for layer in cross_attention(model):
+        w0 = weights.read(model, layer.key)
+        delta = torch.zeros_like(w0)
+        for edit in edits.get(layer.key, ()):
+            delta = delta + edit.change(w0, strength)
+        yield w0, delta
 
 
-def _calls(keep):
-    """At most so many batches are looked at by `glanced`."""
-    return -(
-        -2
-        * len(GLANCES)
-        * (SUSPECTS + REFERENCE_WORDS + min(LISTED, len(keep)))
-        // batched_sampling.LARGEST_BATCH
-    )
+def _model_changes(before: Model, after: Model) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """(W0, W - W0), both [d_out, d], of every key and value layer."""
+    for layer in cross_attention(before):
+        w0 = weights.read(before, layer.key)
+        yield w0, weights.read(after, layer.key) - w0
 
 
-def of_models(before, after, clip, forgotten=(), keep=(), step=lambda: None):
-    """Hits of what stands between two MODELs of one kind, as `of_patch`. step: called layer by layer.
-
-    Raises UnlearnError for models without cross-attention or a CLIP of another width."""
-    read = (
-        (weights.read(before, layer.key), weights.read(after, layer.key))
-        for layer in cross_attention(before)
-    )
-    return _of_changes(clip, ((w0, w - w0) for w0, w in read), forgotten, keep, step)
-
-
-def _of_changes(clip, pairs, forgotten, keep, step):
-    """Hits of (W0, its change) of every layer."""
-    moments = WeightGrams()
-    for w0, delta in pairs:
-        moments.add_edited(w0, delta)
+def _of_changes(
+    clip: Clip,
+    changes: Iterable[tuple[torch.Tensor, torch.Tensor]],
+    forgotten: Iterable[str],
+    keep: Sequence[str],
+    step: Callable[[], None],
+) -> list[WordImpact]:
+    """The impacts of (W0, W - W0) of every layer, from the weights alone."""
+    grams, width = WeightGrams(), 0
+    for w0, delta in changes:
+        grams.add_edited(w0, delta)
+        width = w0.shape[1]
         step()
     fetch = TextStateCache(clip, default_folder()).get
     words, states = prior_words.read_words(clip, fetch, forgotten)
-    text_encoding.check_width(states.shape[-1], w0.shape[1])
-    hits = look(clip, fetch, tuple(keep), words, states, moments)
+    text_encoding.check_width(states.shape[-1], width)
+    impacts = WeightForecast(clip, fetch, keep, words, states).impacts(grams)
     step()
-    return hits
+    return impacts
 
 
-def bars(hits, n=SHOWN):
-    """Rows of a bar chart of the n words hit hardest, titled `TITLE`."""
-    return [
-        (
-            h.name,
-            h.retention,
-            f"{max(h.retention, 0):.0%} left",
-            charts.GOOD if h.retention > 0.9 else charts.BAD,
-        )
-        for h in hits[:n]
-    ]
+def _prediction_batches(keep: Sequence[str]) -> int:
+    """At most so many batches are predicted by `impacts_on_predictions`, if none is halved."""
+    names = tuning.SUSPECT_WORDS + tuning.REFERENCE_WORDS + min(tuning.MAX_KEEP_ENTRIES, len(keep))
+    predictions = 2 * len(tuning.NOISE_SEEDS) * names
+    return -(-predictions // batched_sampling.LARGEST_BATCH)
 
 
-def describe(hits, bound=0.9):
-    """A sentence or two on what the forecast found."""
-    lost = [h for h in hits if not h.on_keep_list and h.retention < bound][:SHOWN]
-    listed = [h for h in hits if h.on_keep_list and h.retention < bound][:SHOWN]
-    named = lambda found: ", ".join(f"{h.name} {max(0.0, h.retention):.0%}" for h in found)
+def bars(impacts: Sequence[WordImpact], count: int = WORDS_SHOWN) -> list[charts.Bar]:
+    """Bars of the words that are harmed most, for a chart with the heading `CHART_HEADING`."""
+    found = []
+    for impact in impacts[:count]:
+        left = impact.retention
+        colour = charts.GOOD if left > tuning.RETENTION_WARNING else charts.BAD
+        found.append((impact.name, left, f"{max(left, 0):.0%} left", colour))
+    return found
+
+
+def describe(impacts: Sequence[WordImpact], bound: float = tuning.RETENTION_WARNING) -> list[str]:
+    """A sentence or two on the words that keep less than `bound`."""
+    harmed = [impact for impact in impacts if impact.retention < bound]
+    kept = [impact for impact in harmed if impact.on_keep_list][:WORDS_SHOWN]
+    others = [impact for impact in harmed if not impact.on_keep_list][:WORDS_SHOWN]
     lines = []
-    if listed:
+    if kept:
         lines.append(
-            f"WARNING: of the keep list, these lose part of what they say: {named(listed)} left."
+            "WARNING: the edit weakens these entries of the keep list: "
+            f"{_named(kept)} left of their effect."
         )
-    if lost:
+    if others:
         lines.append(
-            f"Nobody asked to forget these, but the forecast sees them hit hardest: {named(lost)} left. List under 'keep' what matters."
+            "These words are not on the forget list, but the forecast expects them to be harmed "
+            f"most: {_named(others)} left of their effect. List under 'keep' what matters."
         )
-    return lines or [
-        f"Forecast: of {len(hits)} kept texts and suspect words none loses more than {1 - bound:.0%} of what it says."
-    ]
+    if not lines:
+        lines.append(
+            f"Forecast: of {len(impacts)} kept texts and suspect words none loses more than "
+            f"{1 - bound:.0%} of its effect."
+        )
+    return lines
+
+
+def _named(impacts: Iterable[WordImpact]) -> str:
+    return ", ".join(f"{impact.name} {max(0.0, impact.retention):.0%}" for impact in impacts)

@@ -1,9 +1,15 @@
-"""Which sentences a closed-form solve studies: each concept in several, beside the same with a neutral word in its place; what is kept;
-sentences that are not studied, to check it in; and everyday captions and words, the general prior.
+"""Which sentences a closed-form solve studies.
+
+Each concept stands in several sentences. The same sentences with a neutral word in its place tell
+what the concept adds to a sentence. The plan also names what is kept: the keep list, everyday
+captions and common words (the general prior). Sentences that are not studied serve to check how
+much of a concept an edit leaves.
 """
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
+from typing import NamedTuple
 
 import torch
 
@@ -19,122 +25,184 @@ from ..concepts.sentences import (
 )
 from ..errors import UnlearnError
 from ..host import text_encoding
+from ..host.model_types import Clip
+from ..host.text_encoding import Prompt
+from ..types import Concept, ConceptSet
+from . import tuning
 
-CHECKED_CONCEPTS = (
-    500  # at most so many concepts are looked at in sentences not studied, evenly chosen
-)
-CHECKED_TWICE = 24  # up to so many concepts in two such sentences, more in one; of twelve, one was measured to give the same pictures
+Locate = Callable[[str, str], Prompt]  # (template, name) -> the sentence and where the name stands
+
+
+class SentencePair(NamedTuple):
+    """A sentence with a concept, and the same sentence with a neutral word in its place."""
+
+    concept: int  # index in the ConceptSet
+    weight: float  # share of the concept's weight
+    prompt: Prompt
+    neutral: Prompt
+
+
+class NamePair(NamedTuple):
+    """A name of a concept and its neutral word, each alone or in a sentence not studied."""
+
+    concept: int  # index in the ConceptSet
+    prompt: Prompt
+    neutral: Prompt
 
 
 @dataclass(frozen=True)
 class SentencePlan:
-    """Which sentences a ConceptSet is studied in, as pairs of (concept index, share of its weight, Prompt, neutral Prompt), which
-    prompts are kept, which of them stand for the keep list, and the prior's words packed into prompts.
+    """The sentences in which a ConceptSet is studied, and what is kept.
 
-    plain: (concept index, Prompt, neutral Prompt) of every name alone; plain_keep: Prompts of the keep list's entries alone.
-    checked: the same as plain, in sentences that are not studied.
-    packed: (Prompt, ((word, position), ..)); forgotten words are in them, and are left out when they are read.
+    pairs: the sentences that are studied; kept: the prompts that are kept, the empty prompt first;
+    names: of the concepts; listed: those of `kept` that stand for the keep list. bare_names: every
+    name alone; bare_keep: the keep list's entries alone. checked: concepts in sentences that are
+    not studied. packed: prompts of common words, each with its (word, position) pairs; forgotten
+    words are among them and are left out when the states are read.
     """
 
-    pairs: tuple[tuple[int, float, text_encoding.Prompt, text_encoding.Prompt], ...]
-    kept: tuple[text_encoding.Prompt, ...]
+    pairs: tuple[SentencePair, ...]
+    kept: tuple[Prompt, ...]
     names: tuple[str, ...]
-    listed: tuple[text_encoding.Prompt, ...] = ()
-    plain: tuple[tuple[int, text_encoding.Prompt, text_encoding.Prompt], ...] = ()
-    plain_keep: tuple[text_encoding.Prompt, ...] = ()
-    checked: tuple[tuple[int, text_encoding.Prompt, text_encoding.Prompt], ...] = ()
-    packed: tuple[tuple[text_encoding.Prompt, tuple[tuple[str, int], ...]], ...] = ()
+    listed: tuple[Prompt, ...] = ()
+    bare_names: tuple[NamePair, ...] = ()
+    bare_keep: tuple[Prompt, ...] = ()
+    checked: tuple[NamePair, ...] = ()
+    packed: tuple[tuple[Prompt, tuple[tuple[str, int], ...]], ...] = ()
     forgotten: frozenset[str] = frozenset()
 
     @property
-    def texts(self):
+    def texts(self) -> tuple[str, ...]:
         """Every text that must be encoded, once each."""
-        found = (
-            [t.text for _, _, *pair in self.pairs for t in pair]
-            + [t.text for t in self.kept]
-            + [t.text for t, _ in self.packed]
-        )
-        found += [t.text for _, *pair in (*self.plain, *self.checked) for t in pair]
-        return tuple(dict.fromkeys(found + [t.text for t in self.plain_keep]))
+        found = [prompt.text for pair in self.pairs for prompt in (pair.prompt, pair.neutral)]
+        found += [prompt.text for prompt in self.kept]
+        found += [prompt.text for prompt, _ in self.packed]
+        for pair in (*self.bare_names, *self.checked):
+            found += [pair.prompt.text, pair.neutral.text]
+        found += [prompt.text for prompt in self.bare_keep]
+        return tuple(dict.fromkeys(found))
 
 
-def plan(clip, concept_set, templates=None, prior=True, expand=False, check=True):
-    """The Plan for a ConceptSet. templates: own sentences with {concept}, or None for those of each concept's kind; prior: also
-    keep everyday captions and words; expand: study plural and joined forms of the names as well; check: plan sentences that are not
-    studied too. Raises UnlearnError for a concept that has no tokens, a text over 75 tokens, and names that are the same to the text
-    encoder."""
-    located = cache(lambda template, name: text_encoding.locate(clip, template, name))
-    names = _distinct(clip, concept_set)
-    pairs, plain = [], []
-    for i, concept in enumerate(concept_set.concepts):
-        extra = [f for n in concept.names for f in name_variants(n, concept.kind)] if expand else []
-        extra = [
-            f for f in dict.fromkeys(extra) if text_encoding.word_token_ids(clip, f) not in names
-        ]  # neither named already nor kept
-        names |= {text_encoding.word_token_ids(clip, f): f for f in extra}
-        studied = {n: templates or TEMPLATES[concept.kind] for n in concept.names} | {
-            f: templates or KEPT for f in extra
-        }
-        for name, sentences in studied.items():
-            share = concept.weight / (len(studied) * len(sentences))
-            for template in (text_encoding.fix_article(t, name) for t in sentences):
-                pairs.append(
-                    (i, share, located(template, name), located(template, concept.superclass))
-                )
-            plain.append((i, located("{concept}", name), located("{concept}", concept.superclass)))
-    some = concept_set.concepts if check else ()
-    chosen = set(torch.linspace(0, len(some) - 1, min(CHECKED_CONCEPTS, len(some))).long().tolist())
-    checked = [
-        (i, located(template, concept.name), located(template, concept.superclass))
-        for i, concept in enumerate(some)
-        if i in chosen
-        for template in (
-            text_encoding.fix_article(t, concept.name)
-            for t in CHECKED[concept.kind][: 2 if len(some) <= CHECKED_TWICE else 1]
-        )
-    ]
-    spoken = mentioned([n for concept in concept_set.concepts for n in concept.names])
+def plan(
+    clip: Clip,
+    concept_set: ConceptSet,
+    templates: Sequence[str] | None = None,
+    prior: bool = True,
+    expand: bool = False,
+    check: bool = True,
+) -> SentencePlan:
+    """The SentencePlan for a ConceptSet.
+
+    templates: own sentences with {concept} in them, or None for the built-in ones of each
+    concept's kind. prior: also keep everyday captions and words. expand: also study plurals and
+    joined forms of the names. check: also plan sentences that are not studied.
+    Raises UnlearnError for a concept that has no tokens, a text over 75 tokens, and names that are
+    the same to the text encoder.
+    """
+    locate: Locate = cache(lambda template, name: text_encoding.locate(clip, template, name))
+    taken = _names_by_tokens(clip, concept_set)
+    pairs: list[SentencePair] = []
+    bare_names: list[NamePair] = []
+    for index, concept in enumerate(concept_set.concepts):
+        forms = _unused_variants(clip, concept, taken) if expand else ()
+        studied = {name: templates or TEMPLATES[concept.kind] for name in concept.names}
+        studied |= {form: templates or KEPT for form in forms}
+        pairs += _studied_pairs(locate, index, concept, studied)
+        bare_names += [
+            NamePair(index, locate("{concept}", name), locate("{concept}", concept.superclass))
+            for name in studied
+        ]
     listed = [
-        located(text_encoding.fix_article(t, k), k)
-        for k in concept_set.keep
-        for t in templates or KEPT
+        locate(text_encoding.fix_article(template, entry), entry)
+        for entry in concept_set.keep
+        for template in templates or KEPT
     ]
-    captions = [s for s in prior_sentences() if not spoken(s)] if prior else []
-    kept = {
-        p.text: p
-        for p in (
-            located("{concept}", ""),
-            *listed,
-            *(located("{concept}", s) for s in captions),
-            *(n for *_, n in pairs),
-        )
-    }
     return SentencePlan(
         pairs=tuple(pairs),
-        kept=tuple(kept.values()),
-        names=tuple(c.name for c in concept_set.concepts),
+        kept=_kept_prompts(locate, concept_set, listed, pairs, prior),
+        names=tuple(concept.name for concept in concept_set.concepts),
         listed=tuple(listed),
-        plain=tuple(plain),
-        plain_keep=tuple(located("{concept}", k) for k in concept_set.keep),
-        checked=tuple(checked),
+        bare_names=tuple(bare_names),
+        bare_keep=tuple(locate("{concept}", entry) for entry in concept_set.keep),
+        checked=_checked_pairs(locate, concept_set.concepts) if check else (),
         packed=packed_words(clip) if prior else (),
-        forgotten=forgotten_words(p.name for _, p, _ in plain),
+        forgotten=forgotten_words(pair.prompt.name for pair in bare_names),
     )
 
 
-def _distinct(clip, concept_set):
-    """Tokens -> name of everything named; raises UnlearnError where two names are one to the text encoder."""
-    kept = {text_encoding.word_token_ids(clip, k): k for k in concept_set.keep}
-    found = {}
-    for name in (n for c in concept_set.concepts for n in c.names):
+def _studied_pairs(
+    locate: Locate, index: int, concept: Concept, studied: dict[str, Sequence[str]]
+) -> list[SentencePair]:
+    """The sentence pairs of one concept; `studied` has the sentences of each of its names."""
+    pairs = []
+    for name, sentences in studied.items():
+        weight = concept.weight / (len(studied) * len(sentences))
+        for sentence in sentences:
+            template = text_encoding.fix_article(sentence, name)
+            neutral = locate(template, concept.superclass)
+            pairs.append(SentencePair(index, weight, locate(template, name), neutral))
+    return pairs
+
+
+def _checked_pairs(locate: Locate, concepts: Sequence[Concept]) -> tuple[NamePair, ...]:
+    """Concepts in sentences that are not studied; of very many concepts an even choice."""
+    count = min(tuning.CHECKED_CONCEPTS, len(concepts))
+    chosen = torch.linspace(0, len(concepts) - 1, count).long().unique().tolist()
+    sentences = 2 if len(concepts) <= tuning.CHECKED_TWICE else 1
+    pairs = []
+    for index in chosen:
+        concept = concepts[index]
+        for sentence in CHECKED[concept.kind][:sentences]:
+            template = text_encoding.fix_article(sentence, concept.name)
+            neutral = locate(template, concept.superclass)
+            pairs.append(NamePair(index, locate(template, concept.name), neutral))
+    return tuple(pairs)
+
+
+def _kept_prompts(
+    locate: Locate,
+    concept_set: ConceptSet,
+    listed: list[Prompt],
+    pairs: list[SentencePair],
+    prior: bool,
+) -> tuple[Prompt, ...]:
+    """Every prompt that is kept, once each, the empty prompt first."""
+    names_a_concept = mentioned(
+        [name for concept in concept_set.concepts for name in concept.names]
+    )
+    captions = [s for s in prior_sentences() if not names_a_concept(s)] if prior else []
+    kept = [locate("{concept}", ""), *listed]
+    kept += [locate("{concept}", caption) for caption in captions]
+    kept += [pair.neutral for pair in pairs]
+    return tuple({prompt.text: prompt for prompt in kept}.values())
+
+
+def _unused_variants(
+    clip: Clip, concept: Concept, taken: dict[tuple[int, ...], str]
+) -> tuple[str, ...]:
+    """Other forms of a concept's names, neither named nor kept; they are added to `taken`."""
+    forms = [form for name in concept.names for form in name_variants(name, concept.kind)]
+    unused = {form: text_encoding.word_token_ids(clip, form) for form in dict.fromkeys(forms)}
+    unused = {form: tokens for form, tokens in unused.items() if tokens not in taken}
+    taken |= {tokens: form for form, tokens in unused.items()}
+    return tuple(unused)
+
+
+def _names_by_tokens(clip: Clip, concept_set: ConceptSet) -> dict[tuple[int, ...], str]:
+    """Everything named, by its tokens; UnlearnError where two names have the same tokens."""
+    kept = {text_encoding.word_token_ids(clip, entry): entry for entry in concept_set.keep}
+    found: dict[tuple[int, ...], str] = {}
+    for name in (name for concept in concept_set.concepts for name in concept.names):
         tokens = text_encoding.word_token_ids(clip, name)
         if tokens and tokens in kept:
             raise UnlearnError(
-                f"'{name}' is to be forgotten and '{kept[tokens]}' kept, but the text encoder reads both alike; drop one."
+                f"'{name}' is to be forgotten and '{kept[tokens]}' kept, but the text encoder "
+                "reads both alike; drop one."
             )
         if tokens and tokens in found:
             raise UnlearnError(
-                f"'{name}' and '{found[tokens]}' are the same to the text encoder; take one out of the forget list."
+                f"'{name}' and '{found[tokens]}' are the same to the text encoder; take one out "
+                "of the forget list."
             )
         found[tokens] = name
     return kept | found

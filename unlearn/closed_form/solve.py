@@ -1,347 +1,214 @@
-"""ScaPre on a ComfyUI model: statistics once, one solve for all layers, then a matrix product per layer."""
+"""ScaPre on a ComfyUI model.
+
+Statistics of token states are taken once; one solve serves all layers; then each layer needs a
+matrix product.
+"""
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
 
 import torch
 
-from ...kernels import rece
-from ...kernels.forecast import retention
+from .. import provenance
 from ..analysis import forecast
-from ..concepts.notation import format_concept
+from ..analysis.forecast import WeightGrams, WordImpact
 from ..errors import UnlearnError
 from ..files.text_cache import TextStateCache, default_folder
 from ..host import patching, text_encoding, weights
-from ..host.adapters import LowRank
 from ..host.architectures import cross_attention
+from ..host.model_types import Clip, Model
 from ..host.progress import Progress
-from ..types import UnlearnPatch
-from ..version import VERSION
-from . import sentence_plan, token_statistics, variants
+from ..types import ConceptSet, UnlearnPatch
+from . import patch_edits, sentence_plan, token_statistics, tuning, variants
+from .informax_weights import ESTIMATORS, InformaxWeights
+from .layer_edit import LayerEdit, SolveContext
+from .layer_weights import LayerWeights
 from .report import ScaPreReport
+from .session import Solution, SolveSession
 
-DEFAULTS = variants.DEFAULTS["anchored"]
-COMMON_DEFAULTS = {"hard_keep": 0.0, "rounds": 0, "expand": False, "protect": 0.0}
-ESTIMATORS = ("graded", "printed", "shuffled")
-REVIVAL = 1e-2  # lambda of the search for reviving embeddings, in units of the mean squared key and value of one state entry
-TARGET_RESIDUAL = -0.3  # of what a concept adds to the end token of two sentences not studied: each is pushed past zero until this is left (README)
-OVERSHOOT_ITERATIONS = 8  # steps of the search for the shares by which concepts are pushed
-RESIDUAL_WARNING = (
-    0.05  # where so much is left in sentences that were not studied, a fox was still drawn
-)
-PROTECTION = 0.5  # weight of what auto-protect adds, beside everything else kept
-PROTECTION_ROUNDS = 4
+__all__ = ["ESTIMATORS", "SolveSettings", "solve"]
+
+
+@dataclass(frozen=True)
+class SolveSettings:
+    """What an artist can set, whatever the variant.
+
+    variant: its name; options: its settings dataclass, None for its defaults.
+    templates: own sentences to study the concepts in, None for the built-in ones.
+    tokens: erase "all" words of a name, or the "last". prior: also keep everyday captions and
+    words. expand: also study plurals and joined forms of the names. estimator: of the Informax
+    weights, one of ESTIMATORS.
+    Of variants with a `solution_operator` alone: hard_keep, the share of the keep list's energy
+    that the edit does not touch, 0 to 1; rounds of search for what revives a concept; protect, how
+    far every word must stand out as it did when the edited model looks at noise, 0 to 1 (0: only
+    forecast), in pictures of `glance_size` pixels (0: half the model's own size).
+    """
+
+    variant: str = variants.FIRST
+    options: Any = None
+    templates: tuple[str, ...] | None = None
+    tokens: str = "all"
+    prior: bool = True
+    estimator: str = "graded"
+    hard_keep: float = 0.0
+    rounds: int = 0
+    expand: bool = False
+    protect: float = 0.0
+    glance_size: int = 0
+
+    @classmethod
+    def of(cls, variant: str = variants.FIRST, **given: Any) -> "SolveSettings":
+        """Settings from one flat list of names, common ones and the variant's own.
+
+        Raises UnlearnError for a variant or a setting that does not exist.
+        """
+        chosen = variants.find(variant)
+        common = {f.name for f in fields(cls)} - {"variant", "options"}
+        own = {name: value for name, value in given.items() if name not in common}
+        unknown = [name for name in own if name not in chosen.inputs]
+        if unknown:
+            raise UnlearnError(
+                f"The variant '{variant}' has no setting '{unknown[0]}'; it has "
+                f"{', '.join(chosen.inputs)}."
+            )
+        shared = {name: value for name, value in given.items() if name in common}
+        return cls(variant=variant, options=chosen.settings(**own), **shared)
+
+    @property
+    def chosen(self) -> Any:
+        """The variant's settings, its defaults where none are given."""
+        if self.options is not None:
+            return self.options
+        return variants.find(self.variant).settings()
+
+    @property
+    def overshoot(self) -> float:
+        """How far past zero concepts are pushed at most; 0 for a variant without this setting."""
+        return getattr(self.chosen, "overshoot", 0.0)
+
+    @property
+    def informax(self) -> bool:
+        """Whether the variant weighs output rows."""
+        return getattr(self.chosen, "informax", False)
+
+    def as_dict(self) -> dict[str, Any]:
+        """All settings as one flat dict, for the patch's provenance."""
+        common = {f.name: getattr(self, f.name) for f in fields(self)}
+        del common["variant"], common["options"]
+        return {**asdict(self.chosen), **common}
 
 
 def solve(
-    model,
-    clip,
-    concepts,
-    templates=None,
+    model: Model,
+    clip: Clip,
+    concepts: ConceptSet,
+    settings: SolveSettings | None = None,
     *,
-    tokens="all",
-    target="difference",
-    prior=True,
-    node_id=None,
-    variant="anchored",
-    estimator="graded",
-    hard_keep=COMMON_DEFAULTS["hard_keep"],
-    rounds=COMMON_DEFAULTS["rounds"],
-    expand=COMMON_DEFAULTS["expand"],
-    protect=COMMON_DEFAULTS["protect"],
-    folder=None,
-    size=0,
-    **settings,
-):
-    """(UnlearnPatch, report IMAGE, report text) for a ConceptSet; settings as in variants.DEFAULTS. The model and clip are not changed.
+    node_id: str | None = None,
+    folder: Path | None = None,
+) -> tuple[UnlearnPatch, torch.Tensor, str]:
+    """(patch, report IMAGE, report text) for a ConceptSet. The model and clip are not changed.
 
-    estimator: of the Informax weights, where they are on. Of `anchored` alone: hard_keep, the share of the keep list's energy that the
-    edit does not touch at all; rounds of search for what revives a concept; protect, how far every suspect word must stand out as it
-    did when both models glance at it (0: only forecast), in pictures of `size` pixels (0: half the model's own). folder: where token
-    states are kept, None for ComfyUI's own.
-    Raises UnlearnError on a model without cross-attention, a CLIP of another width, NaN in weights, or text that cannot be used.
+    node_id: of the node that shows the progress. folder: where token states are kept, None for
+    ComfyUI's own.
+    Raises UnlearnError on a model without cross-attention, a CLIP of another width, NaN in
+    weights, or text that cannot be used.
     """
-    settings = _settings(variant, settings)
-    layers = cross_attention(model)
-    width = weights.shape(model, layers[0].key)[1]
-    pushing = settings.get("overshoot", 0.0) > 0 and target == "difference"
-    plan = sentence_plan.plan(clip, concepts, templates, prior, expand, check=pushing)
-    bar = Progress(len(plan.texts) + 2 * len(layers), node_id)
-    states = TextStateCache(
-        clip, folder or default_folder(), exact_padding=hard_keep > 0
-    )  # what is not to move at all must be what the encoder says
-    text_encoding.check_width(next(iter(states.get(plan.kept[:1]).values())).shape[-1], width)
-    stats = token_statistics.measure(plan, states.get, tokens, target, bar)
-    channels = variants.Channels(stats, estimator) if settings.get("informax") else None
-
-    plain = forecast.WeightGrams()
-    earlier = any(
-        weights.edited(model, layer.key) for layer in layers
-    )  # a pruned feed-forward layer elsewhere does not count
-    for layer in layers:
-        plain.add_original(
-            weights.read(model, layer.key),
-            weights.read(model, layer.key, edited=False) if earlier else None,
-        )
-        bar.step()
-    study = SolveSession(clip, plan, states.get, stats, plain, concepts.keep)
-    make = lambda s: variants.solve_variant(
-        variant, clip, plan, states.get, s, settings, channels, hard_keep
+    settings = settings or SolveSettings()
+    variant = variants.find(settings.variant)
+    layers = LayerWeights(model, cross_attention(model))
+    plan = sentence_plan.plan(
+        clip,
+        concepts,
+        settings.templates,
+        settings.prior,
+        settings.expand,
+        check=settings.overshoot > 0,
     )
-    shares, told = (
-        study.fit_overshoot(make, settings["overshoot"], settings["drift"], bar)
-        if pushing
-        else (None, [])
-    )
+    progress = Progress(len(plan.texts) + 2 * len(layers.layers), node_id)
+    # What is not to move at all must be exactly what the encoder says, in the padding too.
+    states = TextStateCache(clip, folder or default_folder(), exact_padding=settings.hard_keep > 0)
+    _check_width(states, plan, model, layers)
+    stats = token_statistics.measure(plan, states.get, settings.tokens, progress)
+    row_weights = InformaxWeights(stats, settings.estimator) if settings.informax else None
+    grams = _grams(layers, progress)
 
-    def glance(change, hits):
-        """The hits of a change as the model without and with it sees them."""
-        edits = tuple(_edits(model, layers, change, plain)[0])
-        trial = UnlearnPatch(edits, weights.fingerprint(model, [key for key, _ in edits]))
-        return forecast.glanced(model, patching.apply(model, trial)[0], clip, hits, size)
+    def run_variant(stats: token_statistics.Statistics) -> LayerEdit:
+        context = SolveContext(stats, row_weights, settings.hard_keep, clip, plan, states.get)
+        return variant.solve(context, settings.chosen)
 
-    change, stats, notes = study.solve_robustly(make, rounds, protect, shares, glance)
-    notes = [*told, *notes]
-
-    edits, changes, after, lost = _edits(model, layers, change, plain, bar.step)
+    session = SolveSession(clip, plan, states.get, grams, concepts.keep, run_variant)
+    look_again = _look_again(layers, clip, grams, settings.glance_size)
+    found = _solution(session, stats, settings, look_again, progress)
+    edits = patch_edits.build(layers, found.edit, grams, progress.step)
     patch = UnlearnPatch(
-        tuple(edits),
-        weights.fingerprint(model, [layer.key for layer in layers]),
+        edits.edits,
+        weights.fingerprint(model, [layer.key for layer in layers.layers]),
         (
-            {
-                "method": f"ScaPre {variant}",
-                "settings": {
-                    **settings,
-                    "tokens": tokens,
-                    "target": target,
-                    "prior": prior,
-                    "templates": templates,
-                    "estimator": estimator,
-                    "hard_keep": hard_keep,
-                    "rounds": rounds,
-                    "expand": expand,
-                    "protect": protect,
-                },
-                "concepts": [c.name for c in concepts.concepts],
-                "lines": [format_concept(c) for c in concepts.concepts],
-                "keep": list(concepts.keep),
-                "version": VERSION,
-            },
+            provenance.record(
+                f"ScaPre {variant.name}", settings.as_dict(), concepts, tuning.IN_PROVENANCE
+            ),
         ),
     )
-    found = ScaPreReport(
-        stats,
-        after,
-        changes,
-        study.look(after),
-        channels,
-        edits[0][1].weights[1].shape[0],
-        lost,
-        notes,
-    )
-    return patch, found.picture(variant), found.text(patch)
+    impacts = session.impacts(found.stats, edits.grams)
+    report = ScaPreReport.of(found.stats, edits, impacts, row_weights, found.notes)
+    return patch, report.picture(variant.name), report.text(patch)
 
 
-def _settings(variant, given):
-    if variant not in variants.DEFAULTS:
-        raise UnlearnError(
-            f"There is no variant '{variant}'; use one of {', '.join(variants.DEFAULTS)}."
-        )
-    known = variants.DEFAULTS[variant]
-    if wrong := [k for k in given if k not in known]:
-        raise UnlearnError(
-            f"The variant '{variant}' has no setting '{wrong[0]}'; it has {', '.join(known)}."
-        )
-    return {**known, **given}
+def _check_width(
+    states: TextStateCache, plan: sentence_plan.SentencePlan, model: Model, layers: LayerWeights
+) -> None:
+    """Raises UnlearnError when the text encoder does not go with the model."""
+    first = next(iter(states.get(plan.kept[:1]).values()))
+    text_encoding.check_width(first.shape[-1], weights.shape(model, layers.layers[0].key)[1])
 
 
-def _edits(model, layers, change, plain, step=lambda: None):
-    """(edits by key, relative change of each layer, Moments after, share of the change lost in cutting the rank); step: called layer by
-    layer."""
-    changes, ups, deltas, mixed, square = [], [], [], 0.0, 0.0
-    for layer in layers:
-        w0 = weights.read(model, layer.key)
-        if change.delta is None:
-            ups.append(change.up(w0).half())
-            delta = ups[-1].float() @ change.down
-            few = plain.rows(ups[-1]).float()
-            mixed, square = (
-                mixed + (plain.rows(w0).T @ few).double(),
-                square + (few.T @ few).double(),
+def _grams(layers: LayerWeights, progress: Progress) -> WeightGrams:
+    """The Gram matrices of all layers before the edit."""
+    grams = WeightGrams()
+    earlier = layers.have_earlier_patches()
+    for layer, w0 in layers:
+        unpatched = layers.before_earlier_patches(layer) if earlier else None
+        grams.add_original(w0, unpatched)
+        progress.step()
+    return grams
+
+
+def _look_again(
+    layers: LayerWeights, clip: Clip, grams: WeightGrams, size: int
+) -> Callable[[LayerEdit, list[WordImpact]], list[WordImpact]]:
+    """A function (edit, forecast) -> the same words as the model without and with the edit sees
+    them."""
+
+    def look_again(edit: LayerEdit, impacts: list[WordImpact]) -> list[WordImpact]:
+        edits = patch_edits.build(layers, edit, grams).edits
+        fingerprint = weights.fingerprint(layers.model, [key for key, _ in edits])
+        edited, _ = patching.apply(layers.model, UnlearnPatch(edits, fingerprint))
+        return forecast.impacts_on_predictions(layers.model, edited, clip, impacts, size)
+
+    return look_again
+
+
+def _solution(
+    session: SolveSession,
+    stats: token_statistics.Statistics,
+    settings: SolveSettings,
+    look_again: Callable[[LayerEdit, list[WordImpact]], list[WordImpact]],
+    progress: Progress,
+) -> Solution:
+    """The variant's solution, pushed past zero, closed against revivals and protected."""
+    found = Solution(session.solve(stats), stats)
+    if found.edit.solution_operator is None:
+        if settings.rounds or settings.protect:
+            note = (
+                "Robustness rounds and auto-protect are for the variant 'anchored'; they were "
+                "left out."
             )
-        else:
-            delta = change.delta(w0).float()
-            deltas.append(delta)
-            few = plain.rows(delta)
-            mixed, square = (
-                mixed + (plain.rows(w0).T @ few).double(),
-                square + (few.T @ few).double(),
-            )
-        if not torch.isfinite(delta).all():
-            raise UnlearnError(
-                "The solve gave numbers that are not finite; raise 'anchor', lower 'erase', or list less under 'keep'."
-            )
-        changes.append((layer.label, float(delta.norm() / w0.norm())))
-        step()
-    down, lost = change.down, change.lost
-    if change.delta is None:
-        wide = down.double()
-        mixed, square = mixed @ wide, wide.T @ square @ wide
-    else:
-        ups, down, lost = variants.cut(deltas)
-        ups = [up.half() for up in ups]
-    edits = [(layer.key, LowRank.of(up, down)) for layer, up in zip(layers, ups, strict=True)]
-    return edits, changes, plain.after_edit(mixed, square), lost
-
-
-class SolveSession:
-    """What the rounds of one solve share: the statistics, the layers' moments before it, and what the forecast has studied so far."""
-
-    def __init__(self, clip, plan, fetch, stats, plain, keep):
-        self.clip, self.plan, self.fetch, self.stats, self.plain, self.keep = (
-            clip,
-            plan,
-            fetch,
-            stats,
-            plain,
-            tuple(keep),
-        )
-        self.known = {}
-
-    def look(self, moments):
-        """The forecast's Hits, worst first."""
-        return forecast.look(
-            self.clip,
-            self.fetch,
-            self.keep,
-            self.stats.words,
-            self.stats.word_states,
-            moments,
-            self.known,
-        )
-
-    def fit_overshoot(self, make, most, drift, bar=None):
-        """(shares [m] float64, notes): how far past zero to push what each concept adds to the end token, 0 to `most`, until LEFT
-        of that is left in sentences that were not studied, while what is kept moves by `drift` at most (relative RMS). On a
-        model with earlier patches of this pack on it, until COMES_BACK is left, and drift and what is left count from
-        before them: edits made one by one move more than one for all.
-
-        Such a sentence holds more of a concept than the studied ones have in common, so an edit that ends at zero leaves some of it: of one
-        concept alone less than of a style or a name in two words, of many, whose edits help each other, hardly any. The part of the end
-        token's difference that the edit leaves in keys and values falls linearly as the share rises. Pushing the concept's own tokens and
-        the padding too was measured to take its superclass along, and to forget no more (README).
-        """
-        owner, contrasts = token_statistics.in_new_sentences(self.plan, self.fetch, bar)
-        response, names = make(self.stats).solution_operator, self.stats.names
-        earlier = self.plain.base_gram is not None
-        seen, index = owner.unique(
-            return_inverse=True
-        )  # with very many concepts only some are looked at
-        count = torch.bincount(index)
-
-        def left(m):
-            """Of each concept in `seen`, the mean over its sentences."""
-            before, cross = (
-                (self.plain.base_gram, self.plain.base_cross)
-                if earlier
-                else (self.plain.before, self.plain.before)
-            )
-            found = retention(contrasts, before, cross + cross @ m)
-            return torch.zeros(len(seen), dtype=torch.float64).index_add(0, index, found) / count
-
-        def multiplier(shares):
-            everyone = torch.full(
-                (len(names),), float(shares.mean()), dtype=torch.float64
-            ).index_copy(0, seen, shares)
-            return self.stats.overshot(everyone).target_shift @ response, everyone
-
-        shares = torch.zeros(len(seen), dtype=torch.float64)
-        plain, _ = multiplier(shares)
-        for _ in range(OVERSHOOT_ITERATIONS):
-            shares = (
-                shares
-                + left(multiplier(shares)[0])
-                - (RESIDUAL_WARNING if earlier else TARGET_RESIDUAL)
-            ).clamp(0, most)
-        whole, everyone = multiplier(shares)
-        moved = lambda part: self.plain.after_shared_edit(plain + part * (whole - plain)).drift(
-            self.stats.preserve_gram
-        )
-        part, limit = 1.0, ""
-        if moved(1.0) > drift:
-            zero, half, one = (moved(x) ** 2 for x in (0.0, 0.5, 1.0))  # a parabola in the part
-            square = max(2 * (one - 2 * half + zero), 1e-30)
-            linear, limit = one - zero - square, ", as far as 'drift' allows"
-            part = (
-                max(
-                    0.0,
-                    (-linear + max(0.0, linear**2 - 4 * square * (zero - drift**2)) ** 0.5)
-                    / (2 * square),
-                )
-                if zero < drift**2
-                else 0.0
-            )
-        notes, found = [], left(plain + part * (whole - plain)).tolist()
-        if earlier:
-            spent = self.plain.after_shared_edit(torch.zeros_like(plain)).drift(
-                self.stats.preserve_gram
-            )
-            notes.append(
-                f"Earlier patches on this model have moved kept prompts by {spent:.1%}; that counts against 'drift'."
-            )
-        if float(part * shares.max()) >= 0.005:
-            least, top = (f"{part * float(x):.0%}" for x in (shares.min(), shares.max()))
-            notes.append(
-                f"Concepts are pushed {f'{least} to ' * (least != top)}{top} past zero, for sentences not studied{limit}."
-            )
-        back = sorted(
-            (
-                (x, names[i])
-                for x, i in zip(found, seen.tolist(), strict=True)
-                if x > RESIDUAL_WARNING
-            ),
-            reverse=True,
-        )
-        if back:
-            some = ", ".join(f"{n} ({x:.0%} left)" for x, n in back[:10])
-            notes.append(
-                f"In sentences that were not studied may come back: {some}; raise 'overshoot' or 'drift', or lower 'preserve'."
-            )
-        return part * everyone, notes
-
-    def solve_robustly(self, make, rounds, protect, shares=None, glance=lambda change, hits: hits):
-        """(Change, Statistics it was made from, notes): solved, searched for revivals and solved again, then the same for collateral.
-
-        glance: (Change, Hits) -> the Hits as the model sees them."""
-        stats = self.stats if shares is None else self.stats.overshot(shares)
-        notes, change = [], make(stats)
-        if change.solution_operator is None:
-            if rounds or protect:
-                notes.append(
-                    "Robustness rounds and auto-protect are for the variant 'anchored'; they were left out."
-                )
-            return change, stats, notes
-        lam = REVIVAL * float(self.plain.before.diagonal().mean())
-        for k in range(rounds):
-            after = self.plain.after_shared_edit(change.right_multiplier)
-            back = rece.revived(self.plain.before, after.after, after.cross.T, stats.rows, lam)
-            notes.append(
-                f"Round {k + 1}: the best embedding found brings back {float(back.mean()):.0%} of a forgotten concept on average."
-            )
-            again = rece.revive(after.after, after.cross.T, self.stats.rows, lam)
-            again = (
-                again * (self.stats.rows.norm(dim=1) / again.norm(dim=1).clamp_min(1e-30))[:, None]
-            )
-            stats = stats.erasing(again, self.stats.rows_weight)
-            change = make(stats)
-        protected = {}
-        for _ in range(PROTECTION_ROUNDS if protect else 0):
-            hits = glance(change, self.look(self.plain.after_shared_edit(change.right_multiplier)))
-            new = [h.name for h in hits if h.retention < protect and h.name not in protected]
-            if not new:
-                break
-            protected |= dict.fromkeys(new)
-            rows = torch.cat([self.known[n][0] for n in protected]) / self.stats.scale
-            change = make(stats := stats.protecting(rows, PROTECTION))
-        if protected:
-            notes.append(
-                f"Auto-protect holds {len(protected)} more: {', '.join([*protected][:20])}{' ...' * (len(protected) > 20)}."
-            )
-        return change, stats, notes
+            return found.again(found.edit, stats, note)
+        return found
+    drift = getattr(settings.chosen, "drift", 1.0)
+    found = session.overshoot(found, settings.overshoot, drift, progress)
+    found = session.close_revivals(found, settings.rounds)
+    return session.protect(found, settings.protect, look_again)

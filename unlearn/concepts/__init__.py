@@ -1,1 +1,6 @@
-"""What to forget and what to keep, as text, files and names."""
+"""Forget and keep lists: their notation, files, presets and name variants, and the sentences."""
+
+from pathlib import Path
+
+DATA = Path(__file__).parents[2] / "nodes" / "data"
+"""The folder of the presets and word lists that come with the pack."""

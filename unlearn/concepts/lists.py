@@ -1,7 +1,8 @@
-"""Concept lists as files: the artist's own .txt and .csv from ComfyUI's input folder, and the presets that come with the pack.
+"""Concept lists as files: the artist's own .txt and .csv files, and the presets of the pack.
 
-A .txt is what one types into the node: a forget line per line, `keep: text` for what must stay, # for comments. A .csv has a head line
-with at least `name`, and any of superclass, aliases (parted by ; or |), weight and kind (object, style, explicit, or keep).
+A .txt holds what one types into the node: one forget line per line, `keep: text` for what must
+stay, # for comments. A .csv has a first line with at least `name`, and any of superclass, aliases
+(separated by ; or |), weight and kind (object, style, explicit, or keep).
 """
 
 import csv
@@ -10,60 +11,72 @@ from pathlib import Path
 
 from ..errors import UnlearnError
 from ..types import KINDS, Concept, ConceptSet
-from . import notation
+from . import DATA, notation
 
 NONE = "none"
-PRESETS = Path(__file__).parents[2] / "nodes" / "data" / "presets"
-LARGEST = 16 * 2**20  # bytes
+PRESETS = DATA / "presets"
+MAX_FILE_BYTES = 16 * 2**20
 _COLUMNS = ("name", "superclass", "aliases", "weight", "kind")
 
 
-def presets():
+def presets() -> list[str]:
     """Names of the presets that come with the pack, to choose from."""
-    return [NONE, *sorted(p.stem for p in PRESETS.glob("*.txt"))]
+    return [NONE, *sorted(path.stem for path in PRESETS.glob("*.txt"))]
 
 
-def read_preset(name, kind="object"):
-    """ConceptSet of a preset by its name."""
+def read_preset(name: str, kind: str = "object") -> ConceptSet:
+    """The ConceptSet of a preset; raises UnlearnError where there is none of that name."""
     if name not in presets() or name == NONE:
         raise UnlearnError(f"There is no preset '{notation.short(name)}'; choose one of the list.")
     return read(PRESETS / f"{name}.txt", kind)
 
 
-def read(path, kind="object"):
-    """ConceptSet of a .txt or .csv file; raises UnlearnError on a file that cannot be read as text or a line that cannot be used."""
+def read(path: str | Path, kind: str = "object") -> ConceptSet:
+    """The ConceptSet of a .txt or .csv file.
+
+    kind: of concepts whose line names none. Raises UnlearnError on a file that cannot be read as
+    text, and on a line that cannot be used.
+    """
     path = Path(path)
-    try:
-        if not path.is_file():  # a device would never end
-            raise OSError
-        with open(path, "rb") as f:
-            raw = f.read(LARGEST + 1)
-        if len(raw) > LARGEST:
-            raise UnlearnError(
-                f"The concept list '{path.name}' is larger than {LARGEST // 2**20} MB; split it."
-            )
-        text = raw.decode("utf-8-sig")
-    except UnicodeDecodeError:
-        raise UnlearnError(
-            f"The concept list '{path.name}' is no UTF-8 text; save it as plain text or CSV in UTF-8."
-        ) from None
-    except OSError:
-        raise UnlearnError(
-            f"The concept list '{path.name}' cannot be read; put it into ComfyUI's input folder again."
-        ) from None
+    text = _read_text(path)
     try:
         return _from_csv(text, kind) if path.suffix.lower() == ".csv" else _from_text(text, kind)
     except csv.Error:
         raise UnlearnError(
-            f"The concept list '{path.name}' has a cell that is no CSV; open it in a table program and save it again."
+            f"The concept list '{path.name}' has a cell that is no CSV; "
+            "open it in a table program and save it again."
         ) from None
     except UnlearnError as error:
         raise UnlearnError(f"In the concept list '{path.name}': {error}") from None
 
 
-def _from_text(text, kind):
+def _read_text(path: Path) -> str:
+    try:
+        if not path.is_file():  # a device would never end
+            raise OSError
+        with open(path, "rb") as file:
+            raw = file.read(MAX_FILE_BYTES + 1)
+        if len(raw) > MAX_FILE_BYTES:
+            raise UnlearnError(
+                f"The concept list '{path.name}' is larger than {MAX_FILE_BYTES // 2**20} MB; "
+                "split it."
+            )
+        return raw.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        raise UnlearnError(
+            f"The concept list '{path.name}' is no UTF-8 text; "
+            "save it as plain text or CSV in UTF-8."
+        ) from None
+    except OSError:
+        raise UnlearnError(
+            f"The concept list '{path.name}' cannot be read; "
+            "put it into ComfyUI's input folder again."
+        ) from None
+
+
+def _from_text(text: str, kind: str) -> ConceptSet:
     forget, keep = [], []
-    for line in text.splitlines():
+    for line in notation.split_lines(text):
         head, colon, rest = line.partition(":")
         if colon and head.strip().casefold() == "keep":
             keep.append(rest)
@@ -72,7 +85,28 @@ def _from_text(text, kind):
     return notation.parse("\n".join(forget), "\n".join(keep), kind)
 
 
-def _from_csv(text, kind):
+def _from_csv(text: str, kind: str) -> ConceptSet:
+    concepts, keep = [], []
+    for number, row in enumerate(_table(text), 2):
+        row_kind = (row.get("kind") or kind).casefold()
+        name = row.get("name", "")
+        if not name:
+            raise UnlearnError(f"row {number} has no name.")
+        if row_kind == "keep":
+            keep.append(name)
+            continue
+        if row_kind not in KINDS:
+            raise UnlearnError(
+                f"row {number} has the kind '{notation.short(row_kind)}'; "
+                f"use {', '.join(KINDS)} or keep."
+            )
+        concepts.append(_concept(row, row_kind, number))
+    return notation.checked(ConceptSet(tuple(concepts), tuple(dict.fromkeys(keep))))
+
+
+def _table(text: str) -> list[dict[str, str]]:
+    """The rows of a table as dicts, with cleaned cells and column names in lower case."""
+    # The cells keep their spaces here: where tabs separate them, the first may be empty.
     lines = [
         line for line in text.splitlines() if line.strip() and not line.lstrip().startswith("#")
     ]
@@ -82,47 +116,33 @@ def _from_csv(text, kind):
     reader = csv.DictReader(
         io.StringIO("\n".join(lines)), delimiter=delimiter, skipinitialspace=True
     )
-    columns = [(c or "").strip().casefold() for c in reader.fieldnames]
+    columns = [(column or "").strip().casefold() for column in reader.fieldnames or ()]
     if "name" not in columns:
         raise UnlearnError(
             f"its first line names no column 'name'; the columns are {', '.join(_COLUMNS)}."
         )
     reader.fieldnames = columns
-    concepts, keep = [], []
-    for number, row in enumerate(reader, 2):
-        row = {
-            k: notation.clean(v or "") for k, v in row.items() if isinstance(v, str) or v is None
-        }
-        chosen = (row.get("kind") or kind).casefold()
-        if not row.get("name"):
-            raise UnlearnError(f"row {number} has no name.")
-        if chosen == "keep":
-            keep.append(row["name"])
-        elif chosen not in KINDS:
-            raise UnlearnError(
-                f"row {number} has the kind '{notation.short(chosen)}'; use {', '.join(KINDS)} or keep."
-            )
-        else:
-            aliases = tuple(
-                a
-                for a in (
-                    notation.clean(x) for x in row.get("aliases", "").replace("|", ";").split(";")
-                )
-                if a
-            )
-            concept = Concept(
-                row["name"],
-                chosen,
-                row.get("superclass", ""),
-                aliases,
-                _weight(row.get("weight", ""), number),
-            )
-            concepts.append(_plain(concept, number))
-    return notation.checked(ConceptSet(tuple(concepts), tuple(dict.fromkeys(keep))))
+    rows = []
+    for row in reader:
+        # Cells beyond the last column come as a list and are left out.
+        cells = {name: cell for name, cell in row.items() if isinstance(cell, str) or cell is None}
+        rows.append({name: notation.clean(cell or "") for name, cell in cells.items()})
+    return rows
 
 
-def _plain(concept, number):
-    """The concept itself; raises UnlearnError where its line, as nodes and files write it down, would be read as another."""
+def _concept(row: dict[str, str], kind: str, number: int) -> Concept:
+    """The concept of a row; raises UnlearnError where its line would be read as another concept.
+
+    Nodes and files write a concept down as a line, so it must come back from one as it was.
+    """
+    names = map(notation.clean, row.get("aliases", "").replace("|", ";").split(";"))
+    concept = Concept(
+        row["name"],
+        kind,
+        row.get("superclass", ""),
+        tuple(name for name in names if name),
+        _weight(row.get("weight", ""), number),
+    )
     try:
         same = notation.parse_concept(notation.format_concept(concept)) == concept
     except UnlearnError:
@@ -134,13 +154,14 @@ def _plain(concept, number):
     return concept
 
 
-def _weight(text, number):
+def _weight(text: str, number: int) -> float:
     try:
         weight = float(text or 1)
     except ValueError:
-        weight = 0
-    if not 0 < weight <= 100:
+        weight = 0.0
+    if not 0 < weight <= notation.MAX_WEIGHT:
         raise UnlearnError(
-            f"row {number} has the weight '{notation.short(text)}'; use a number above 0 and up to 100."
+            f"row {number} has the weight '{notation.short(text)}'; "
+            f"use a number above 0 and up to {notation.MAX_WEIGHT}."
         )
     return weight

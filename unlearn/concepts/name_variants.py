@@ -1,4 +1,7 @@
-"""Other ways to write a concept's name that the text encoder reads as other tokens. Case is none: CLIP's tokenizer lowers it."""
+"""Other ways to write a concept's name that the text encoder reads as other tokens.
+
+Upper and lower case make no difference, because CLIP's tokenizer lowers every letter.
+"""
 
 import re
 
@@ -10,8 +13,6 @@ _IRREGULAR = {
     "mouse": "mice",
     "goose": "geese",
     "foot": "feet",
-}
-_IRREGULAR |= {
     "tooth": "teeth",
     "wolf": "wolves",
     "knife": "knives",
@@ -20,7 +21,7 @@ _IRREGULAR |= {
     "half": "halves",
     "calf": "calves",
 }
-_SAME = {
+_WITHOUT_PLURAL = {
     "sheep",
     "fish",
     "deer",
@@ -35,28 +36,35 @@ _SAME = {
 }
 
 
-def plural(name):
-    """English plural of a name by its last word, or '' where there is none to write."""
-    head, last = re.fullmatch(r"(.*?)([^\s-]*)", name, re.DOTALL).groups()
+def plural(name: str) -> str:
+    """The English plural of a name by its last word, or '' where there is none to write."""
+    found = re.fullmatch(r"(.*?)([^\s-]*)", name, re.DOTALL)
+    if found is None:
+        return ""
+    head, last = found.groups()
     low = last.lower()
-    if not low.isascii() or not low.isalpha() or len(low) < 3 or low in _SAME:
+    if not low.isascii() or not low.isalpha() or len(low) < 3 or low in _WITHOUT_PLURAL:
         return ""
     if low in _IRREGULAR:
         return head + _IRREGULAR[low]
+    if low.endswith("s") and not low.endswith(("ss", "us")):
+        return ""  # it is a plural already, as in 'cats'
     if low.endswith(("s", "x", "z", "ch", "sh")):
-        return (
-            "" if low.endswith("s") and not low.endswith(("ss", "us")) else head + last + "es"
-        )  # 'cats' is one already
+        return head + last + "es"
     if low.endswith("y") and low[-2] not in "aeiou":
         return head + last[:-1] + "ies"
     return head + last + "s"
 
 
-def name_variants(name, kind="object"):
-    """Names that mean the same as `name`, without it: its plural (of objects), and its words joined or parted by hyphen or space."""
+def name_variants(name: str, kind: str = "object") -> tuple[str, ...]:
+    """Names that mean the same as `name`, without it.
+
+    They are its plural, for objects only, and its words joined or separated by hyphen or space.
+    """
     found = [plural(name)] if kind == "object" else []
     if "-" in name:
         found.append(name.replace("-", " "))
     elif name.count(" ") == 1 and kind == "object":
         found += [name.replace(" ", "-"), name.replace(" ", "")]
-    return tuple(dict.fromkeys(f for f in found if f and f.casefold() != name.casefold()))
+    new = (variant for variant in found if variant and variant.casefold() != name.casefold())
+    return tuple(dict.fromkeys(new))

@@ -1,22 +1,29 @@
 """The artist's list of concepts as text, and back.
 
-A line is `[kind:] name [-> superclass] [| alias, alias] [* weight]`; lines that start with # are comments.
+A line is `[kind:] name [-> superclass] [| alias, alias] [* weight]`; lines that start with # are
+comments.
 """
 
 import re
 import unicodedata
+from collections.abc import Iterator
 from decimal import Decimal
 
 from ..errors import UnlearnError
 from ..types import KINDS, Concept, ConceptSet
 
+MAX_NAME_LENGTH = 400
+"""Letters of a name or a kept line. A text encoder reads 75 tokens, and takes minutes over a word
+of a million letters."""
+
+MAX_WEIGHT = 100
+SHORT_LENGTH = 80  # letters of the artist's text that a message repeats
+
 _KIND = re.compile(rf"^({'|'.join(KINDS)})\s*:\s*", re.IGNORECASE)
 _WEIGHT = re.compile(r"\s\*\s*(\d+(?:\.\d*)?|\.\d+)\s*$")
-
-
-LONGEST = 400  # letters of a name or a kept line; a text encoder reads 75 tokens, and takes minutes over a word of a million letters
-# Marks that come along when text is pasted and show nowhere: a name with one is another name to the text encoder.
-_UNSEEN = dict.fromkeys(
+# Marks that come along when text is pasted and show nowhere. A name with one of them is another
+# name to the text encoder.
+_INVISIBLE = dict.fromkeys(
     [
         0xAD,
         0x180E,
@@ -31,92 +38,113 @@ _UNSEEN = dict.fromkeys(
 )
 
 
-def clean(text):
-    """The text with single spaces and without the marks of _UNSEEN."""
-    return " ".join(text.translate(_UNSEEN).split())
+def split_lines(text: str) -> tuple[str, ...]:
+    """The lines of a text without the space around them; empty lines are left out."""
+    stripped = (line.strip() for line in text.splitlines())
+    return tuple(line for line in stripped if line)
 
 
-def short(text):
-    """What a message says of a text of any length and content."""
-    shown = "".join(c if c.isprintable() else "?" for c in text[:80])
-    return shown if len(text) <= 80 else f"{shown}..."
+def without_comments(text: str) -> tuple[str, ...]:
+    """The lines of a text that are neither empty nor comments, which start with #."""
+    return tuple(line for line in split_lines(text) if not line.startswith("#"))
 
 
-def _lines(text):
-    lines = (clean(line) for line in text.splitlines())
+def clean(text: str) -> str:
+    """The text with single spaces and without marks that nobody sees."""
+    return " ".join(text.translate(_INVISIBLE).split())
+
+
+def short(text: str) -> str:
+    """A text of any length and content in a form that fits a message."""
+    shown = "".join(c if c.isprintable() else "?" for c in text[:SHORT_LENGTH])
+    return shown if len(text) <= SHORT_LENGTH else f"{shown}..."
+
+
+def _list_lines(text: str) -> list[str]:
+    """The lines of a forget or keep text, cleaned, without comments."""
+    lines = (clean(line) for line in split_lines(text))
     return [line for line in lines if line and not line.startswith("#")]
 
 
-def parse_concept(line, kind="object"):
+def parse_concept(line: str, kind: str = "object") -> Concept:
     """One line -> Concept; raises UnlearnError on an empty name, superclass or weight."""
-    rest = line
-    if found := _KIND.match(rest):
+    rest, weight = line, 1.0
+    found = _KIND.match(rest)
+    if found:
         kind, rest = found[1].lower(), rest[found.end() :]
-    weight = 1.0
-    if found := _WEIGHT.search(rest):
+    found = _WEIGHT.search(rest)
+    if found:
         weight, rest = float(found[1]), rest[: found.start()]
-    rest, bar, aliases = rest.partition("|")
+    rest, _, alias_text = rest.partition("|")
     name, arrow, superclass = rest.partition("->")
+    if "->" in alias_text:  # the arrow may stand before or after the aliases
+        alias_text, arrow, superclass = alias_text.partition("->")
     name, superclass = clean(name), clean(superclass)
-    if "->" in aliases:  # both orders are read
-        aliases, arrow, superclass = aliases.partition("->")
-        superclass = clean(superclass)
-    aliases = tuple(a for a in map(clean, aliases.split(",")) if a)
+    aliases = tuple(alias for alias in map(clean, alias_text.split(",")) if alias)
     if not name:
         raise UnlearnError(
-            f"The forget line '{short(line)}' names no concept; write the concept first, as in 'cat -> animal | kitten'."
+            f"The forget line '{short(line)}' names no concept; write the concept first, "
+            "as in 'cat -> animal | kitten'."
         )
     if arrow and not superclass:
         raise UnlearnError(
-            f"The forget line '{short(line)}' has nothing behind '->'; name what to draw instead, or leave the arrow out."
+            f"The forget line '{short(line)}' has nothing behind '->'; "
+            "name what to draw instead, or leave the arrow out."
         )
-    if not 0 < weight <= 100:
+    if not 0 < weight <= MAX_WEIGHT:
         raise UnlearnError(
-            f"The forget line '{short(line)}' has weight {weight:g}; use a number above 0 and up to 100."
+            f"The forget line '{short(line)}' has weight {weight:g}; "
+            f"use a number above 0 and up to {MAX_WEIGHT}."
         )
     return Concept(name, kind, superclass, aliases, weight)
 
 
-def parse(forget, keep="", kind="object"):
-    """Forget and keep texts -> ConceptSet; raises UnlearnError on an empty forget list, a repeat, or a concept that is also kept."""
-    concepts = tuple(parse_concept(line, kind) for line in _lines(forget))
+def parse(forget: str, keep: str = "", kind: str = "object") -> ConceptSet:
+    """Forget and keep texts -> ConceptSet.
+
+    Raises UnlearnError on an empty forget list, a repeat, or a concept that is also kept.
+    """
+    concepts = tuple(parse_concept(line, kind) for line in _list_lines(forget))
     if not concepts:
         raise UnlearnError(
             "The forget list is empty; write one concept per line, as in 'cat -> animal'."
         )
-    return checked(ConceptSet(concepts, tuple(dict.fromkeys(_lines(keep)))))
+    return checked(ConceptSet(concepts, tuple(dict.fromkeys(_list_lines(keep)))))
 
 
-def has_lines(text):
+def has_lines(text: str) -> bool:
     """Whether a forget text names anything at all."""
-    return bool(_lines(text))
+    return bool(_list_lines(text))
 
 
-def keeping(concept_set, keep):
+def with_keep_lines(concept_set: ConceptSet, keep: str) -> ConceptSet:
     """The set with the lines of a keep text added."""
-    return checked(
-        ConceptSet(concept_set.concepts, tuple(dict.fromkeys([*concept_set.keep, *_lines(keep)])))
-    )
+    lines = dict.fromkeys([*concept_set.keep, *_list_lines(keep)])
+    return checked(ConceptSet(concept_set.concepts, tuple(lines)))
 
 
-def checked(concept_set):
-    """The set itself; raises UnlearnError where a name stands twice or is also to be kept, is too long or holds control characters."""
-    for text in (
-        *concept_set.keep,
-        *(t for c in concept_set.concepts for t in (*c.names, c.superclass)),
-    ):
-        if len(text) > LONGEST:
+def checked(concept_set: ConceptSet) -> ConceptSet:
+    """The set itself, if it can be used.
+
+    Raises UnlearnError where a name is in the forget list twice or also in the keep list, is too
+    long, or holds control characters.
+    """
+    for text in _all_texts(concept_set):
+        if len(text) > MAX_NAME_LENGTH:
             raise UnlearnError(
-                f"'{short(text)}' is {len(text)} letters long; name a concept in at most {LONGEST}."
+                f"'{short(text)}' is {len(text)} letters long; "
+                f"name a concept in at most {MAX_NAME_LENGTH}."
             )
-        if not text.isprintable() and any(unicodedata.category(c) in ("Cc", "Cs") for c in text):
+        if any(unicodedata.category(c) in ("Cc", "Cs") for c in text):
             raise UnlearnError(f"'{short(text)}' holds control characters; type it anew.")
-    kept, seen = {k.casefold(): k for k in concept_set.keep}, set()
+    kept = {line.casefold() for line in concept_set.keep}
+    seen: set[str] = set()
     for concept in concept_set.concepts:
         for name in concept.names:
             if name.casefold() in kept:
                 raise UnlearnError(
-                    f"'{short(name)}' is in the forget list and in the keep list; take it out of one of them."
+                    f"'{short(name)}' is in the forget list and in the keep list; "
+                    "take it out of one of them."
                 )
             if name.casefold() in seen:
                 raise UnlearnError(
@@ -126,14 +154,20 @@ def checked(concept_set):
     return concept_set
 
 
-def merge(first, second):
+def _all_texts(concept_set: ConceptSet) -> Iterator[str]:
+    yield from concept_set.keep
+    for concept in concept_set.concepts:
+        yield from concept.names
+        yield concept.superclass
+
+
+def merge(first: ConceptSet, second: ConceptSet) -> ConceptSet:
     """Both sets as one, in order."""
-    return checked(
-        ConceptSet(first.concepts + second.concepts, tuple(dict.fromkeys(first.keep + second.keep)))
-    )
+    keep = dict.fromkeys(first.keep + second.keep)
+    return checked(ConceptSet(first.concepts + second.concepts, tuple(keep)))
 
 
-def format_concept(concept):
+def format_concept(concept: Concept) -> str:
     """The line that `parse_concept` reads back as this very concept."""
     line = f"{concept.kind}: {concept.name}"
     if concept.superclass:
@@ -145,6 +179,7 @@ def format_concept(concept):
     return line
 
 
-def format_set(concept_set):
-    """(forget text, keep text) that `parse` reads back as this very set."""
-    return "\n".join(map(format_concept, concept_set.concepts)), "\n".join(concept_set.keep)
+def format_set(concept_set: ConceptSet) -> tuple[str, str]:
+    """The forget text and the keep text that `parse` reads back as this very set."""
+    forget = "\n".join(format_concept(concept) for concept in concept_set.concepts)
+    return forget, "\n".join(concept_set.keep)

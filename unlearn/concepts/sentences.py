@@ -1,8 +1,11 @@
-"""The sentences that concepts are studied, checked and kept in, and the everyday captions and words that stand for all else."""
+"""The sentences that concepts are put into, by kind, and captions and words of everyday use."""
 
 import re
+from collections.abc import Callable, Iterable
 from functools import cache
-from pathlib import Path
+
+from . import DATA
+from .notation import without_comments
 
 TEMPLATES = {
     "object": (
@@ -30,45 +33,61 @@ TEMPLATES = {
         "portrait, {concept}, sharp focus, detailed",
     ),
 }
-CHECKED = {  # never studied or trained on: they tell when a concept is gone
+# These sentences are never used to make an edit. They show whether a concept is gone.
+CHECKED = {
     "object": ("a picture of a {concept}", "two people looking at a {concept}"),
     "style": ("a dog, painted by {concept}", "a city at night in {concept} style"),
     "explicit": ("an image of a {concept} person", "a {concept} couple in a room"),
 }
+# What a kept line is read in. More sentences were measured to add nothing (sprites, 2026-11-21).
 KEPT = (
     "{concept}",
     "a photo of a {concept}",
     "the {concept} in the garden",
-)  # more sentences were measured to add nothing
-_DATA = Path(__file__).parents[2] / "nodes" / "data"
+)
+# What the Erasure Report draws when it is given no templates.
+REPORT_TEMPLATES = {
+    "object": ("a photo of a {concept}",),
+    "style": ("a painting of a house in the style of {concept}",),
+    "explicit": ("a photo of a {concept} person",),
+}
 
 
 @cache
-def _lines(name):
-    lines = (line.strip() for line in (_DATA / name).read_text(encoding="utf-8").splitlines())
-    return tuple(line for line in lines if line and not line.startswith("#"))
+def _data_lines(name: str) -> tuple[str, ...]:
+    return without_comments((DATA / name).read_text(encoding="utf-8"))
 
 
-def prior_sentences():
-    """Everyday captions that stand for all that nobody thought of keeping."""
-    return _lines("prior.txt")
+def prior_sentences() -> tuple[str, ...]:
+    """Everyday captions. They stand for everything that nobody thought of keeping."""
+    return _data_lines("prior.txt")
 
 
-def prior_words():
+def prior_words() -> tuple[str, ...]:
     """Common words of the CLIP vocabulary, most common first."""
-    return tuple(dict.fromkeys(word for line in _lines("prior_words.txt") for word in line.split()))
+    words = (word for line in _data_lines("prior_words.txt") for word in line.split())
+    return tuple(dict.fromkeys(words))
 
 
-def mentioned(names):
-    """A function text -> whether one of the names stands in it, in singular or plural."""
+def mentioned(names: Iterable[str]) -> Callable[[str], bool]:
+    """A function that says of a text whether one of the names is in it, in singular or plural."""
+    longest_first = sorted(names, key=len, reverse=True)
     pattern = re.compile(
-        "|".join(rf"(?<!\w){re.escape(n)}s?(?!\w)" for n in sorted(names, key=len, reverse=True)),
-        re.IGNORECASE,
+        "|".join(rf"(?<!\w){re.escape(name)}s?(?!\w)" for name in longest_first), re.IGNORECASE
     )
-    return lambda text: pattern.search(text) is not None
+
+    def is_mentioned(text: str) -> bool:
+        return pattern.search(text) is not None
+
+    return is_mentioned
 
 
-def forgotten_words(names):
-    """The single words that forgotten names are made of, with and without a plural s: the prior must not hold them."""
-    words = {w.casefold() for name in names for w in re.findall(r"\w+", name)}
-    return frozenset(words | {f"{w}s" for w in words} | {w.removesuffix("s") for w in words})
+def forgotten_words(names: Iterable[str]) -> frozenset[str]:
+    """The single words that forgotten names are made of, with and without a plural s.
+
+    The general prior must not keep them.
+    """
+    words = {word.casefold() for name in names for word in re.findall(r"\w+", name)}
+    plurals = {f"{word}s" for word in words}
+    singulars = {word.removesuffix("s") for word in words}
+    return frozenset(words | plurals | singulars)

@@ -1,5 +1,6 @@
 """Memory and cancelling, as ComfyUI sees them."""
 
+import traceback
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -29,6 +30,35 @@ def is_cpu(device: torch.device) -> bool:
 def give_back() -> None:
     """Gives memory that is cached but not used back to the device."""
     comfy.model_management.soft_empty_cache()
+
+
+def is_full(error: Exception) -> bool:
+    """Whether an error says that memory has run out."""
+    return comfy.model_management.is_oom(error)
+
+
+def unload_models(device: torch.device) -> None:
+    """Takes everything that ComfyUI keeps on a device off it. On the CPU nothing happens."""
+    if not is_cpu(device):
+        comfy.model_management.free_memory(1e30, device)
+
+
+def forget_frames(error: BaseException) -> None:
+    """Clears the local variables of the functions that an error has come through.
+
+    An error holds on to them while it is handled or shown, and with them to all tensors they name.
+    Functions that still run are left alone. What an inner function encloses cannot be cleared, so
+    code that relies on this binds large values with functools.partial instead.
+    """
+    todo: list[BaseException | None] = [error]
+    seen: set[int] = set()
+    while todo:
+        found = todo.pop()
+        if found is None or id(found) in seen:
+            continue
+        seen.add(id(found))
+        traceback.clear_frames(found.__traceback__)
+        todo += [found.__context__, found.__cause__]
 
 
 class BatchSize:

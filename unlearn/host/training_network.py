@@ -1,11 +1,17 @@
-"""A MODEL's UNet in a form that gradients go through: the same modules once more, around tensors of our own.
+"""A MODEL's UNet in a form that gradients go through: its modules copied around tensors of our own.
 
-ComfyUI loads weights in inference mode, where autograd cannot use them, and may keep them on another device, half patched or streamed.
-So nothing of the loaded model is used but its structure: every module is copied as a shell, without hooks or weight functions, and
-given plain tensors: the frozen ones share memory with the model's where type and device allow, the trained ones are float32 copies.
+ComfyUI loads weights in inference mode, where autograd cannot use them. It may also keep them on
+another device, patched or streamed. So only the structure of the loaded model is used: every module
+is copied without hooks or weight functions and is given plain tensors. Frozen tensors share memory
+with the model's where type and device allow; trained ones are float32 copies.
 """
 
+from __future__ import annotations
+
 import functools
+import weakref
+from collections.abc import Sequence
+from typing import Any, NamedTuple, TypeAlias
 
 import comfy.ldm.modules.attention
 import comfy.ldm.modules.diffusionmodules.openaimodel as unets
@@ -17,10 +23,22 @@ import torch.utils.checkpoint
 from comfy.quant_ops import QuantizedTensor
 
 from ..errors import UnlearnError
-from . import architectures, text_encoding, weights
-from .model_types import Model
+from ..types import UnlearnPatch
+from . import architectures, memory, text_encoding, weights
+from .architectures import Layer
+from .memory import BatchSize
+from .model_types import Clip, Model
+from .progress import Progress
 
-LARGEST_BATCH = 8
+Branch: TypeAlias = torch.nn.Module  # the student, the teacher or the reference of a Network
+
+PREFIX = "diffusion_model."
+LARGEST_BATCH = 8  # pictures that are drawn at once
+# Bytes on the device per trained weight. In float32: the weight, its gradient, Adam's two moments,
+# the importance and one temporary. As booleans: the mask, and whether it was ever in the mask.
+BYTES_PER_TRAINED_WEIGHT = 6 * 4 + 2
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+# What ComfyUI hangs on a module that streams its weights from another device.
 _STREAMED = (
     "_v",
     "_v_weight",
@@ -32,63 +50,128 @@ _STREAMED = (
 )
 
 
-def layers(model: Model, which: str = "cross-attention") -> list[architectures.Layer]:
-    """The matrices of a MODEL to train, from input to output; which: one of TRAINABLE.
+class Conditioning(NamedTuple):
+    """Texts, and what the host makes of them: name -> tensor [n, ...] on the CPU."""
+
+    texts: tuple[str, ...]
+    tensors: dict[str, torch.Tensor]
+
+
+class DrawSettings(NamedTuple):
+    """How latents are drawn: shape [c, h, w], number of DDIM steps, and guidance."""
+
+    shape: tuple[int, ...]
+    steps: int
+    cfg: float
+
+
+def layers(model: Model, which: str = "cross-attention") -> list[Layer]:
+    """The matrices of a MODEL to train, from input to output; which: a key of TRAINABLE.
 
     Raises UnlearnError when there are none or they are quantised.
     """
     found = architectures.of(model).trainable_matrices(which)
-    for key in model.model.state_dict().keys():
-        weight = (
-            comfy.model_patcher.get_key_weight(model.model, key)[0]
-            if key.startswith("diffusion_model.")
-            else None
-        )
-        if weight is not None and (
-            isinstance(weight, QuantizedTensor)
-            or not weight.is_floating_point()
-            or hasattr(weight, "tensor_type")
-        ):
-            raise UnlearnError(
-                "The input 'model' has quantised weights, which cannot be trained; load an fp16, bf16 or fp8 checkpoint, "
-                "or use ScaPre Solve, which needs no training."
-            )
+    _refuse_quantised(model)
     return found
 
 
-def _sharing(tensor):
-    """A plain tensor on the memory of a tensor made in inference mode; to be read only."""
-    return torch.empty(0, dtype=tensor.dtype, device=tensor.device).set_(
+def _refuse_quantised(model: Model) -> None:
+    for key in model.model.state_dict().keys():
+        if not key.startswith(PREFIX):
+            continue
+        weight = comfy.model_patcher.get_key_weight(model.model, key)[0]
+        packed = isinstance(weight, QuantizedTensor) or hasattr(weight, "tensor_type")
+        if weight is not None and (packed or not weight.is_floating_point()):
+            raise UnlearnError(
+                "The input 'model' has quantised weights, which cannot be trained; load an fp16, "
+                "bf16 or fp8 checkpoint, or use ScaPre Solve, which needs no training."
+            )
+
+
+def activation_dtype(model: Model, wanted: str) -> torch.dtype:
+    """The dtype of activations for the setting 'precision': a key of DTYPES, or 'auto'.
+
+    'auto' gives float32 on a CPU and for a model in float32, else bfloat16 where the device has it,
+    else float16.
+    """
+    if wanted != "auto":
+        return DTYPES[wanted]
+    device = model.load_device
+    if memory.is_cpu(device) or model.model.get_dtype_inference() == torch.float32:
+        return torch.float32
+    return torch.bfloat16 if comfy.model_management.should_use_bf16(device) else torch.float16
+
+
+def needed_bytes(
+    model: Model, chosen: Sequence[str], earlier: UnlearnPatch | None, dtype: torch.dtype
+) -> int:
+    """Bytes that a Network's copies and its training need on the device, without activations.
+
+    They are computed from shapes: nothing is read or copied. Arguments as for Network.
+    """
+    trained, edited = set(chosen), _edited_keys(earlier)
+    total = 0
+    for key in _parameter_keys(model):
+        weight = comfy.model_patcher.get_key_weight(model.model, key)[0]
+        copy = weight.numel() * dtype.itemsize
+        if not _can_share(model, key, dtype, model.load_device):
+            total += copy
+        if key in trained:
+            total += copy + weight.numel() * BYTES_PER_TRAINED_WEIGHT  # the copy is the teacher's
+        elif key in edited:
+            total += 2 * copy  # for the teacher and for the student
+    return total
+
+
+def _parameter_keys(model: Model) -> list[str]:
+    return [PREFIX + name for name, _ in model.model.diffusion_model.named_parameters()]
+
+
+def _edited_keys(patch: UnlearnPatch | None) -> set[str]:
+    return set() if patch is None else {key for key, _ in patch.edits}
+
+
+def _stored(model: Model, key: str) -> tuple[torch.Tensor, Any]:
+    """Weight or bias `key` as the model stores it, unpatched, and how it is converted or None."""
+    tensor, _, convert = comfy.model_patcher.get_key_weight(model.model, key)
+    backup = model.backup.get(key) or model.hook_backup.get(key)
+    return (tensor if backup is None else backup[0]), convert
+
+
+def _can_share(model: Model, key: str, dtype: torch.dtype, device: torch.device) -> bool:
+    """Whether a frozen tensor can be read where the model stores it, so that no copy is needed."""
+    tensor, convert = _stored(model, key)
+    patched = key in model.patches or key in weights.bypass_edits(model)
+    as_it_is = tensor.dtype == dtype and tensor.device == device
+    return as_it_is and not patched and convert is None
+
+
+def _sharing(tensor: torch.Tensor) -> torch.Tensor:
+    """A plain tensor on the memory of one that was made in inference mode; to be read only."""
+    plain = torch.empty(0, dtype=tensor.dtype, device=tensor.device)
+    return plain.set_(
         tensor.untyped_storage(), tensor.storage_offset(), tensor.shape, tensor.stride()
     )
 
 
-def _frozen(model, key, dtype, device):
-    """Weight or bias `key` with the MODEL's own patches, a plain tensor of `dtype` on `device`; shared with the model where it can be."""
-    tensor, _, convert = comfy.model_patcher.get_key_weight(model.model, key)
-    backup = model.backup.get(key) or model.hook_backup.get(key)
-    tensor = tensor if backup is None else backup[0]
-    if (
-        key not in model.patches
-        and key not in weights.bypass_edits(model)
-        and convert is None
-        and tensor.dtype == dtype
-        and tensor.device == device
-    ):
-        return _sharing(tensor)
+def _frozen(model: Model, key: str, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """Weight or bias `key` with the MODEL's own patches, shared with the model where possible."""
+    if _can_share(model, key, dtype, device):
+        return _sharing(_stored(model, key)[0])
     return weights.read(model, key, device=device).to(dtype)
 
 
-def _shell(module, tensors, prefix):
-    """The module and all below it once more, with `tensors` for parameters and nothing that was hung on it while it was loaded."""
-    new = module.__class__.__new__(module.__class__)
+def _shell(
+    module: torch.nn.Module, tensors: dict[str, torch.Tensor], prefix: str
+) -> torch.nn.Module:
+    """A copy of a module and all below it with `tensors` for parameters.
+
+    Nothing that was hung on the module while it was loaded is copied.
+    """
+    new: Any = module.__class__.__new__(module.__class__)
     new.__dict__.update({k: v for k, v in module.__dict__.items() if k not in _STREAMED})
     for name, value in module.__dict__.items():
-        if (
-            name.endswith("_hooks")
-            or name.endswith("_hooks_with_kwargs")
-            or name.endswith("_hooks_always_called")
-        ):
+        if name.endswith(("_hooks", "_hooks_with_kwargs", "_hooks_always_called")):
             new.__dict__[name] = type(value)() if value is not None else None
     if hasattr(module, "weight_function"):
         new.weight_function, new.bias_function = [], []
@@ -103,122 +186,145 @@ def _shell(module, tensors, prefix):
     return new
 
 
-def conditioning(model, clip, texts, size, shape, bar=None):
-    """(texts, name -> tensor [n, ...] on the CPU): what a MODEL is told for each text, made by the host. size: of the pictures in pixels;
-    shape: of a latent [c, h, w]. Raises UnlearnError for a CLIP of another width or a text over 75 tokens.
+def _checkpointed(reference: weakref.ref, *args: Any, **more: Any) -> Any:
+    """The forward pass of a module, whose activations are computed again for the backward pass."""
+    module: Any = reference()
+    forward = functools.partial(type(module).forward, module)
+    return torch.utils.checkpoint.checkpoint(
+        forward, *args, use_reentrant=False, preserve_rng_state=False, **more
+    )
+
+
+def _checkpoint_blocks(branch: Branch) -> None:
+    for module in branch.modules():
+        if isinstance(module, unets.ResBlock | unets.SpatialTransformer):
+            # A weak reference: a module that held itself would keep its memory after training.
+            module.forward = functools.partial(_checkpointed, weakref.ref(module))
+
+
+def conditioning(
+    model: Model,
+    clip: Clip,
+    texts: Sequence[str],
+    size: int,
+    shape: Sequence[int],
+    bar: Progress | None = None,
+) -> Conditioning:
+    """What a MODEL is given for each text, made by the host.
+
+    size: of the pictures in pixels. shape: of a latent [c, h, w].
+    Raises UnlearnError for a CLIP of another width or a text over 75 tokens.
     """
-    texts, cond = tuple(dict.fromkeys(texts)), {"width": size, "height": size, "model_conds": {}}
+    texts = tuple(dict.fromkeys(texts))
+    cond: dict[str, Any] = {"width": size, "height": size, "model_conds": {}}
     with torch.inference_mode():
         if model.model.adm_channels:  # SDXL: the pooled output of each prompt is needed too
-            found = []
-            for text in texts:
-                text_encoding.locate(clip, "{concept}", text)
-                ((states, more),) = clip.encode_from_tokens_scheduled(
-                    clip.tokenize(text.replace("(", "\\(").replace(")", "\\)"))
-                )
-                found.append((states, more["pooled_output"]))
-                if bar is not None:
-                    bar.step()
-            cond["cross_attn"], cond["pooled_output"] = (
-                torch.cat(part) for part in zip(*found, strict=True)
-            )
+            cond["cross_attn"], cond["pooled_output"] = _with_pooled(clip, texts, bar)
         else:
             states = text_encoding.encode(clip, texts, bar)
             cond["cross_attn"] = torch.stack([states[t] for t in texts])
-        width = architectures.of(model).text_width()
-        text_encoding.check_width(cond["cross_attn"].shape[-1], width)
+        key = next(k for k in model.model.state_dict().keys() if k.endswith("attn2.to_k.weight"))
+        text_encoding.check_width(cond["cross_attn"].shape[-1], weights.shape(model, key)[1])
         room = torch.zeros(len(texts), *shape)
         (cond,) = comfy.samplers.encode_model_conds(
             model.model.extra_conds, [cond], room, torch.device("cpu"), "positive"
         )
-        found = {
-            n: v.cond.detach().cpu()
-            for n, v in cond["model_conds"].items()
-            if torch.is_tensor(v.cond)
-        }
+        values = {name: value.cond for name, value in cond["model_conds"].items()}
+        tensors = {n: t.detach().cpu() for n, t in values.items() if torch.is_tensor(t)}
     with torch.inference_mode(False):
-        return texts, {n: v.clone() for n, v in found.items()}
+        return Conditioning(texts, {n: t.clone() for n, t in tensors.items()})
+
+
+def _with_pooled(
+    clip: Clip, texts: Sequence[str], bar: Progress | None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Token states [n, 77, d] and pooled outputs [n, d] of texts."""
+    states, pooled = [], []
+    for text in texts:
+        text_encoding.locate(clip, "{concept}", text)
+        literal = text.replace("(", "\\(").replace(")", "\\)")
+        ((state, more),) = clip.encode_from_tokens_scheduled(clip.tokenize(literal))
+        states.append(state)
+        pooled.append(more["pooled_output"])
+        if bar is not None:
+            bar.step()
+    return torch.cat(states), torch.cat(pooled)
 
 
 class Network:
-    """The UNet of a MODEL three times: `student` with trainable float32 `masters`, `teacher`, whose weights `teach` sets to the student's,
-    and `reference`, the model that came in.
+    """The UNet of a MODEL three times.
 
-    chosen: weight keys to train. said: what `conditioning` gave. earlier: an UnlearnPatch the student starts from, or None. dtype: of
-    activations and frozen weights. Latents are in the model's own scale throughout.
+    `student` has the float32 weights `trainable`. `teacher` has the student's weights as of the
+    last `update_teacher`. `reference` is the model that came in. Latents are in the model's own
+    scale throughout.
     """
 
     def __init__(
         self,
-        model,
-        chosen,
-        said,
-        earlier=None,
-        dtype=torch.float32,
-        device="cpu",
-        checkpointing=False,
-    ):
-        self.model, self.chosen, self.earlier, self.dtype, self.device = (
-            model,
-            tuple(chosen),
-            earlier,
-            dtype,
-            torch.device(device),
-        )
-        self.texts, self.conds = said
-        self.row = {text: i for i, text in enumerate(self.texts)}
-        self.sampling = model.get_model_object("model_sampling")
+        model: Model,
+        chosen: Sequence[str],
+        conditioned: Conditioning,
+        earlier: UnlearnPatch | None = None,
+        dtype: torch.dtype = torch.float32,
+        checkpointing: bool = False,
+    ) -> None:
+        """chosen: weight keys to train. earlier: a patch that the student starts from.
+
+        dtype: of activations and frozen weights. checkpointing: the student computes activations
+        twice instead of keeping them.
+        Raises UnlearnError for a compiled model.
+        """
+        self.model = model
+        self.chosen = tuple(chosen)
+        self.earlier = earlier
+        self.dtype = dtype
+        self.device = torch.device(model.load_device)
+        self.texts, self.conds = conditioned
+        self.text_id = {text: i for i, text in enumerate(self.texts)}
+        self.sampling: Any = model.get_model_object("model_sampling")
         if not hasattr(model.model.diffusion_model, "input_blocks"):
             raise UnlearnError(
-                "The input 'model' is compiled, so it cannot be trained; connect it before TorchCompileModel."
+                "The input 'model' is compiled, so it cannot be trained; connect it before "
+                "TorchCompileModel."
             )
-        edited = {key for key, _ in earlier.edits} if earlier is not None else set()
-        names = [n for n, _ in model.model.diffusion_model.named_parameters()]
-        shared, came = {}, {}  # what all three read, and what only the reference reads
-        for name in names:
-            comfy.model_management.throw_exception_if_processing_interrupted()
-            key = f"diffusion_model.{name}"
-            (came if key in self.chosen or key in edited else shared)[name] = _frozen(
-                model, key, dtype, self.device
-            )
-        self.masters = {key: torch.nn.Parameter(self.start(key)) for key in self.chosen}
-        self._fixed = {key: self.start(key).to(dtype) for key in edited if key not in self.masters}
-        self.teacher_weights = {
-            key: weights.read(model, key, device=self.device).to(dtype)
-            for key in (*self.chosen, *self._fixed)
-        }
-        name_of = lambda key: key.removeprefix("diffusion_model.")
-        branch = lambda own: _shell(
-            model.model.diffusion_model,
-            {**shared, **{name_of(key): value for key, value in own.items()}},
-            "",
-        )
-        self.student, self.teacher, self.reference = (
-            branch({**self.masters, **self._fixed}),
-            branch(self.teacher_weights),
-            branch(came),
-        )
-        for (
-            key
-        ) in self.chosen:  # float32 masters are cast to the activations' type as they are used
-            self.student.get_submodule(
-                name_of(key).removesuffix(".weight")
-            ).comfy_cast_weights = True
+        self._build_branches()
         if checkpointing:
-            for module in self.student.modules():
-                if isinstance(module, unets.ResBlock | unets.SpatialTransformer):
-                    again = functools.partial(
-                        torch.utils.checkpoint.checkpoint, module.forward, use_reentrant=False
-                    )
-                    module.forward = functools.partial(again, preserve_rng_state=False)
-        self._options = {
-            "optimized_attention_override": lambda _, *a, **k: (
-                comfy.ldm.modules.attention.attention_pytorch(*a, **k)
-            )
-        }
+            _checkpoint_blocks(self.student)
+        self._options = {"optimized_attention_override": _plain_attention}
 
-    def start(self, key):
-        """Weight `key`, float32, as training finds it: the model's with its LoRAs, and the earlier patch on it."""
+    def _build_branches(self) -> None:
+        model, edited = self.model, _edited_keys(self.earlier)
+        shared: dict[str, torch.Tensor] = {}  # what all three branches read
+        unchanged: dict[str, torch.Tensor] = {}  # what only the reference reads
+        for key in _parameter_keys(model):
+            memory.raise_if_cancelled()
+            tensor = _frozen(model, key, self.dtype, self.device)
+            differs = key in self.chosen or key in edited
+            (unchanged if differs else shared)[key.removeprefix(PREFIX)] = tensor
+        self.trainable = {key: torch.nn.Parameter(self.start(key)) for key in self.chosen}
+        # The weights that only the earlier patch edits: they are different, but not trained.
+        self._edited = {
+            key: self.start(key).to(self.dtype) for key in edited if key not in self.trainable
+        }
+        self.teacher_weights = {
+            key: weights.read(model, key, device=self.device).to(self.dtype)
+            for key in (*self.chosen, *self._edited)
+        }
+        self.student = self._branch(shared, {**self.trainable, **self._edited})
+        self.teacher = self._branch(shared, self.teacher_weights)
+        self.reference = _shell(model.model.diffusion_model, {**shared, **unchanged}, "")
+        for key in self.chosen:
+            # ComfyUI then casts these float32 weights to the activations' type as they are used.
+            name = key.removeprefix(PREFIX).removesuffix(".weight")
+            layer: Any = self.student.get_submodule(name)
+            layer.comfy_cast_weights = True
+
+    def _branch(self, shared: dict[str, torch.Tensor], own: dict[str, Any]) -> Branch:
+        tensors = {**shared, **{key.removeprefix(PREFIX): value for key, value in own.items()}}
+        return _shell(self.model.model.diffusion_model, tensors, "")
+
+    def start(self, key: str) -> torch.Tensor:
+        """Weight `key`, float32, as training finds it: with the model's LoRAs and earlier patch."""
         weight = weights.read(self.model, key, device=self.device)
         for edited, edit in self.earlier.edits if self.earlier is not None else ():
             if edited == key:
@@ -226,83 +332,146 @@ class Network:
         return weight
 
     @torch.no_grad()
-    def teach(self):
-        """Gives the teacher the student's weights of this moment; until then it is the model that came in."""
+    def update_teacher(self) -> None:
+        """Gives the teacher the student's present weights; until then it is the reference."""
         for key, tensor in self.teacher_weights.items():
-            tensor.copy_(self.masters[key] if key in self.masters else self._fixed[key])
+            tensor.copy_(self.trainable[key] if key in self.trainable else self._edited[key])
 
-    def predict(self, branch, x, sigma, rows):
-        """What the network gives out, float32 [b, c, h, w]: the noise, or v, of latents x at noise levels sigma [b] under texts `rows`."""
+    def predict(
+        self, branch: Branch, x: torch.Tensor, sigma: torch.Tensor, text_ids: Sequence[int]
+    ) -> torch.Tensor:
+        """The output of a branch, float32 [b, c, h, w]: the noise, or v, as the model has it.
+
+        x: latents [b, c, h, w] at the noise levels sigma [b], under one text each.
+        """
         given = {}
         for name, tensor in self.conds.items():
-            part = (
-                tensor[rows]
-                if len(tensor) == len(self.texts)
-                else tensor.expand(len(rows), *tensor.shape[1:])
-            )
+            per_text = len(tensor) == len(self.texts)
+            expanded = (len(text_ids), *tensor.shape[1:])
+            part = tensor[list(text_ids)] if per_text else tensor.expand(*expanded)
             given[name] = part.to(self.device, self.dtype)
         xc = self.sampling.calculate_input(sigma, x).to(self.dtype)
         if "c_concat" in given:
             xc = torch.cat([xc, given.pop("c_concat")], 1)
-        context, t = given.pop("c_crossattn"), self.sampling.timestep(sigma).float().to(self.device)
+        context = given.pop("c_crossattn")
+        t = self.sampling.timestep(sigma).float().to(self.device)
+        options = dict(self._options)
         return branch(
-            xc, t, context=context, control=None, transformer_options=dict(self._options), **given
+            xc, t, context=context, control=None, transformer_options=options, **given
         ).float()
 
-    def levels(self, u):
-        """Noise levels sigma, float32, for fractions u of the schedule in (0, 1); uniform u gives uniform timesteps."""
-        return torch.tensor(
-            [float(self.sampling.percent_to_sigma(float(v))) for v in u], device=self.device
-        )
+    @torch.no_grad()
+    def predict_in_batches(
+        self,
+        branch: Branch,
+        x: torch.Tensor,
+        sigma: torch.Tensor,
+        text_ids: Sequence[int],
+        batch_size: BatchSize,
+        most: int | None = None,
+    ) -> torch.Tensor:
+        """As `predict`, without gradient, some rows at a time: fewer when memory runs out.
 
-    def noised(self, latents, noise, sigma):
+        most: rows at a time whatever batch_size allows.
+        """
+        parts: list[torch.Tensor] = []
+        at = 0
+        while at < len(x):
+            left = len(x) - at
+            work = functools.partial(self._predict_some, branch, x[at:], sigma[at:], text_ids[at:])
+            n, part = batch_size.run(left if most is None else min(left, most), work)
+            parts.append(part)
+            at += n
+        return torch.cat(parts)
+
+    def _predict_some(
+        self,
+        branch: Branch,
+        x: torch.Tensor,
+        sigma: torch.Tensor,
+        text_ids: Sequence[int],
+        n: int,
+    ) -> torch.Tensor:
+        """As `predict`, of the first n rows."""
+        return self.predict(branch, x[:n], sigma[:n], text_ids[:n])
+
+    def levels(self, fractions: torch.Tensor | Sequence[float]) -> torch.Tensor:
+        """Noise levels sigma, float32, for fractions of the schedule in (0, 1).
+
+        Uniform fractions give uniform timesteps.
+        """
+        found = [float(self.sampling.percent_to_sigma(float(u))) for u in fractions]
+        return torch.tensor(found, device=self.device)
+
+    def noised(
+        self, latents: torch.Tensor, noise: torch.Tensor, sigma: torch.Tensor
+    ) -> torch.Tensor:
+        """Latents with noise at the levels sigma [b], as the model's schedule mixes them."""
         return self.sampling.noise_scaling(sigma, noise, latents)
 
-    def answer(self, latents, x, sigma):
-        """What the network should give out for x to be denoised to `latents`: the noise for an eps model, v for a v model."""
+    def denoising_target(
+        self, latents: torch.Tensor, x: torch.Tensor, sigma: torch.Tensor
+    ) -> torch.Tensor:
+        """The output with which x is denoised to `latents`.
+
+        It is the noise for an eps model, and v for a v model.
+        """
         nothing = torch.zeros_like(x)
         offset = self.sampling.calculate_denoised(sigma, nothing, x)
         slope = self.sampling.calculate_denoised(sigma, nothing + 1, x) - offset
         return (latents - offset) / slope
 
     @torch.no_grad()
-    def draw(self, branch, rows, against, seeds, shape, steps, cfg, bar=None):
-        """Latents [n, c, h, w] on the CPU of texts `rows`, guided away from texts `against`, noise by `seeds`: DDIM with `steps` steps."""
-        sigmas = (
-            comfy.samplers.calculate_sigmas(self.sampling, "normal", steps).clone().to(self.device)
-        )
-        out, at, b = [], 0, LARGEST_BATCH
-        while at < len(rows):
-            part, away = rows[at : at + b], against[at : at + b]
-            try:
-                noise = torch.stack(
-                    [
-                        torch.randn(shape, generator=torch.Generator().manual_seed(s))
-                        for s in seeds[at : at + b]
-                    ]
-                )
-                x = self.noised(
-                    torch.zeros_like(noise, device=self.device), noise.to(self.device), sigmas[0]
-                )
-                for now, then in zip(sigmas[:-1], sigmas[1:], strict=True):
-                    comfy.model_management.throw_exception_if_processing_interrupted()
-                    level = now.expand(len(x) * 2)
-                    both = torch.cat([x, x])
-                    x0 = self.sampling.calculate_denoised(
-                        level, self.predict(branch, both, level, [*part, *away]), both
-                    )
-                    x0 = x0[len(x) :] + cfg * (x0[: len(x)] - x0[len(x) :])
-                    x = x + (x - x0) / now * (then - now)
-                    if bar is not None:
-                        bar.step(len(x))
-            except Exception as error:
-                comfy.model_management.raise_non_oom(error)
-                if len(part) == 1:
-                    raise
-                b, x = len(part) // 2, None
-            if x is None:
-                comfy.model_management.soft_empty_cache()
-                continue
-            out.append(x.float().cpu())
-            at += len(part)
-        return torch.cat(out)
+    def draw(
+        self,
+        branch: Branch,
+        text_ids: Sequence[int],
+        away_from: Sequence[int],
+        seeds: Sequence[int],
+        how: DrawSettings,
+        bar: Progress | None = None,
+    ) -> torch.Tensor:
+        """Latents [n, c, h, w] on the CPU of texts, guided away from the texts `away_from`."""
+        batch_size = BatchSize(LARGEST_BATCH)
+        drawn: list[torch.Tensor] = []
+        at = 0
+        while at < len(text_ids):
+            pairs = list(zip(text_ids, away_from, strict=True))[at:]
+            work = functools.partial(self._ddim, branch, pairs, seeds[at:], how, bar)
+            n, latents = batch_size.run(len(pairs), work)
+            drawn.append(latents)
+            at += n
+        return torch.cat(drawn)
+
+    def _ddim(
+        self,
+        branch: Branch,
+        pairs: Sequence[tuple[int, int]],
+        seeds: Sequence[int],
+        how: DrawSettings,
+        bar: Progress | None,
+        n: int,
+    ) -> torch.Tensor:
+        """The first n latents on the CPU; pairs: a text, and the one it is guided away from."""
+        text_ids = [text_id for text_id, _ in pairs[:n]] + [other for _, other in pairs[:n]]
+        generators = [torch.Generator().manual_seed(seed) for seed in seeds[:n]]
+        noise = torch.stack([torch.randn(how.shape, generator=g) for g in generators])
+        sigmas = comfy.samplers.calculate_sigmas(self.sampling, "normal", how.steps)
+        sigmas = sigmas.clone().to(self.device)
+        nothing = torch.zeros_like(noise, device=self.device)
+        x = self.noised(nothing, noise.to(self.device), sigmas[0])
+        for now, then in zip(sigmas[:-1], sigmas[1:], strict=True):
+            memory.raise_if_cancelled()
+            both, level = torch.cat([x, x]), now.expand(len(x) * 2)
+            output = self.predict(branch, both, level, text_ids)
+            wanted, other = self.sampling.calculate_denoised(level, output, both).chunk(2)
+            x0 = other + how.cfg * (wanted - other)
+            x = x + (x - x0) / now * (then - now)
+            if bar is not None:
+                bar.step(len(x))
+        return x.float().cpu()
+
+
+def _plain_attention(_: Any, *args: Any, **more: Any) -> torch.Tensor:
+    """torch's own attention, which has gradients, in place of whichever the host has chosen."""
+    return comfy.ldm.modules.attention.attention_pytorch(*args, **more)

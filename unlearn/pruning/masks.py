@@ -1,163 +1,154 @@
-"""FIA's masks: which connections each concept needs, which of them every concept needs, and the patch that prunes the rest."""
+"""FIA's masks and the patch that prunes them.
 
-import itertools
+A mask says which connections each concept needs. Connections that most concepts need are left out.
+"""
+
 import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any, NamedTuple
 
 import torch
 
 from ...kernels import fia
-from ..analysis import charts
-from ..concepts.notation import format_concept
+from .. import provenance
+from ..concepts.notation import split_lines
 from ..errors import UnlearnError
+from ..host import architectures
 from ..host.adapters import Prune
-from ..types import UnlearnPatch
-from ..version import VERSION
-from .prompts import lines
+from ..types import Concept, ConceptSet, Ranking, SaliencyMap, UnlearnPatch
+from . import report, tuning
+from .report import MaskSummary
+from .settings import GRANULARITIES, MASK_DEFAULTS, MaskSettings
 
-DEFAULTS = {
-    "r2": 0.01,
-    "alpha": 0.6,
-    "granularity": "connection",
-    "parts": "all",
-    "from_depth": 0.0,
-    "to_depth": 1.0,
-}
-GRANULARITY = {"connection": "connection", "neuron": "column", "row": "row"}
-MOST_PAIRED = 64  # concepts up to which overlaps are told
-PARTS = ("all", "input", "middle", "output", "input + middle", "middle + output")
+DEFAULTS = MASK_DEFAULTS
+_SHARE = re.compile(r"(\d+(?:\.\d*)?|\.\d+)\s*(%?)")
 
 
-def shares(text, concepts):
-    """Concept name -> r2 from lines such as `van gogh = 3%` or `cat = 0.02`; raises UnlearnError on what cannot be read."""
+class Choice(NamedTuple):
+    """What one concept may choose: its rankings of all layers, and its share of each layer."""
+
+    concept: Concept
+    rankings: tuple[Ranking, ...]
+    share: float
+
+
+class LayerMask(NamedTuple):
+    """The fused mask of one layer, over entries: connections, hidden units or rows.
+
+    mask: bool [entries], what is pruned. own: int64 [concepts, 2], how many entries each concept
+    chose, and how many of these are pruned. common: int64 [concepts, concepts], how many entries
+    each two of them chose. pruned, kept: how many entries are pruned, and how many are kept
+    because most concepts chose them.
+    """
+
+    mask: torch.Tensor
+    own: torch.Tensor
+    common: torch.Tensor | None
+    pruned: int
+    kept: int
+
+
+def shares(text: str, concepts: Sequence[Concept]) -> dict[str, float]:
+    """Concept name -> r2 from lines such as `van gogh = 3%` or `cat = 0.02`.
+
+    Raises UnlearnError on a line that names no concept or has no share above 0 and up to 1.
+    """
+    names = [c.name for c in concepts]
     found = {}
-    for line in lines(text):
+    for line in split_lines(text):
         name, _, value = (part.strip() for part in line.rpartition("="))
-        number = re.fullmatch(r"(\d+(?:\.\d*)?|\.\d+)\s*(%?)", value)
-        if name not in {c.name for c in concepts}:
-            known = ", ".join(c.name for c in concepts)
+        if name not in names:
             raise UnlearnError(
-                f"The line '{line}' of 'per_concept' names no concept of the saliency ({known}); write 'name = 2%'."
+                f"The line '{line}' of 'per_concept' names no concept of the saliency "
+                f"({', '.join(names)}); write 'name = 2%'."
             )
-        if not number or not 0 < (share := float(number[1]) / (100 if number[2] else 1)) <= 1:
+        number = _SHARE.fullmatch(value)
+        share = float(number[1]) / (100 if number[2] else 1) if number else 0.0
+        if not 0 < share <= 1:
             raise UnlearnError(
-                f"The line '{line}' of 'per_concept' has no share above 0 and up to 100%; write 'name = 2%'."
+                f"The line '{line}' of 'per_concept' has no share above 0 and up to 100%; "
+                "write 'name = 2%'."
             )
         found[name] = share
     return found
 
 
-def fuse(maps, per_concept="", **settings):
-    """(UnlearnPatch of `prune` edits, report IMAGE, report text) from SaliencyMaps; settings as in DEFAULTS.
+def fuse(
+    maps: Sequence[SaliencyMap], per_concept: str = "", **settings: Any
+) -> tuple[UnlearnPatch, torch.Tensor, str]:
+    """(UnlearnPatch of `prune` edits, report IMAGE, report text) from SaliencyMaps.
 
-    Each concept chooses its share r2 times its weight (or its own share from `per_concept`) of a layer; a choice of at least
-    ceil(alpha C) concepts is concept-agnostic and survives (eq 8). Raises UnlearnError where maps do not go together or no layer is left.
+    settings: fields of MaskSettings. Each concept chooses its share of a layer: r2 times its
+    weight, or its own share from the lines `per_concept`. What at least ceil(alpha C) of the C
+    concepts choose is concept-agnostic and stays (equation 8). Raises UnlearnError where maps do
+    not go together, or nothing is left to prune.
     """
-    settings = {**DEFAULTS, **settings}
-    first = maps[0]
-    for other in maps[1:]:
-        if (
-            other.layers != first.layers
-            or first.fingerprint.difference(other.fingerprint) > first.fingerprint.TOLERANCE
-        ):
-            raise UnlearnError(
-                "The inputs under 'saliency' are of different models; measure them all on the same checkpoint."
-            )
-    concepts = [c for found in maps for c in found.concepts]
-    rankings = [r for found in maps for r in found.rankings]
-    ceilings = [found.ceiling for found in maps for _ in found.concepts]
-    names = [c.name for c in concepts]
-    if twice := next((n for n in names if names.count(n) > 1), None):
-        raise UnlearnError(
-            f"'{twice}' stands in two inputs under 'saliency'; join them with Merge Concept Saliency."
-        )
-    wanted = shares(per_concept, concepts)
-    r2 = [wanted.get(c.name, settings["r2"] * c.weight) for c in concepts]
-    kind = settings["granularity"]
-    over = [
-        c.name
-        for c, share, top in zip(concepts, r2, ceilings, strict=True)
-        if kind == "connection" and share > top
-    ]
-    r2 = [
-        min(share, top) if kind == "connection" else min(share, 1.0)
-        for share, top in zip(r2, ceilings, strict=True)
-    ]
-
-    edits, rows = [], []
-    own, pairs = (
-        torch.zeros(len(concepts), 2, dtype=torch.long),
-        torch.zeros(len(concepts), len(concepts), dtype=torch.long),
-    )
-    pruned = agnostic = candidates = 0
-    for i in _layers(first.layers, settings):
-        key, c_out, c_in = first.layers[i]
-        chosen = [
-            _chosen(parts[i], c_out, c_in, share, kind)
-            for parts, share in zip(rankings, r2, strict=True)
-        ]
-        size = {"connection": c_out * c_in, "neuron": c_in, "row": c_out}[kind]
-        entries, who, shared = fia.fuse(chosen, settings["alpha"])
-        mask = torch.zeros(size, dtype=torch.bool)
-        mask[entries[~shared]] = True
-        each = c_out * c_in // size  # weights that one entry stands for
-        cut, kept = int((~shared).sum()), int(shared.sum())
-        pruned, agnostic, candidates = (
-            pruned + cut * each,
-            agnostic + kept * each,
-            candidates + c_out * c_in,
-        )
-        rows.append((_label(key), cut / size))
-        own += torch.stack([who.sum(1), (who & ~shared).sum(1)], 1)
-        if len(concepts) <= MOST_PAIRED:
-            pairs += (who.float() @ who.float().T).long()
-        if cut:
-            edits.append(
-                (
-                    key,
-                    Prune.of(
-                        mask.view(c_out, c_in) if kind == "connection" else mask,
-                        c_out,
-                        c_in,
-                        GRANULARITY[kind],
-                    ),
-                )
-            )
+    chosen = MaskSettings(**settings)
+    _check_together(maps)
+    own_shares = shares(per_concept, [c for found in maps for c in found.concepts])
+    choices, cut_to_ceiling = _choices(maps, own_shares, chosen)
+    summary = MaskSummary([c.concept.name for c in choices], over_ceiling=cut_to_ceiling)
+    edits = []
+    for i in _layers(maps[0].layers, chosen):
+        key, c_out, c_in = maps[0].layers[i]
+        layer = _fuse_layer([(c.rankings[i], c.share) for c in choices], (c_out, c_in), chosen)
+        summary.add(architectures.label(key), c_out * c_in, layer)
+        if layer.pruned:
+            edits.append((key, _edit(layer.mask, c_out, c_in, chosen.granularity)))
     if not edits:
         raise UnlearnError(
-            "The saliency leaves nothing to prune; raise 'r2' or 'alpha', or measure more prompts (see the report of Concept Saliency)."
+            "The saliency leaves nothing to prune; raise 'r2' or 'alpha', "
+            "or measure more prompts (see the report of Concept Saliency)."
         )
-    provenance = {
-        "method": "FIA",
-        "settings": {**settings, "per_concept": wanted, "saliency": first.settings},
-        "concepts": names,
-        "lines": [format_concept(c) for c in concepts],
-        "keep": [],
-        "version": VERSION,
-    }
-    patch = UnlearnPatch(tuple(edits), first.fingerprint, (provenance,))
-    figures = dict(
-        names=names,
-        rows=rows,
-        own=own,
-        pairs=pairs,
-        pruned=pruned,
-        agnostic=agnostic,
-        candidates=candidates,
-        over=over,
-    )
-    return patch, _picture(**figures), _text(patch, settings, **figures)
+    record = _provenance(maps[0], choices, own_shares, asdict(chosen))
+    patch = UnlearnPatch(tuple(edits), maps[0].fingerprint, (record,))
+    text = report.mask_text(summary, len(edits), patch.nbytes, chosen.alpha)
+    return patch, report.mask_picture(summary), text
 
 
-def _layers(layers, settings):
+def _check_together(maps: Sequence[SaliencyMap]) -> None:
+    """Raises UnlearnError where maps are of different models or share a concept."""
+    for other in maps[1:]:
+        if not maps[0].same_model(other):
+            raise UnlearnError(
+                "The inputs under 'saliency' are of different models; "
+                "measure them all on the same checkpoint."
+            )
+    names = [c.name for found in maps for c in found.concepts]
+    for name in names:
+        if names.count(name) > 1:
+            raise UnlearnError(
+                f"'{name}' stands in two inputs under 'saliency'; "
+                "join them with Merge Concept Saliency."
+            )
+
+
+def _choices(
+    maps: Sequence[SaliencyMap], own_shares: Mapping[str, float], settings: MaskSettings
+) -> tuple[list[Choice], list[str]]:
+    """Every concept's Choice, and the names whose share was cut to the saliency's ceiling."""
+    choices, cut = [], []
+    for found in maps:
+        # Rows and columns are chosen from the sums of all connections, which have no ceiling.
+        largest = found.ceiling if settings.granularity == "connection" else 1.0
+        for concept, rankings in zip(found.concepts, found.rankings, strict=True):
+            share = own_shares.get(concept.name, settings.r2 * concept.weight)
+            if settings.granularity == "connection" and share > largest:
+                cut.append(concept.name)
+            choices.append(Choice(concept, rankings, min(share, largest)))
+    return choices, cut
+
+
+def _layers(layers: Sequence[tuple[str, int, int]], settings: MaskSettings) -> list[int]:
     """Numbers of the layers that the filter leaves; raises UnlearnError when it leaves none."""
-    wanted = settings["parts"].split(" + ")
-    place = lambda i: i / max(1, len(layers) - 1)
-    left = [
-        i
-        for i, (key, *_) in enumerate(layers)
-        if (wanted == ["all"] or any(f".{part}_block" in key for part in wanted))
-        and settings["from_depth"] <= place(i) <= settings["to_depth"]
-    ]
+    parts = settings.parts.split(" + ")
+    last = max(1, len(layers) - 1)
+    left = []
+    for i, (key, *_) in enumerate(layers):
+        in_part = parts == ["all"] or architectures.part(key) in parts
+        if in_part and settings.from_depth <= i / last <= settings.to_depth:
+            left.append(i)
     if not left:
         raise UnlearnError(
             "The filter 'parts', 'from_depth', 'to_depth' leaves no layer; widen it."
@@ -165,97 +156,44 @@ def _layers(layers, settings):
     return left
 
 
-def _chosen(ranking, c_out, c_in, share, kind):
-    if kind == "connection":
-        return fia.select_connections(ranking.indices, c_out, c_in, share)
-    return fia.select_units(ranking.columns if kind == "neuron" else ranking.rows, share)
+def _fuse_layer(
+    rankings: Sequence[tuple[Ranking, float]], shape: tuple[int, int], settings: MaskSettings
+) -> LayerMask:
+    """The fused mask of a layer of shape (c_out, c_in) from each concept's ranking and share."""
+    c_out, c_in = shape
+    size = {"connection": c_out * c_in, "neuron": c_in, "row": c_out}[settings.granularity]
+    chosen = [_chosen(ranking, shape, share, settings.granularity) for ranking, share in rankings]
+    entries, who, agnostic = fia.fuse(chosen, settings.alpha)
+    mask = torch.zeros(size, dtype=torch.bool)
+    mask[entries[~agnostic]] = True
+    own = torch.stack([who.sum(1), (who & ~agnostic).sum(1)], 1)
+    common = None
+    if len(rankings) <= tuning.MOST_PAIRED:
+        common = (who.float() @ who.float().T).long()
+    return LayerMask(mask, own, common, int((~agnostic).sum()), int(agnostic.sum()))
 
 
-def _label(key):
-    part, block, depth = re.match(
-        r"diffusion_model\.(\w+?)_blocks?\.(\d+)(?:\.\d+)?\.transformer_blocks\.(\d+)", key
-    ).groups()
-    return f"{part} {block}.{depth}"
+def _chosen(
+    ranking: Ranking, shape: tuple[int, int], share: float, granularity: str
+) -> torch.Tensor:
+    """Indices of the entries that one concept chooses in one layer."""
+    if granularity == "connection":
+        return fia.select_connections(ranking.indices, *shape, share)
+    return fia.select_units(ranking.columns if granularity == "neuron" else ranking.rows, share)
 
 
-def _overlaps(names, own, pairs):
-    """(text, share) of the pairs of concepts that share the most: common choices over all of both."""
-    found = []
-    for a, b in itertools.combinations(range(len(names)), 2):
-        common = int(pairs[a, b])
-        found.append(
-            (f"{names[a]} & {names[b]}", common / max(1, int(own[a, 0] + own[b, 0]) - common))
-        )
-    return sorted(found, key=lambda x: -x[1])[:12]
+def _edit(mask: torch.Tensor, c_out: int, c_in: int, granularity: str) -> Prune:
+    if granularity == "connection":
+        mask = mask.view(c_out, c_in)
+    return Prune.of(mask, c_out, c_in, GRANULARITIES[granularity])
 
 
-def _picture(names, rows, own, pairs, pruned, agnostic, candidates, over):
-    top = max(share for _, share in rows) or 1
-    sections = [
-        (
-            "Pruned share of each layer",
-            [(label, share / top, f"{share:.2%}", charts.NEUTRAL) for label, share in rows],
-        )
-    ]
-    shown = [
-        (
-            name,
-            cut_off / max(1, chosen),
-            f"{cut_off / max(1, chosen):.0%} of {chosen:,}",
-            charts.GOOD,
-        )
-        for name, (chosen, cut_off) in zip(names[:24], own.tolist(), strict=False)
-    ]
-    sections.append(("What each concept chose: how much of it is pruned", shown))
-    if len(names) > 1:
-        sections.append(
-            (
-                "Shared by two concepts",
-                [
-                    (label, x, f"{x:.0%}", charts.NEUTRAL)
-                    for label, x in _overlaps(names, own, pairs)
-                ],
-            )
-        )
-        share = agnostic / max(1, agnostic + pruned)
-        sections.append(
-            (
-                "Concept-agnostic, kept",
-                [("of all that was chosen", share, f"{share:.0%}", charts.GOOD)],
-            )
-        )
-    return charts.bar_charts("Fuse Neuron Masks", sections)
-
-
-def _text(patch, settings, names, rows, own, pairs, pruned, agnostic, candidates, over):
-    lines = [
-        f"Prunes {pruned:,} of {candidates:,} connections ({pruned / candidates:.2%}) in {len(patch.edits)} layers for {len(names)} "
-        f"concept{'s' * (len(names) > 1)}, {patch.nbytes / 2**20:.2f} MB.",
-    ]
-    if len(names) > 1:
-        share = agnostic / max(1, agnostic + pruned)
-        lines.append(
-            f"{share:.0%} of what was chosen serves most concepts and is kept (alpha {settings['alpha']:g})."
-        )
-        label, x = _overlaps(names, own, pairs)[0] if len(names) <= MOST_PAIRED else ("", 0)
-        if x > 0.5:
-            lines.append(
-                f"WARNING: {label} share {x:.0%} of their connections and can hardly be told apart; try more contexts."
-            )
-    for name, (chosen, cut_off) in zip(names, own.tolist(), strict=True):
-        if chosen and cut_off < 0.1 * chosen:
-            lines.append(
-                f"WARNING: hardly anything of '{name}' is pruned; raise 'alpha' (1.01 prunes all that was chosen)."
-            )
-    if over:
-        lines.append(
-            f"WARNING: the share of {', '.join(over)} was cut to the saliency's ceiling; measure with a higher 'ceiling'."
-        )
-    if pruned > 0.1 * candidates:
-        lines.append("WARNING: more than a tenth is pruned; expect damage, and lower 'r2'.")
-    return "\n".join(
-        [
-            *lines,
-            "Next: connect the patch to Apply Unlearn Patch. r2 and alpha can be changed without measuring again.",
-        ]
-    )
+def _provenance(
+    first: SaliencyMap,
+    choices: Sequence[Choice],
+    own_shares: Mapping[str, float],
+    settings: Mapping[str, Any],
+) -> dict[str, Any]:
+    recorded = {**settings, "per_concept": dict(own_shares), "saliency": first.settings}
+    concepts = ConceptSet(tuple(choice.concept for choice in choices))
+    return provenance.record("FIA", recorded, concepts, tuning.RECORDED)

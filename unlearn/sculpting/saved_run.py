@@ -1,7 +1,16 @@
-"""Training that was cut off: everything a Trainer needs to go on, as one safetensors file in models/unlearn_training."""
+"""Training that was cut off: all a Trainer needs to go on, as one file in models/unlearn_training.
+
+The keys in the file are those of the first version, so that old files load.
+"""
+
+from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -9,148 +18,205 @@ from ..concepts.notation import short
 from ..errors import UnlearnError
 from ..files import safetensors_io
 from ..host import folders
+from .schedule import Phase
+from .trainer import Trainer
 
 KIND = "unlearn_training"
 FORMAT = "unlearn-training-1"
-EVERY = 100  # steps between two savings
-STATE = {  # what a Trainer says between two steps, and what it may be
-    "number": (int,), "step": (int,), "pace": (float, int), "settling": (list, type(None)), "push": (bool,), "history": (list,),
-    "churn": (list,), "left": (list,), "steps": (list,), "chunk": (int,),
-}  # fmt: skip
-FREE = ("preview_every", "on_cancel", "low_rank")  # settings that may differ when training goes on
+# What the metadata says of a run between two steps, and the types that each value may have.
+STATE = {
+    "number": (int,),  # of the round
+    "step": (int,),
+    "pace": (float, int),  # the learning rate as a multiple of the setting
+    "settling": (list, type(None)),  # first step and end of the cooldown
+    "push": (bool,),  # whether the concept is still overwritten
+    "history": (list,),  # losses of every step
+    "churn": (list,),  # share of the mask exchanged at every refresh
+    "left": (list,),
+    "steps": (list,),
+    "chunk": (int,),  # rows that go through the network at once
+}
+# Settings that may differ when training goes on.
+FREE = ("preview_every", "on_cancel", "low_rank")
+MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
-def path(name):
-    """The file of a name; raises UnlearnError for one that leads out of the folder."""
+def path(name: str) -> Path:
+    """The file of a name; raises UnlearnError for a name that leads out of the folder."""
     return folders.new(KIND, name)
 
 
-def identity(trainer):
-    """Hex digest of what a run is made of: the weights it starts from, every text, and the settings that matter."""
-    h = hashlib.blake2b(trainer.material.model.encode(), digest_size=16)
-    settings = {k: v for k, v in trainer.settings.items() if k not in FREE}
-    earlier = trainer.network.earlier.digest if trainer.network.earlier is not None else None
-    h.update(
-        json.dumps(
-            [settings, trainer.material.plan, earlier, str(trainer.network.dtype)],
-            default=str,
-            sort_keys=True,
-        ).encode()
-    )
-    for name in sorted(trainer.material.own):
-        h.update(
-            trainer.material.own[name].numpy().tobytes()
-        )  # pictures the artist brought count too
+def identity(trainer: Trainer) -> str:
+    """Hex digest of what decides a run: its model, its texts, and the settings that matter."""
+    data, network = trainer.data, trainer.network
+    h = hashlib.blake2b(data.model_digest.encode(), digest_size=16)
+    settings = {k: v for k, v in asdict(trainer.settings).items() if k not in FREE}
+    earlier = network.earlier.digest if network.earlier is not None else None
+    described = [settings, data.plan, earlier, str(network.dtype)]
+    h.update(json.dumps(described, default=str, sort_keys=True).encode())
+    for name in sorted(data.own):  # they may be pictures that the artist brought
+        h.update(data.own[name].numpy().tobytes())
     return h.hexdigest()
 
 
-def save(file, trainer):
-    """Writes the state of a Trainer between two steps, whole or not at all; nothing before its first round."""
-    if trainer.optimizer is None:
+def save(file: Path, trainer: Trainer) -> None:
+    """Writes the state of a Trainer between two steps, whole or not at all.
+
+    Before the first round nothing is written.
+    """
+    if not trainer.started:
         return
-    tensors = {"generator": trainer.mark}
-    for i, p in enumerate(trainer.params):
-        tensors[f"{i}.master"], tensors[f"{i}.touched"], tensors[f"{i}.total"] = (
-            p.detach(),
-            trainer.touched[i],
-            trainer.totals[i],
-        )
-        tensors |= {f"{i}.adam.{name}": value for name, value in trainer.optimizer.state[p].items()}
-        if trainer.masks is not None:
+    metadata = {"format": FORMAT, "trainer": json.dumps(_described(trainer))}
+    # Copies, because shared or expanded tensors cannot be written.
+    copies = {name: t.detach().cpu().clone() for name, t in _tensors(trainer).items()}
+    safetensors_io.write(file, copies, metadata)
+
+
+def _described(trainer: Trainer) -> dict[str, Any]:
+    phase = trainer.phase
+    return {
+        "number": trainer.round,
+        "step": trainer.step,
+        "pace": phase.lr_scale,
+        "settling": None if phase.cooldown is None else list(phase.cooldown),
+        "push": phase.overwriting,
+        "history": trainer.losses,
+        "churn": trainer.mask_turnover,
+        "left": trainer.left,
+        "steps": trainer.steps,
+        "chunk": trainer.batch_size.rows,
+        "scaler": trainer.scaler.state_dict(),
+        "identity": identity(trainer),
+    }
+
+
+def _tensors(trainer: Trainer) -> dict[str, torch.Tensor]:
+    tensors = {"generator": trainer.generator_state}
+    for i, weight in enumerate(trainer.weights):
+        tensors[f"{i}.master"] = weight
+        tensors[f"{i}.touched"] = trainer.touched[i]
+        tensors[f"{i}.total"] = trainer.importance[i]
+        for name, value in trainer.optimizer.state[weight].items():
+            tensors[f"{i}.adam.{name}"] = value
+        if trainer.masks:
             tensors[f"{i}.mask"] = trainer.masks[i]
-    tensors |= {f"teacher.{key}": value for key, value in trainer.network.teacher_weights.items()}
-    said = {k: getattr(trainer, k) for k in STATE}
-    said |= {"scaler": trainer.scaler.state_dict(), "identity": identity(trainer)}
-    # a copy: a shared or expanded tensor cannot be written
-    safetensors_io.write(
-        file,
-        {k: v.cpu().clone() for k, v in tensors.items()},
-        {"format": FORMAT, "trainer": json.dumps(said)},
-    )
+    for key, value in trainer.network.teacher_weights.items():
+        tensors[f"teacher.{key}"] = value
+    return tensors
 
 
-def load(file, trainer):
-    """Puts a Trainer where the file left off; False when there is no such file. Raises UnlearnError for a damaged file, or one of another
-    run; the Trainer may then be half set, and must not run."""
+def load(file: Path, trainer: Trainer) -> bool:
+    """Puts a Trainer where the file left off; returns False when there is no such file.
+
+    Raises UnlearnError for a damaged file or one of another run. The Trainer may then be half set
+    and must not run.
+    """
     if not file.is_file():
         return False
     try:
         with safetensors_io.opened(file) as (metadata, header, read):
             if metadata.get("format") != FORMAT:
                 raise ValueError("it is no training file of this version")
-            said = json.loads(metadata["trainer"])
-            if said.pop("identity") != identity(trainer):
+            described = json.loads(metadata["trainer"])
+            if described.pop("identity") != identity(trainer):
                 raise UnlearnError(
-                    f"The training file '{file.name}' belongs to a run with another model, other concepts or other settings; "
-                    "set them back, delete the file or choose another name."
+                    f"The training file '{file.name}' belongs to a run with another model, other "
+                    "concepts or other settings; set them back, delete the file or choose another "
+                    "name."
                 )
-            scaler = said.pop("scaler")
-            _look(said, trainer)
-            _restore(trainer, said, scaler, {k: read(k) for k in header})
+            scaler = described.pop("scaler")
+            _validate(described, trainer)
+            _restore(trainer, described, scaler, {k: read(k) for k in header})
     except UnlearnError:
         raise
     except safetensors_io.DAMAGE as error:
         raise UnlearnError(
-            f"The training file '{file.name}' cannot be read ({safetensors_io.reason(error)}); delete it or choose another name."
+            f"The training file '{file.name}' cannot be read ({safetensors_io.reason(error)}); delete it "
+            "or choose another name."
         ) from error
     return True
 
 
-def _look(said, trainer):
-    """ValueError where what a file says is not what `save` writes."""
-    if said.keys() != STATE.keys() or any(type(said[k]) not in kinds for k, kinds in STATE.items()):
+def _validate(described: Mapping[str, Any], trainer: Trainer) -> None:
+    """Raises ValueError where the metadata is not what `save` writes."""
+    if described.keys() != STATE.keys():
         raise ValueError("what it says of the run")
-    if (
-        not 0 <= said["number"] <= len(trainer.material.plan.lessons)
-        or said["step"] < 0
-        or said["chunk"] < 1
-        or not 0 < said["pace"] < 100
-    ):
+    if any(type(described[key]) not in types for key, types in STATE.items()):
+        raise ValueError("what it says of the run")
+    in_plan = 0 <= described["number"] <= len(trainer.data.plan.tasks)
+    counts = described["step"] >= 0 and described["chunk"] >= 1
+    if not in_plan or not counts or not 0 < described["pace"] < 100:
         raise ValueError("where the run was")
-    if said["settling"] is not None and [type(x) for x in said["settling"]] != [int, int]:
-        raise ValueError("where the run settles")
-    for part in (*said["history"], *said["left"]):
-        if any(type(x) not in (int, float) for x in part.values()):
-            raise ValueError("its history")
-    if any(type(x) not in (int, float) for x in (*said["churn"], *said["steps"])):
+    cooldown = described["settling"]
+    if cooldown is not None and [type(x) for x in cooldown] != [int, int]:
+        raise ValueError("where the run cools down")
+    numbers = [*described["churn"], *described["steps"]]
+    for part in (*described["history"], *described["left"]):
+        numbers += part.values()
+    if any(type(x) not in (int, float) for x in numbers):
         raise ValueError("its history")
 
 
 @torch.no_grad()
-def _restore(trainer, said, scaler, tensors):
-    """Everything of the file put into the Trainer; raises what torch and dict raise where a tensor is missing or of another shape."""
+def _restore(
+    trainer: Trainer,
+    described: Mapping[str, Any],
+    scaler: dict[str, Any],
+    tensors: Mapping[str, torch.Tensor],
+) -> None:
+    """Puts everything of a file into the Trainer.
+
+    Raises what torch and dict raise where a tensor is missing or of another shape.
+    """
     for name, t in tensors.items():
         if t.is_floating_point() and not torch.isfinite(t).all():
             raise ValueError(f"not a number in '{short(name)}'")
-    trainer.open_round(said["number"])
+    trainer.open_round(described["number"])
     trainer.scaler.load_state_dict(scaler)
-    for name, value in said.items():
-        setattr(trainer, name, value)
-    device = trainer.network.device
-    fit = lambda name, shape: tensors[name] if tensors[name].shape == shape else _misfit(name)
-    for i, p in enumerate(trainer.params):
-        p.copy_(fit(f"{i}.master", p.shape))
-        trainer.touched[i].copy_(fit(f"{i}.touched", p.shape))
-        trainer.totals[i].copy_(fit(f"{i}.total", p.shape))
-        if moments := {
-            k.split(".")[2] for k in tensors if k.startswith(f"{i}.adam.")
-        }:  # none before the first step
-            if moments != {"step", "exp_avg", "exp_avg_sq"}:
-                raise ValueError("the optimiser's moments")
-            state = {"step": fit(f"{i}.adam.step", torch.Size(()))}
-            state |= {
-                k: fit(f"{i}.adam.{k}", p.shape).to(device) for k in ("exp_avg", "exp_avg_sq")
-            }
-            trainer.optimizer.state[p].update(state)
-    if "0.mask" in tensors:
-        trainer.masks = [
-            fit(f"{i}.mask", p.shape).bool().to(device) for i, p in enumerate(trainer.params)
-        ]
-        trainer.optimizer.masks = dict(zip(trainer.params, trainer.masks, strict=True))
+    cooldown = described["settling"]
+    trainer.phase = Phase(
+        described["pace"],
+        None if cooldown is None else (cooldown[0], cooldown[1]),
+        described["push"],
+    )
+    trainer.step = described["step"]
+    trainer.losses = described["history"]
+    trainer.mask_turnover = described["churn"]
+    trainer.left = described["left"]
+    trainer.steps = described["steps"]
+    trainer.batch_size.rows = described["chunk"]
+    _restore_weights(trainer, tensors)
     for key, value in trainer.network.teacher_weights.items():
-        value.copy_(fit(f"teacher.{key}", value.shape))
-    trainer.g.set_state(tensors["generator"])
+        value.copy_(_fitting(tensors, f"teacher.{key}", value.shape))
+    trainer.generator.set_state(tensors["generator"])
 
 
-def _misfit(name):
-    raise ValueError(f"tensor '{short(name)}'")
+def _restore_weights(trainer: Trainer, tensors: Mapping[str, torch.Tensor]) -> None:
+    masked = "0.mask" in tensors
+    masks = []
+    for i, weight in enumerate(trainer.weights):
+        shape = weight.shape
+        weight.copy_(_fitting(tensors, f"{i}.master", shape))
+        trainer.touched[i].copy_(_fitting(tensors, f"{i}.touched", shape))
+        trainer.importance[i].copy_(_fitting(tensors, f"{i}.total", shape))
+        names = {key.split(".")[2] for key in tensors if key.startswith(f"{i}.adam.")}
+        if names:  # none before the first step
+            if names != {"step", *MOMENTS}:
+                raise ValueError("the optimiser's moments")
+            state = {name: _fitting(tensors, f"{i}.adam.{name}", shape) for name in MOMENTS}
+            state["step"] = _fitting(tensors, f"{i}.adam.step", torch.Size(()))
+            trainer.optimizer.restore(weight, state)
+        if masked:
+            mask = _fitting(tensors, f"{i}.mask", shape)
+            masks.append(mask.bool().to(trainer.network.device))
+    trainer.masks = masks
+    trainer.optimizer.masks = dict(zip(trainer.weights, masks, strict=False))
+
+
+def _fitting(
+    tensors: Mapping[str, torch.Tensor], name: str, shape: torch.Size | tuple[int, ...]
+) -> torch.Tensor:
+    """A tensor of that shape; ValueError for another."""
+    if tensors[name].shape != shape:
+        raise ValueError(f"tensor '{short(name)}'")
+    return tensors[name]

@@ -1,8 +1,13 @@
-"""DynamicMaskTrainer in a real ComfyUI on very small UNets of every kind: what it changes, what it refuses, and how it stops."""
+"""DynamicMaskTrainer in a real ComfyUI on very small UNets of every kind.
+
+What it changes, what it refuses, and how it stops.
+"""
 
 import functools
+import gc
 import hashlib
 import math
+import weakref
 from types import SimpleNamespace
 
 import pytest
@@ -10,13 +15,20 @@ import torch
 
 from testbed import pack, shapes
 
-sculpt = pack.module("unlearn.sculpting.train")
+training = pack.module("unlearn.sculpting.train")
 networks = pack.module("unlearn.host.training_network")
+plans = pack.module("unlearn.sculpting.plan")
 rounds = pack.module("unlearn.sculpting.trainer")
-material = pack.module("unlearn.sculpting.training_data")
-resuming = pack.module("unlearn.sculpting.saved_run")
+saved_run = pack.module("unlearn.sculpting.saved_run")
+settings_of = pack.module("unlearn.sculpting.settings")
+teachers = pack.module("unlearn.sculpting.teacher")
+training_data = pack.module("unlearn.sculpting.training_data")
+tuning = pack.module("unlearn.sculpting.tuning")
 patching = pack.module("unlearn.host.patching")
 weights = pack.module("unlearn.host.weights")
+memory = pack.module("unlearn.host.memory")
+memory_need = pack.module("unlearn.sculpting.memory_need")
+progress = pack.module("unlearn.host.progress")
 text = pack.module("unlearn.concepts.notation")
 nodes = pack.module("nodes")
 UnlearnError = pack.module("unlearn.errors").UnlearnError
@@ -65,7 +77,10 @@ def tokenizer():
 
 
 class TextEncoder:
-    """The real tokenizer and made-up states: a seeded vector per token, mixed a little along the sentence, as a causal encoder does."""
+    """The real tokenizer and made-up states.
+
+    Each token has a seeded vector; they are mixed along the sentence, as a causal encoder does.
+    """
 
     def __init__(self, width):
         self.tokenizer = tokenizer()
@@ -86,7 +101,7 @@ class TextEncoder:
 
 
 def unet(kind="SD1.5", dtype=torch.float32, cast=None):
-    """A MODEL of a very small UNet with random weights, made the way the host makes them: in inference mode."""
+    """A MODEL of a very small UNet with random weights, made in inference mode as by the host."""
     import comfy.model_patcher
     import comfy.supported_models
 
@@ -106,13 +121,14 @@ def unet(kind="SD1.5", dtype=torch.float32, cast=None):
             if module.bias is not None:
                 module.bias.zero_()
         elif getattr(module, "weight", None) is not None:
-            module.weight.fill_(1), module.bias.zero_()
+            module.weight.fill_(1)
+            module.bias.zero_()
     return comfy.model_patcher.ModelPatcher(model, torch.device("cpu"), torch.device("cpu"))
 
 
 @pytest.fixture(autouse=True)
 def _few_measurements(monkeypatch):
-    monkeypatch.setattr(rounds, "MEASURED", 2)
+    monkeypatch.setattr(tuning, "MEASURED_PREDICTIONS", 2)
 
 
 @pytest.fixture(scope="module")
@@ -130,7 +146,7 @@ def digest(model):
 
 
 def clean(model):
-    """No hook, weight function or gradient is left on a MODEL, and inference mode is on as it was."""
+    """No hook, weight function or gradient is left on a MODEL; inference mode is on as before."""
     for module in model.model.modules():
         assert (
             not module._forward_hooks
@@ -141,8 +157,10 @@ def clean(model):
     assert torch.is_inference_mode_enabled() and not torch.is_grad_enabled()
 
 
-def train(small, concepts=CONCEPTS, *args, **more):
-    return sculpt.train(*small, concepts, *args, **{**SMALL, **more})
+def train(small, concepts=CONCEPTS, earlier=None, images=None, vae=None, resume="", **more):
+    settings = settings_of.TrainingSettings(**{**SMALL, **more})
+    inputs = training.TrainingInputs(earlier, images, vae, None, resume)
+    return training.train(*small, concepts, settings, inputs)
 
 
 def network(model, clip, texts=("a fox", "an animal", ""), **more):
@@ -150,6 +168,24 @@ def network(model, clip, texts=("a fox", "an animal", ""), **more):
     return networks.Network(
         model, keys, networks.conditioning(model, clip, texts, 64, (4, 8, 8)), **more
     )
+
+
+def trainer_of(model, clip, concepts=CONCEPTS, checkpointing=False, **more):
+    """A Trainer before its first round."""
+    settings = settings_of.TrainingSettings(**{**SMALL, **more})
+    plan = plans.build_plan(clip, concepts, captions=2)
+    net = network(model, clip, plan.texts, checkpointing=checkpointing)
+    data = training_data.TrainingData(net, plan, settings, (4, 8, 8))
+    return rounds.Trainer(net, data, settings)
+
+
+def teacher_of(trainer):
+    """The first rows that a round's student follows."""
+    pool = teachers.TeacherPool(
+        trainer.network, trainer.data, trainer.settings, trainer.round, trainer.batch_size
+    )
+    pool.prepare(0)
+    return pool
 
 
 def merged(model, patch, key):
@@ -209,14 +245,14 @@ def test_the_answer_is_what_denoises(kind):
         sigma = net.levels([0.1, 0.5, 0.9])
         assert torch.all(sigma[:-1] > sigma[1:])
         x = net.noised(latents, noise, sigma)
-        answer = net.answer(latents, x, sigma)
+        answer = net.denoising_target(latents, x, sigma)
         assert torch.allclose(net.sampling.calculate_denoised(sigma, answer, x), latents, atol=1e-3)
         if kind != "SD2 v":
             assert torch.allclose(answer, noise, atol=1e-3)
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("variant", sculpt.VARIANTS)
+@pytest.mark.parametrize("variant", settings_of.VARIANTS)
 def test_every_kind_of_unet_trains(kind, variant):
     model, clip = unet(kind), TextEncoder(KINDS[kind][1]["context_dim"])
     before = digest(model)
@@ -239,31 +275,26 @@ def test_every_kind_of_unet_trains(kind, variant):
 
 
 def test_only_weights_that_were_in_a_mask_move(small, monkeypatch):
-    seen = {}
-    real = sculpt._patch
+    trainers, real = [], training.Trainer
 
-    def spy(net, *args):
-        seen["net"] = net
-        return real(net, *args)
+    def make(*args):
+        trainers.append(real(*args))
+        return trainers[0]
 
-    trainers = []
-    monkeypatch.setattr(sculpt, "_patch", spy)
-    monkeypatch.setattr(
-        sculpt, "Trainer", lambda *a: trainers.append(rounds.Trainer(*a)) or trainers[0]
-    )
+    monkeypatch.setattr(training, "Trainer", make)
     patch, *_ = train(small, density=0.1, turnover=0.5)
     (trainer,) = trainers
-    for key, touched in zip(seen["net"].chosen, trainer.touched, strict=True):
-        start, now = weights.read(small[0], key), seen["net"].masters[key].detach()
-        assert torch.equal(now[~touched], start[~touched]) and torch.all(
-            now[touched] != start[touched]
-        )
+    net = trainer.network
+    for key, touched in zip(net.chosen, trainer.touched, strict=True):
+        start, now = weights.read(small[0], key), net.trainable[key].detach()
+        assert torch.equal(now[~touched], start[~touched])
+        assert torch.all(now[touched] != start[touched])
         assert 0.1 <= touched.float().mean() < 0.25
         edit = dict(patch.edits)[key]
         assert edit.weights[1] is not None  # so little is stored sparsely
         assert torch.allclose(merged(small[0], patch, key), now, atol=2e-6)
     assert all(int(m.sum()) == max(1, int(0.1 * m.numel())) for m in trainer.masks)
-    assert trainer.churn and all(0 < c <= 0.5 for c in trainer.churn)
+    assert trainer.mask_turnover and all(0 < c <= 0.5 for c in trainer.mask_turnover)
 
 
 def test_nothing_moves_during_the_warm_up(small, monkeypatch):
@@ -274,7 +305,7 @@ def test_nothing_moves_during_the_warm_up(small, monkeypatch):
         seen.append(
             [
                 torch.equal(p.detach(), weights.read(small[0], k))
-                for k, p in self.network.masters.items()
+                for k, p in self.network.trainable.items()
             ]
         )
 
@@ -300,7 +331,7 @@ def test_cancel_changes_nothing_and_the_next_run_works(small, monkeypatch, at):
 
     model, n, real = small[0], [0], networks.Network.predict
     before = digest(model)
-    material._cache.clear()
+    training_data._cache.clear()
 
     def stop(*args):
         n[0] += 1
@@ -320,13 +351,13 @@ def test_cancel_changes_nothing_and_the_next_run_works(small, monkeypatch, at):
 
 
 def interrupted(monkeypatch, number, step):
-    """Makes training be cancelled within the forward pass of a step, or between two when step is negative."""
+    """Makes training be cancelled in a step of a round; returns what undoes this."""
     import comfy.model_management as mm
 
     real = rounds.Trainer._backward
 
     def stop(self, *args):
-        if (self.number, self.step) == (number, step):
+        if (self.round, self.step) == (number, step):
             mm.interrupt_current_processing()
         return real(self, *args)
 
@@ -338,8 +369,8 @@ def interrupted(monkeypatch, number, step):
 def test_a_run_that_was_cut_off_goes_on_to_the_bit(small, monkeypatch, tmp_path, number, step):
     import comfy.model_management as mm
 
-    monkeypatch.setattr(rounds, "EVERY", 1)  # so that the rate changes, too
-    monkeypatch.setattr(resuming, "path", lambda name: tmp_path / f"{name}.safetensors")
+    monkeypatch.setattr(tuning, "MEASURE_EVERY", 1)  # so that the rate changes, too
+    monkeypatch.setattr(saved_run, "path", lambda name: tmp_path / f"{name}.safetensors")
     whole = train(small, TWO)
     again = interrupted(monkeypatch, number, step)
     with pytest.raises(mm.InterruptProcessingException):
@@ -354,7 +385,7 @@ def test_a_run_that_was_cut_off_goes_on_to_the_bit(small, monkeypatch, tmp_path,
 
 
 def test_a_damaged_training_file_is_named(small, monkeypatch, tmp_path):
-    monkeypatch.setattr(resuming, "path", lambda name: tmp_path / f"{name}.safetensors")
+    monkeypatch.setattr(saved_run, "path", lambda name: tmp_path / f"{name}.safetensors")
     (tmp_path / "run.safetensors").write_bytes(b"no such thing")
     with pytest.raises(UnlearnError, match="'run.safetensors' cannot be read"):
         train(small, resume="run")
@@ -387,7 +418,7 @@ def test_training_goes_on_from_an_earlier_patch(small):
     edit = prune.of(torch.arange(shape[1]) < shape[1] // 2, *shape, "column")
     pruned = type(first)(((other, edit),), weights.fingerprint(model, [other]), ())
     with torch.inference_mode(False):
-        net = networks.Network(model, [key], ((), {}), pruned)
+        net = networks.Network(model, [key], networks.Conditioning((), {}), pruned)
         name = other.removeprefix("diffusion_model.").removesuffix(".weight")
         assert (
             net.student.get_submodule(name).weight[:, 0].abs().max() == 0
@@ -410,7 +441,7 @@ def test_a_lora_on_the_model_is_trained_with(small):
     with torch.inference_mode(False):
         net = network(with_lora, clip)
         assert torch.allclose(
-            net.masters[key].detach(), weights.read(model, key) + up @ down, atol=1e-5
+            net.trainable[key].detach(), weights.read(model, key) + up @ down, atol=1e-5
         )
     patch = train((with_lora, clip))[0]
     patched = patching.apply(with_lora, patch)[0]
@@ -448,17 +479,14 @@ def test_gradients_do_not_depend_on_how_the_batch_is_cut_or_recomputed(small):
     found = []
     with torch.inference_mode(False), torch.enable_grad():
         for chunk, checkpointing in ((10**9, False), (1, False), (3, False), (10**9, True)):
-            settings = {**sculpt.DEFAULTS, **SMALL}
-            plan = material.plan(clip, CONCEPTS, captions=2)
-            net = network(model, clip, plan.texts, checkpointing=checkpointing)
-            trainer = rounds.Trainer(
-                net, material.TrainingData(net, plan, settings, (4, 8, 8)), settings
-            )
+            trainer = trainer_of(model, clip, checkpointing=checkpointing)
             trainer.open_round(0)
-            trainer.chunk = chunk
-            trainer._ask_teacher(plan.lessons[0], trainer.material.held(0), 0)
-            terms = trainer._backward(trainer._rows(plan.lessons[0], 0, True), plan.lessons[0])
-            found.append((torch.cat([p.grad.flatten() for p in trainer.params]), terms))
+            trainer.batch_size.rows = chunk
+            trainer.step = SMALL["warmup"]
+            task = trainer.data.plan.tasks[0]
+            rows = trainer._step_rows(task, teacher_of(trainer), True)
+            terms = trainer._backward(rounds.Batch(rows), task)
+            found.append((torch.cat([w.grad.flatten() for w in trainer.weights]), terms))
     for grads, terms in found[1:]:
         assert torch.allclose(grads, found[0][0], rtol=1e-3, atol=1e-7)
         assert terms == pytest.approx(found[0][1], rel=1e-3, abs=1e-9)
@@ -481,7 +509,11 @@ def test_running_out_of_memory_makes_the_batch_smaller(small, monkeypatch):
 def test_drawing_starts_fewer_pictures_at_once_when_memory_runs_out(small, monkeypatch):
     with torch.inference_mode(False), torch.no_grad():
         net = network(*small)
-        draw = lambda: net.draw(net.reference, [0, 1, 0], [2, 2, 2], [5, 6, 7], (4, 8, 8), 2, 3.0)
+
+        def draw():
+            how = networks.DrawSettings((4, 8, 8), 2, 3.0)
+            return net.draw(net.reference, [0, 1, 0], [2, 2, 2], [5, 6, 7], how)
+
         whole, real, sizes = draw(), networks.Network.predict, []
 
         def full(self, branch, x, *args):
@@ -508,15 +540,15 @@ def test_drawing_starts_fewer_pictures_at_once_when_memory_runs_out(small, monke
 
 
 def test_gradients_are_taken_in_parts_when_memory_runs_out(small, monkeypatch):
-    whole, real, chunks = train(small), rounds.Trainer._passes, []
+    whole, real, chunks = train(small), rounds.Trainer._set_gradients, []
 
-    def full(self, x, *args):
-        chunks.append(min(self.chunk, len(x)))
+    def full(self, batch, rows):
+        chunks.append(rows)
         if chunks[-1] > room:
             raise torch.OutOfMemoryError("full")
-        return real(self, x, *args)
+        return real(self, batch, rows)
 
-    monkeypatch.setattr(rounds.Trainer, "_passes", full)
+    monkeypatch.setattr(rounds.Trainer, "_set_gradients", full)
     room = 3
     parts = train(small)
     assert max(chunks) > 3 >= chunks[-1] and parts[1]["loss"] == pytest.approx(
@@ -535,62 +567,61 @@ def test_infinite_gradients_end_training_unless_float16_scaled_them():
         unscale_=lambda o: done.append("unscale"),
         update=lambda: done.append("update"),
     )
-    trainer = SimpleNamespace(
-        scaler=scaler, optimizer=None, params=[SimpleNamespace(grad=torch.tensor([math.inf]))]
-    )
+    infinite = SimpleNamespace(grad=torch.tensor([math.inf]))
+    trainer = SimpleNamespace(scaler=scaler, optimizer=None, weights=[infinite])
     scaled = True
-    assert rounds.Trainer._accumulate(trainer) is False and done == ["unscale", "update"]
+    assert rounds.Trainer._gather_importance(trainer) is False and done == ["unscale", "update"]
     scaled = False
     with pytest.raises(UnlearnError, match="infinite gradients and nothing was changed"):
-        rounds.Trainer._accumulate(trainer)
+        rounds.Trainer._gather_importance(trainer)
 
 
 def rates(monkeypatch):
-    """A list that fills with (pace, learning rate) of every step."""
+    """A list that fills with (learning rate scale, learning rate) of every step."""
     seen, real = [], rounds.Trainer._move
 
-    def move(self, done, pace, settling):
-        real(self, done, pace, settling)
-        seen.append((pace, self.optimizer.param_groups[0]["lr"] / self.settings["learning_rate"]))
+    def move(self, step, phase):
+        real(self, step, phase)
+        rate = self.optimizer.param_groups[0]["lr"] / self.settings.learning_rate
+        seen.append((phase.lr_scale, rate))
 
-    monkeypatch.setattr(rounds.Trainer, "_move", move), monkeypatch.setattr(rounds, "RAMP", 1)
+    monkeypatch.setattr(rounds.Trainer, "_move", move)
+    monkeypatch.setattr(tuning, "RAMP_STEPS", 1)
     return seen
 
 
-def test_a_round_settles_and_ends_when_the_concept_is_gone(small, monkeypatch):
-    (
-        monkeypatch.setattr(rounds, "EVERY", 2),
-        monkeypatch.setattr(rounds, "SETTLE", 0.5),
-        monkeypatch.setattr(rounds, "SETTLE_LEAST", 1),
-    )
-    left, seen = iter([0.7, 0.2] + [0.1] * 9), rates(monkeypatch)
-    monkeypatch.setattr(rounds.Trainer, "measure", lambda self, name: next(left))
+def measured(monkeypatch, values, every=2):
+    """Makes the measurements of what is left give these values, one after another."""
+    found = iter(values)
+    monkeypatch.setattr(rounds.Trainer, "measure", lambda self, name: next(found))
+    monkeypatch.setattr(tuning, "MEASURE_EVERY", every)
+
+
+def test_a_round_cools_down_and_ends_when_the_concept_is_gone(small, monkeypatch):
+    monkeypatch.setattr(tuning, "COOLDOWN_SHARE", 0.5)
+    monkeypatch.setattr(tuning, "COOLDOWN_LEAST", 1)
+    measured(monkeypatch, [0.7, 0.2] + [0.1] * 9)
+    seen = rates(monkeypatch)
     _, losses, _, report = train(small, steps=20, stop_at=0.3)
-    assert (
-        len(losses["loss"]) == 6 and "fox: 6 steps, 10% left" in report and "WARNING" not in report
-    )
+    assert len(losses["loss"]) == 6
+    assert "fox: 6 steps, 10% left" in report and "WARNING" not in report
     assert [rate for _, rate in seen] == pytest.approx([1, 1, 1, 1, 1, 0.5])
 
 
 def test_what_is_gone_is_not_overwritten_further_while_the_rate_falls(small, monkeypatch):
-    """At 0.2 of 0.3 it rests, at 0.29 it goes on: the loss of a term that rests is drawn as it was."""
-    (
-        monkeypatch.setattr(rounds, "EVERY", 2),
-        monkeypatch.setattr(rounds, "SETTLE", 2.0),
-        monkeypatch.setattr(rounds, "STILL", 1.0),
-    )
-    left, seen, real = iter([0.7, 0.2, 0.1, 0.29] + [0.1] * 9), [], rounds.Trainer._rows
+    """At 0.2 of 0.3 it rests, at 0.29 it goes on. A term that rests is drawn as it was last."""
+    monkeypatch.setattr(tuning, "COOLDOWN_SHARE", 2.0)
+    monkeypatch.setattr(tuning, "COOLDOWN_LEAST", 1)
+    monkeypatch.setattr(tuning, "COOLDOWN_AT", 1.0)
+    measured(monkeypatch, [0.7, 0.2, 0.1, 0.29] + [0.1] * 9)
+    seen, real = [], rounds.Trainer._step_rows
 
-    def rows(self, lesson, done, push):
-        found = real(self, lesson, done, push)
-        seen.append("overwrite" in [name for r in found for name, *_ in r.terms])
+    def rows(self, *args):
+        found = real(self, *args)
+        seen.append("overwrite" in [term.name for part in found for term in part.terms])
         return found
 
-    (
-        monkeypatch.setattr(rounds.Trainer, "_rows", rows),
-        monkeypatch.setattr(rounds, "SETTLE_LEAST", 1),
-    )
-    monkeypatch.setattr(rounds.Trainer, "measure", lambda self, name: next(left))
+    monkeypatch.setattr(rounds.Trainer, "_step_rows", rows)
     _, losses, _, _ = train(small, steps=20, stop_at=0.3)
     assert seen == [True] * 4 + [False] * 4 + [True] * 2 + [False] * 2
     overwrite = losses["overwrite"]
@@ -598,52 +629,42 @@ def test_what_is_gone_is_not_overwritten_further_while_the_rate_falls(small, mon
 
 
 @pytest.mark.parametrize(
-    "left,paces", [(1.0, [1, 1.5, 2, 2, 2]), (0.5, [1, 1, 1, 1.5, 2]), (0.26, [1] * 5)]
+    "left,scales", [(1.0, [1, 1.5, 2, 2, 2]), (0.5, [1, 1, 1, 1.5, 2]), (0.26, [1] * 5)]
 )
-def test_the_rate_rises_while_a_concept_fades_too_slowly(small, monkeypatch, left, paces):
-    """To fade evenly to 0.25 in five steps it must be at 0.76, 0.57, 0.44 and 0.33 after the first four."""
-    (
-        monkeypatch.setattr(rounds, "EVERY", 1),
-        monkeypatch.setattr(rounds, "FASTER", 1.5),
-        monkeypatch.setattr(rounds, "FASTEST", 2.0),
-    )
-    monkeypatch.setattr(rounds.Trainer, "measure", lambda self, name: left)
+def test_the_rate_rises_while_a_concept_fades_too_slowly(small, monkeypatch, left, scales):
+    """To fade evenly to 0.25 in five steps it must be at 0.76, 0.57, 0.44 and 0.33 on the way."""
+    monkeypatch.setattr(tuning, "LR_GROWTH", 1.5)
+    monkeypatch.setattr(tuning, "LR_SCALE_LIMIT", 2.0)
+    measured(monkeypatch, [left] * 9, every=1)
     seen = rates(monkeypatch)
     train(small, steps=5, stop_at=0.25)
-    assert [pace for pace, _ in seen] == paces
+    assert [scale for scale, _ in seen] == scales
 
 
-def test_what_was_forgotten_follows_the_teacher_and_all_else_the_model_that_came_in(
-    small, monkeypatch
-):
-    model, clip = small
+def test_forgotten_concepts_follow_the_teacher_and_all_else_the_reference(small, monkeypatch):
     with torch.inference_mode(False):
-        settings = {**sculpt.DEFAULTS, **SMALL, "held": 8}
-        plan = material.plan(clip, TWO, captions=2)
-        net = network(model, clip, plan.texts)
-        trainer = rounds.Trainer(
-            net, material.TrainingData(net, plan, settings, (4, 8, 8)), settings
-        )
+        trainer = trainer_of(*small, TWO, held=8)
+        net, plan = trainer.network, trainer.data.plan
         trainer.open_round(1)
         value = {id(net.teacher): 1.0, id(net.reference): 2.0}
         monkeypatch.setattr(
-            rounds.Trainer,
-            "_apart",
-            lambda self, branch, x, sigma, rows: torch.full_like(x, value[id(branch)]),
+            networks.Network,
+            "predict",
+            lambda self, branch, x, sigma, ids: torch.full_like(x, value[id(branch)]),
         )
-        trainer._ask_teacher(plan.lessons[1], trainer.material.held(1), 0)
-    _, _, rows, _, answer = trainer.answers["held"]
-    earlier = {net.row[text] for pair in plan.lessons[0].pairs for text in pair[:1]}
-    assert [float(a[0, 0, 0]) for a in answer] == [1.0 if row in earlier else 2.0 for row in rows]
-    assert {1.0, 2.0} == {float(a[0, 0, 0]) for a in answer}
-    assert (trainer.answers["superclass"][4] == 1).all()
+        pool = teacher_of(trainer)
+    earlier = {net.text_id[text] for text, _ in plan.tasks[0].pairs}
+    wanted = [1.0 if text_id in earlier else 2.0 for text_id in pool.retained.text_ids]
+    found = [float(p[0, 0, 0]) for p in pool.retained.prediction]
+    assert found == wanted and set(found) == {1.0, 2.0}
+    assert (pool.superclass.prediction == 1).all()
 
 
-def test_gradients_of_keys_and_values_are_turned_away_from_what_is_held_in_replay_only(
-    small, monkeypatch
-):
+def test_gradients_of_keys_and_values_are_projected_in_replay_only(small, monkeypatch):
     seen = []
-    monkeypatch.setattr(rounds.kernel, "spare", lambda g, p: seen.append((g.shape[1], len(p))))
+    monkeypatch.setattr(
+        rounds.kernel, "project_gradient", lambda g, a: seen.append((g.shape[1], len(a)))
+    )
     train(small, variant="intended")
     assert not seen
     train(small)
@@ -651,24 +672,18 @@ def test_gradients_of_keys_and_values_are_turned_away_from_what_is_held_in_repla
 
 
 def test_what_is_left_starts_at_one(small):
-    model, clip = small
     with torch.inference_mode(False):
-        settings = {**sculpt.DEFAULTS, **SMALL}
-        plan = material.plan(clip, CONCEPTS, captions=2)
-        net = network(model, clip, plan.texts)
-        trainer = rounds.Trainer(
-            net, material.TrainingData(net, plan, settings, (4, 8, 8)), settings
-        )
-        assert trainer.measure("fox") == 1.0
+        assert trainer_of(*small).measure("fox") == 1.0
 
 
 def test_checks_are_on_sentences_that_are_not_trained_on(small):
-    plan = material.plan(small[1], TWO, captions=200)
-    for lesson in plan.lessons:
-        assert not {t for pair in lesson.pairs for t in pair} & {
-            t for pair in lesson.checks for t in pair
-        }
-    assert not any("sword" in t or "fox" in t for t in plan.prior) and len(plan.prior) > 50
+    plan = plans.build_plan(small[1], TWO, captions=200)
+    assert len(plan.tasks) == 2
+    for task in plan.tasks:
+        trained = {text for pair in task.pairs for text in pair}
+        assert trained and not trained & {text for pair in task.checks for text in pair}
+    assert not any("sword" in t or "fox" in t for t in plan.captions)
+    assert len(plan.captions) > 50
     assert [k for k, _ in plan.kept] == [
         "a photo of a cat",
         "a photo of an animal",
@@ -717,9 +732,10 @@ def test_compiled_models_are_refused(small):
         **{},
     )
     with pytest.raises(UnlearnError, match="compiled"):
-        networks.Network(
-            SimpleNamespace(model=model.model, get_model_object=lambda n: None), [], ((), {})
+        compiled = SimpleNamespace(
+            model=model.model, get_model_object=lambda n: None, load_device="cpu"
         )
+        networks.Network(compiled, [], networks.Conditioning((), {}))
 
 
 @pytest.mark.parametrize(
@@ -772,8 +788,11 @@ def test_previews_are_pictures(small, monkeypatch):
 
 
 def execute(small, **more):
-    given = {k: v for k, v in sculpt.DEFAULTS.items() if k not in sculpt.PRESETS["quick"]}
-    preset = {"preset": "custom", **{k: SMALL[k] for k in SMALL if k in sculpt.PRESETS["quick"]}}
+    given = {k: v for k, v in settings_of.DEFAULTS.items() if k not in settings_of.PRESETS["quick"]}
+    preset = {
+        "preset": "custom",
+        **{k: SMALL[k] for k in SMALL if k in settings_of.PRESETS["quick"]},
+    }
     given |= {k: v for k, v in SMALL.items() if k not in preset}
     node = type(
         "Running", (nodes.DynamicMaskTrainer,), {"hidden": SimpleNamespace(unique_id=None)}
@@ -808,11 +827,13 @@ def test_what_has_no_text_cross_attention_is_named():
     ],
 )
 def test_auto_takes_what_the_device_has(monkeypatch, device, held, able, wanted):
-    monkeypatch.setattr(sculpt.comfy.model_management, "should_use_bf16", lambda device: able)
+    import comfy.model_management
+
+    monkeypatch.setattr(comfy.model_management, "should_use_bf16", lambda device: able)
     model = SimpleNamespace(
         load_device=torch.device(device), model=SimpleNamespace(get_dtype_inference=lambda: held)
     )
-    assert sculpt.precision(model, "auto") == wanted
+    assert networks.activation_dtype(model, "auto") == wanted
 
 
 @pytest.mark.parametrize("name", ["cfg", "density", "hold"])
@@ -827,6 +848,129 @@ def test_presets_hold_all_that_custom_asks_for():
     ).options[-1]
     assert (
         {i.id for i in custom.inputs}
-        == set(sculpt.PRESETS["quick"])
-        == set(sculpt.PRESETS["thorough"])
+        == set(settings_of.PRESETS["quick"])
+        == set(settings_of.PRESETS["thorough"])
     )
+
+
+def watched_networks(monkeypatch):
+    """Weak references to every Network that training makes, and to its trained weights."""
+    seen, real = [], networks.Network.__init__
+
+    def remember(self, *args, **more):
+        real(self, *args, **more)
+        seen.extend([weakref.ref(self), *(weakref.ref(p) for p in self.trainable.values())])
+
+    monkeypatch.setattr(networks.Network, "__init__", remember)
+    return seen
+
+
+def in_use(references):
+    return sum(r() is not None for r in references)
+
+
+@pytest.mark.parametrize("how", [{}, {"checkpointing": True}, {"preview_every": 2}])
+def test_the_network_is_gone_when_memory_is_given_back(small, monkeypatch, how):
+    import comfy.model_management
+
+    seen, held = watched_networks(monkeypatch), []
+    monkeypatch.setattr(
+        comfy.model_management, "soft_empty_cache", lambda *a: held.append(in_use(seen))
+    )
+    gc.disable()  # it must not take a search for cycles
+    try:
+        train(small, **how)
+        assert len(seen) > 1 and held and held[-1] == 0 and not in_use(seen)
+    finally:
+        gc.enable()
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("fault", ["astray", "cancelled", "out of memory"])
+def test_the_network_is_gone_when_training_fails(small, monkeypatch, fault, checkpointing):
+    """Even while the error is still at hand, with the frames that it went through."""
+    seen, more = watched_networks(monkeypatch), {"checkpointing": checkpointing}
+    if fault == "astray":
+        more |= {"learning_rate": 1e4, "steps": 50}
+    elif fault == "cancelled":
+        interrupted(monkeypatch, 0, 3)
+    else:
+        monkeypatch.setattr(rounds.Trainer, "_set_gradients", out_of_memory)
+    gc.disable()
+    try:
+        with pytest.raises((UnlearnError, memory.Cancelled, torch.OutOfMemoryError)) as caught:
+            train(small, **more)
+        assert len(seen) > 1 and not in_use(seen), caught.value
+    finally:
+        gc.enable()
+
+
+def out_of_memory(*args, **more):
+    raise torch.OutOfMemoryError("full")
+
+
+def test_too_little_memory_is_refused_before_anything_is_copied(small, monkeypatch):
+    told = []
+    monkeypatch.setattr(progress, "say", lambda text, node_id: told.append(text))
+    monkeypatch.setattr(memory, "free_bytes", lambda device: 1000)
+    monkeypatch.setattr(networks.weights, "read", lambda *a, **k: pytest.fail("copied a weight"))
+    with pytest.raises(UnlearnError, match="'keys and values'.*bf16.*'checkpointing'"):
+        train(small)
+    assert "GB" in told[-1]
+    clean(small[0])
+
+
+def test_measuring_what_is_left_takes_fewer_rows_when_memory_runs_out(small, monkeypatch):
+    whole, real, sizes = train(small), networks.Network.predict, []
+
+    def full(self, branch, x, *args):
+        sizes.append(len(x))
+        if len(x) > 2:
+            raise torch.OutOfMemoryError("full")
+        return real(self, branch, x, *args)
+
+    monkeypatch.setattr(networks.Network, "predict", full)
+    parts = train(small)
+    assert max(sizes) > 2 and parts[1]["loss"] == pytest.approx(whole[1]["loss"], rel=1e-2)
+
+
+def test_the_probe_of_one_row_is_tried_again_with_emptied_caches(small, monkeypatch):
+    real, tried = memory_need._row_cost, []
+
+    def full_at_first(trainer):
+        tried.append(trainer.batch_size.rows)
+        if len(tried) == 1:
+            raise torch.OutOfMemoryError("full")
+        return real(trainer)
+
+    monkeypatch.setattr(memory_need, "_row_cost", full_at_first)
+    assert train(small)[0].edits and len(tried) == 2
+
+
+def test_a_single_picture_that_does_not_fit_is_named(small, monkeypatch):
+    monkeypatch.setattr(memory_need, "_row_cost", out_of_memory)
+    with pytest.raises(UnlearnError, match="one picture of 64 pixels; turn on 'checkpointing'"):
+        train(small)
+    clean(small[0])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_memory_that_is_told_is_what_the_copies_take(small, dtype):
+    """Tensors of the model itself are shared in float32 and copied in bfloat16."""
+    model, clip = small
+    keys = [layer.key for layer in networks.layers(model)]
+    with torch.inference_mode(False):
+        net = network(model, clip, dtype=dtype)
+        own = {p.untyped_storage().data_ptr() for p in model.model.parameters()}
+        found = {}
+        for p in (
+            *net.student.parameters(),
+            *net.teacher.parameters(),
+            *net.reference.parameters(),
+        ):
+            if p.untyped_storage().data_ptr() not in own:
+                found[p.untyped_storage().data_ptr()] = p.untyped_storage().nbytes()
+    trained = sum(p.numel() for p in net.trainable.values())
+    told = networks.needed_bytes(model, keys, None, dtype)
+    # Of the bytes per trained weight four are the weight itself, which exists already.
+    assert told - trained * (networks.BYTES_PER_TRAINED_WEIGHT - 4) == sum(found.values())

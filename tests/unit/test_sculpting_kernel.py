@@ -1,4 +1,4 @@
-"""The moving mask and its optimiser against references written straight from the equations, and the invariants of the method."""
+"""The moving mask and its optimiser, against references written straight from the equations."""
 
 import math
 
@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch._subclasses import FakeTensorMode
 
 from testbed import pack
 
@@ -27,7 +28,7 @@ def test_literal_losses_and_objective():
 
 
 def test_errors_of_pictures_in_half_precision():
-    """One number for each row whatever its shape, in float32: the squares would be too large for half."""
+    """One float32 number for each row of any shape; in half precision squares would overflow."""
     prediction, target = (
         torch.full((2, 3, 4, 4), 200.0).half(),
         torch.full((2, 3, 4, 4), -200.0).half(),
@@ -248,6 +249,29 @@ def test_a_weight_that_leaves_stops_at_once_and_returns_without_momentum(how):
     assert torch.equal(w.detach()[3:], left[3:])
 
 
+def restored_step(parameter, **how):
+    optimizer = kernel.MaskedAdam([parameter], lr=0.1, **how)
+    moments = torch.zeros(parameter.shape, device="cpu")
+    optimizer.restore(
+        parameter, {"step": torch.tensor(3.0), "exp_avg": moments, "exp_avg_sq": moments}
+    )
+    return optimizer.state[parameter]
+
+
+@pytest.mark.parametrize("how", [{"fused": True}, {"foreach": True}, {"capturable": True}])
+def test_a_restored_step_is_on_the_device_where_this_adam_keeps_it(how):
+    """A fused Adam on a GPU reads `step` there, any other on the CPU. The GPU here is a fake."""
+    with FakeTensorMode():
+        parameter = torch.nn.Parameter(torch.empty(2, 3, device="cuda"))
+        fresh = kernel.MaskedAdam([parameter], lr=0.1, **how)
+        fresh.confine({parameter: torch.ones(2, 3, dtype=torch.bool, device="cuda")})
+        parameter.grad = torch.empty(2, 3, device="cuda")
+        fresh.step()
+        wanted = {name: value.device for name, value in fresh.state[parameter].items()}
+        found = {name: value.device for name, value in restored_step(parameter, **how).items()}
+    assert found == wanted
+
+
 def test_everything_inside_is_adam_with_the_same_settings():
     ours, plain = torch.nn.Parameter(rand(5)), torch.nn.Parameter(rand(5))
     how = {"lr": 0.1, "betas": (0.5, 0.7), "eps": 0.3}
@@ -255,7 +279,8 @@ def test_everything_inside_is_adam_with_the_same_settings():
     optimizer.confine({ours: torch.ones(5, dtype=torch.bool)})
     for i in range(4):
         ours.grad, plain.grad = rand(5, seed=i), rand(5, seed=i)
-        optimizer.step(), adam.step()
+        optimizer.step()
+        adam.step()
     assert torch.equal(ours, plain)
 
 
@@ -268,7 +293,7 @@ def test_parameters_without_a_mask_do_not_move():
 
 
 def test_literal_turning_away():
-    """States along the first axis only: K = diag(9, 0), so P = diag(1/2, 1) whatever their length and number."""
+    """States along the first axis only: K = diag(9, 0) or a multiple, so P = diag(1/2, 1)."""
     a = kernel.retain_projector(torch.tensor([[3.0, 0.0]]))
     p = torch.eye(2) - a @ a.T
     assert a.shape == (2, 1) and torch.allclose(p, torch.diag(torch.tensor([0.5, 1.0])))
@@ -286,7 +311,7 @@ def test_literal_turning_away():
 
 @pytest.mark.parametrize("share, kept", [(0.0554, 2), (0.05, 1)])
 def test_what_is_shortened_by_less_than_a_twentieth_is_left(share, kept):
-    """Of two directions with shares 1 - s and s of the states, the second is shortened by s / (1 + s)."""
+    """Of directions with shares 1 - s and s of the states, the second shrinks by s / (1 + s)."""
     states = torch.diag(torch.tensor([1 - share, share]).sqrt())
     assert kernel.retain_projector(states).shape == (2, kept)
 

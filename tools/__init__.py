@@ -1,0 +1,1 @@
+"""Scripts that draw workflows and pictures: `python3 dev.py tool` lists them."""

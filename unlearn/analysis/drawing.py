@@ -1,0 +1,129 @@
+"""Draws the pairs of the Erasure Report with one model, with progress and a live preview."""
+
+import functools
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from ..host import batched_sampling, sampling
+from ..host.memory import BatchSize, raise_if_cancelled
+from ..host.model_types import Model, Vae
+from ..host.previews import FastPreviewer, PictureProgress
+from . import charts
+from .picture_pairs import PicturePair
+from .sheet import Thumbnails, draw_sheet
+
+REDRAW_SECONDS = 1.0  # between live previews
+BEFORE, AFTER = 0, 1  # which of the two models draws
+
+
+class LiveSheet:
+    """Progress in sampling steps of single pictures, with the unfinished sheet as the preview."""
+
+    def __init__(
+        self, pairs: Sequence[PicturePair], model: Model, steps: int, node_id: str | None = None
+    ) -> None:
+        self.pairs = pairs
+        self.steps = steps
+        self.done = 0
+        self.thumbnails: Thumbnails = [[None, None] for _ in pairs]
+        self._last = 0.0
+        self._previewer = FastPreviewer(model)
+        self._progress = PictureProgress(2 * len(pairs) * steps, node_id)
+
+    def start_at(self, when: int, number: int) -> None:
+        """Counts as done what comes before pair `number` of the model `when`.
+
+        A batch that is tried again with fewer pictures is thus not counted twice.
+        """
+        self.done = (when * len(self.pairs) + number) * self.steps
+
+    def step(self, when: int, start: int, latents: torch.Tensor) -> None:
+        """Counts one step of the pairs from `start` on; latents [n, c, h, w] as predicted so far.
+
+        Raises when the run is cancelled."""
+        self.done += len(latents)
+        if self._is_due():
+            for number, latent in enumerate(latents, start):
+                picture = self._previewer.picture(latent)
+                if picture is not None:
+                    self.thumbnails[number][when] = charts.thumbnail(picture)
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Shows the progress, and the sheet when the last one is old; raises when cancelled."""
+        raise_if_cancelled()
+        sheet = None
+        if self._is_due():
+            sheet = draw_sheet("Drawing ...", charts.NEUTRAL, self.pairs, self.thumbnails)
+            self._last = time.monotonic()
+        self._progress.show(self.done, sheet)
+
+    def _is_due(self) -> bool:
+        return time.monotonic() - self._last > REDRAW_SECONDS
+
+
+@dataclass(frozen=True)
+class DrawingJob:
+    """What both models are asked to draw."""
+
+    pairs: Sequence[PicturePair]
+    shape: Sequence[int]  # [c, h, w] of a latent
+    positive: sampling.Conditioning  # of all pairs as one batch
+    negative: sampling.Conditioning
+    settings: sampling.SamplerSettings
+
+
+def draw(model: Model, when: int, job: DrawingJob, live: LiveSheet) -> torch.Tensor:
+    """The latents [n, c, h, w] float32 of all pairs, in batches that shrink on full memory."""
+    batch = BatchSize(batched_sampling.LARGEST_BATCH)
+    parts, at = [], 0
+    while at < len(job.pairs):
+        live.start_at(when, at)
+        live.refresh()
+        work = functools.partial(_draw_batch, model, when, job, live, at)
+        count, latents = batch.run(len(job.pairs) - at, work)
+        parts.append(latents)
+        at += count
+    live.start_at(when, at)
+    live.refresh()
+    return torch.cat(parts)
+
+
+def _draw_batch(
+    model: Model, when: int, job: DrawingJob, live: LiveSheet, start: int, count: int
+) -> torch.Tensor:
+    """The latents of the `count` pairs from `start` on."""
+    live.start_at(when, start)
+    chosen = range(start, start + count)
+    return sampling.sample(
+        model,
+        batched_sampling.seeded_noise(job.shape, [job.pairs[i].seed for i in chosen]),
+        sampling.select(job.positive, chosen),
+        job.negative,
+        job.settings,
+        functools.partial(live.step, when, start),
+    )
+
+
+def decode(vae: Vae, latents: torch.Tensor, when: int, live: LiveSheet) -> torch.Tensor:
+    """The pictures [n, height, width, 3] float32 of latents, in batches that shrink likewise."""
+    batch = BatchSize(batched_sampling.LARGEST_BATCH)
+    parts, at = [], 0
+    while at < len(latents):
+        count, pictures = batch.run(
+            len(latents) - at, functools.partial(_decode_batch, vae, latents[at:])
+        )
+        for number, picture in enumerate(pictures, at):
+            live.thumbnails[number][when] = charts.thumbnail(picture)
+        parts.append(pictures)
+        at += count
+        live.refresh()
+    return torch.cat(parts)
+
+
+def _decode_batch(vae: Vae, latents: torch.Tensor, count: int) -> torch.Tensor:
+    pictures = vae.decode(latents[:count]).float().cpu()
+    return pictures.view(count, *pictures.shape[-3:])

@@ -1,0 +1,65 @@
+"""The matrices that a solve edits, each read from the model once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+import torch
+
+from ..host import memory, weights
+from ..host.model_types import Model
+from . import tuning
+
+if TYPE_CHECKING:
+    from ..host.architectures import Layer
+
+
+class LayerWeights:
+    """The cross-attention matrices of a MODEL, as float32, in any number of passes.
+
+    Reading may mean to dequantise a matrix and to apply LoRAs to it, so each matrix is kept after
+    the first pass: in half precision where that is exact, as in most checkpoints. Matrices that do
+    not fit into half of the free memory are read again in each pass.
+    """
+
+    def __init__(self, model: Model, layers: Sequence[Layer]) -> None:
+        self.model, self.layers = model, tuple(layers)
+        self._kept: dict[str, torch.Tensor] = {}
+        self._budget = tuning.CACHE_SHARE * memory.free_bytes(torch.device("cpu"))
+
+    def __iter__(self) -> Iterator[tuple[Layer, torch.Tensor]]:
+        """Each layer with its matrix, float32 [d_out, d]. The matrix must not be changed.
+
+        Raises UnlearnError on NaN or infinite weights.
+        """
+        for layer in self.layers:
+            yield layer, self._read(layer.key)
+
+    def _read(self, key: str) -> torch.Tensor:
+        if key in self._kept:
+            return self._kept[key].float()
+        w0 = weights.read(self.model, key)
+        compact = smallest_exact(w0)
+        size = compact.numel() * compact.element_size()
+        if size <= self._budget:
+            self._budget -= size
+            self._kept[key] = compact
+        return w0
+
+    def before_earlier_patches(self, layer: Layer) -> torch.Tensor:
+        """The matrix of a layer as it was before all patches of this pack, float32 [d_out, d]."""
+        return weights.read(self.model, layer.key, edited=False)
+
+    def have_earlier_patches(self) -> bool:
+        """Whether a patch of this pack is on one of the layers."""
+        return any(weights.edited(self.model, layer.key) for layer in self.layers)
+
+
+def smallest_exact(w0: torch.Tensor) -> torch.Tensor:
+    """A float32 matrix in half precision where that loses nothing, else the matrix itself."""
+    for dtype in (torch.float16, torch.bfloat16):
+        half = w0.to(dtype)
+        if torch.equal(half.float(), w0):
+            return half
+    return w0

@@ -1,0 +1,130 @@
+"""What the rounds of one solve share."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from ...kernels import rece
+from ..analysis.forecast import WeightForecast, WeightGrams, WordImpact
+from ..host.model_types import Clip
+from ..host.progress import Progress
+from . import token_statistics, tuning
+from .layer_edit import LayerEdit
+from .overshoot import OvershootFit
+from .sentence_plan import SentencePlan
+from .token_statistics import Fetch, Statistics
+
+Solve = Callable[[Statistics], LayerEdit]
+LookAgain = Callable[[LayerEdit, list[WordImpact]], list[WordImpact]]
+
+
+@dataclass(frozen=True)
+class Solution:
+    """An edit, the Statistics it was made from, and notes for the report."""
+
+    edit: LayerEdit
+    stats: Statistics
+    notes: tuple[str, ...] = ()
+
+    def again(self, edit: LayerEdit, stats: Statistics, *notes: str) -> "Solution":
+        """The next solution, with more notes."""
+        return Solution(edit, stats, (*self.notes, *notes))
+
+
+class SolveSession:
+    """One solve: the statistics, the Gram matrices of the layers before it, and the forecast.
+
+    solve: Statistics -> LayerEdit, the variant at its settings.
+    """
+
+    def __init__(
+        self,
+        clip: Clip,
+        plan: SentencePlan,
+        fetch: Fetch,
+        grams: WeightGrams,
+        keep: Sequence[str],
+        solve: Solve,
+    ) -> None:
+        self.clip, self.plan, self.fetch = clip, plan, fetch
+        self.grams, self.keep, self.solve = grams, tuple(keep), solve
+        self._forecast: WeightForecast | None = None
+
+    def impacts(self, stats: Statistics, grams: WeightGrams) -> list[WordImpact]:
+        """What layers with these Gram matrices keep of each word at risk, the worst first."""
+        return self._forecaster(stats).impacts(grams)
+
+    def _forecaster(self, stats: Statistics) -> WeightForecast:
+        """The one forecast of this session, which keeps what it has read of a word."""
+        if self._forecast is None:
+            self._forecast = WeightForecast(
+                self.clip, self.fetch, self.keep, stats.words, stats.word_states
+            )
+        return self._forecast
+
+    def overshoot(
+        self, found: Solution, most: float, drift: float, progress: Progress | None = None
+    ) -> Solution:
+        """The solution with concepts pushed past zero; see overshoot.py.
+
+        most: the largest share of itself by which a concept is pushed; drift: how far what is kept
+        may move. Nothing is solved again where the edit has `for_target`.
+        """
+        operator = found.edit.solution_operator
+        if operator is None or most <= 0:
+            return found
+        concepts, differences = token_statistics.in_new_sentences(self.plan, self.fetch, progress)
+        fit = OvershootFit(found.stats, self.grams, operator, concepts, differences)
+        shares, notes = fit.fit(most, drift)
+        stats = found.stats.overshot(shares)
+        if found.edit.for_target is None:
+            return found.again(self.solve(stats), stats, *notes)
+        return found.again(found.edit.for_target(stats.target_shift), stats, *notes)
+
+    def close_revivals(self, found: Solution, rounds: int) -> Solution:
+        """Searches for embeddings that bring a concept back, erases them too and solves again."""
+        first = found.stats
+        damping = tuning.REVIVAL * float(self.grams.before.diagonal().mean())
+        for number in range(1, rounds + 1):
+            after = self._after(found.edit)
+            back = rece.revived(
+                self.grams.before, after.after, after.cross.T, found.stats.rows, damping
+            )
+            revived = rece.revive(after.after, after.cross.T, first.rows, damping)
+            length = first.rows.norm(dim=1) / revived.norm(dim=1).clamp_min(1e-30)
+            stats = found.stats.erasing(revived * length[:, None], first.rows_weight)
+            found = found.again(
+                self.solve(stats),
+                stats,
+                f"Round {number}: the best embedding found brings back {float(back.mean()):.0%} "
+                "of a forgotten concept on average.",
+            )
+        return found
+
+    def protect(self, found: Solution, level: float, look_again: LookAgain) -> Solution:
+        """Keeps every word that stands out less than `level` as well, and solves again.
+
+        look_again: (edit, what the forecast says) -> what the edited model itself shows.
+        """
+        protected: dict[str, None] = {}
+        for _ in range(tuning.PROTECTION_ROUNDS if level > 0 else 0):
+            impacts = look_again(found.edit, self.impacts(found.stats, self._after(found.edit)))
+            at_risk = [i.name for i in impacts if i.retention < level and i.name not in protected]
+            if not at_risk:
+                break
+            protected |= dict.fromkeys(at_risk)
+            known = self._forecaster(found.stats).contrasts
+            rows = torch.cat([known[name].rows for name in protected]) / found.stats.scale
+            stats = found.stats.protecting(rows, tuning.PROTECTION)
+            found = found.again(self.solve(stats), stats)
+        if not protected:
+            return found
+        names = ", ".join([*protected][:20]) + " ..." * (len(protected) > 20)
+        note = f"Auto-protect holds {len(protected)} more: {names}."
+        return found.again(found.edit, found.stats, note)
+
+    def _after(self, edit: LayerEdit) -> WeightGrams:
+        if edit.right_multiplier is None:
+            raise ValueError("a LayerEdit with a solution_operator has a right_multiplier too")
+        return self.grams.after_shared_edit(edit.right_multiplier)

@@ -1,0 +1,125 @@
+"""Constants of the closed-form solves. Most were found by measuring on small worlds.
+
+"Sprites" is the sprite world of `testbed/worlds`, "the second world" the glyph world. A date is
+the day of the commit that set the value. Everything in `IN_PROVENANCE` affects the result of a
+solve and is written into the patch.
+"""
+
+from ..analysis import tuning as analysis
+from ..files.text_cache import KEPT_PAD_SAMPLES, PAD_SAMPLES
+
+NEUTRAL_WEIGHT = 1.0
+"""Weight of the sentences with the neutral word, relative to everything kept. No unit.
+
+Measured on superclasses of both worlds: without them superclasses were lost. At 0.3 more of what
+is kept stays and fewer superclasses do (2026-11-26)."""
+
+WORDS_WEIGHT = 0.1
+"""Weight of the second moment of the prior's words, relative to everything else kept. No unit.
+
+Measured on sprites: at 1 forgotten concepts came back (2026-11-21)."""
+
+TARGET_RESIDUAL = -0.3
+"""Share of what a concept adds to the end token that is to be left in sentences not studied.
+
+Measured on sprites, six objects forgotten one by one: with -0.1 one came back, with -0.3 none
+did (2026-11-22)."""
+
+OVERSHOOT_ITERATIONS = 8
+"""Steps of the fixed-point search for the overshoot of each concept. Not measured (2026-11-22)."""
+
+RESIDUAL_WARNING = 0.05
+"""Share left in sentences not studied above which the report warns.
+
+Also the target on a model with earlier patches. Measured on sprites: with so much left a fox was
+still drawn (2026-11-22)."""
+
+DRIFT_WARNING = 0.17
+"""Relative movement of kept prompts (root mean square) above which the report warns.
+
+Measured on sprites: at 0.17 nearly all of what is kept was still drawn right, at 0.19 a tenth was
+lost (2026-11-21)."""
+
+ENERGY = 1 - 5e-4
+"""Share of the erased signal that the rank of an `anchored` patch carries.
+
+Measured with fifty common words on the shape of SD1.5: rank 226, and 261 at 1 - 1e-4
+(2026-11-22)."""
+
+DENSE_ENERGY = 1 - 1e-5
+"""Share of the squared change that the rank of a patch keeps when a variant gives dense changes.
+
+Not measured (2026-11-21)."""
+
+REVIVAL = 1e-2
+"""Regularisation of the search for reviving embeddings, in units of the mean squared key and value
+of one entry of a token state. Not measured (2026-11-21)."""
+
+PROTECTION = 0.5
+"""Weight of the words that auto-protect adds, relative to everything else kept.
+
+Not measured (2026-11-21)."""
+
+PROTECTION_ROUNDS = 4
+"""Solves that auto-protect adds at most. Not measured (2026-11-21)."""
+
+CHECKED_CONCEPTS = 500
+"""Concepts that are looked at in sentences not studied, at most. Not measured (2026-11-22)."""
+
+CHECKED_TWICE = 24
+"""Up to so many concepts are looked at in two sentences not studied, more in one.
+
+Measured on sprites with twelve objects: one sentence gave the same pictures (2026-11-25)."""
+
+SAMPLED = 48
+"""Concepts whose token states Informax weights are estimated from. Not measured (2026-11-21)."""
+
+MAX_SEPARATE_ROWS = 4096
+"""Rows of concepts that are kept one by one; more are summed up. It bounds memory.
+
+Not measured (2026-11-21)."""
+
+BLOCK = 32
+"""Concepts whose states are in memory at a time (of kept prompts four times as many).
+
+It bounds memory and changes no result. Not measured (2026-11-21)."""
+
+NOISE = 0.01
+"""Standard deviation of the noise on token states in the released editors.
+
+Taken from their code (2026-11-21)."""
+
+POINTS = 5
+"""Noisy samples of each class that a mask of the released editors is found from.
+
+Taken from their code (2026-11-21)."""
+
+CACHE_SHARE = 0.5
+"""Share of the free memory that the model's layers may take during a solve.
+
+It changes no result. Not measured (2026-11-28)."""
+
+QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
+"""Quantiles of the Informax weights that the report shows."""
+
+IN_PROVENANCE: dict[str, float | int | str] = {
+    **analysis.IN_PROVENANCE,
+    "neutral_weight": NEUTRAL_WEIGHT,
+    "words_weight": WORDS_WEIGHT,
+    "target_residual": TARGET_RESIDUAL,
+    "overshoot_iterations": OVERSHOOT_ITERATIONS,
+    "residual_warning": RESIDUAL_WARNING,
+    "energy": ENERGY,
+    "dense_energy": DENSE_ENERGY,
+    "revival": REVIVAL,
+    "protection": PROTECTION,
+    "protection_rounds": PROTECTION_ROUNDS,
+    "checked_concepts": CHECKED_CONCEPTS,
+    "checked_twice": CHECKED_TWICE,
+    "sampled": SAMPLED,
+    "max_separate_rows": MAX_SEPARATE_ROWS,
+    "noise": NOISE,
+    "points": POINTS,
+    "pad_samples": PAD_SAMPLES,
+    "kept_pad_samples": KEPT_PAD_SAMPLES,
+}

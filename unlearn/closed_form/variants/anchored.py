@@ -1,0 +1,141 @@
+"""The default variant: ScaPre's objective with an anchor at the original weights."""
+
+from dataclasses import dataclass
+
+import torch
+
+from ....kernels import complement, scapre
+from ...errors import UnlearnError
+from .. import tuning
+from ..layer_edit import LayerEdit, SolveContext
+from .registry import number, switch, variant
+
+TINY = 1e-300  # keeps a division by zero finite in float64
+
+
+@dataclass(frozen=True)
+class AnchoredSettings:
+    """Settings of the variant `anchored`."""
+
+    erase: float = number(
+        100.0,
+        0.0,
+        1e6,
+        1.0,
+        "How hard the concepts are pushed out (eta). If it is too low, they come back; a value "
+        "that is too high does little harm while 'preserve' holds. Try the default, then ten times "
+        "more.",
+    )
+    preserve: float = number(
+        1.0,
+        0.0,
+        1e6,
+        0.1,
+        "How strongly everything that is kept is held in place (beta). Raise it when kept things "
+        "change.",
+    )
+    anchor: float = number(
+        0.05,
+        1e-6,
+        1e3,
+        0.01,
+        "How strongly every direction is held at the original weights (lambda). Raise it when "
+        "prompts unlike those in the lists change.",
+        advanced=True,
+    )
+    spectral: float = number(
+        0.0,
+        0.0,
+        1e3,
+        0.1,
+        "Spectral trace regularisation: keeps many concepts from fighting over weak shared "
+        "directions. Try 1 when forgetting dozens at once.",
+        advanced=True,
+    )
+    informax: bool = switch(
+        False,
+        "Weigh each output channel by how much it tells the concepts apart (Informax decoupler).",
+    )
+    overshoot: float = number(
+        1.0,
+        0.0,
+        3.0,
+        0.05,
+        "How far past zero the concepts are pushed at most. New sentences hold more of a concept "
+        "than the studied ones have in common, so stopping at zero leaves some of it. Raise it "
+        "when a single concept comes back.",
+        advanced=True,
+    )
+    drift: float = number(
+        0.14,
+        0.0,
+        1.0,
+        0.01,
+        "Concepts are pushed past zero only as long as what is kept moves by no more than this "
+        "share. Lower it when kept things change; raise it when concepts come back.",
+        advanced=True,
+    )
+
+
+@variant(name="anchored", reference="arXiv 2601.06162", settings=AnchoredSettings)
+def anchored(context: SolveContext, settings: AnchoredSettings) -> LayerEdit:
+    """Pushes out what the concepts add to a sentence and holds everything else at the original
+    weights. Start with it.
+
+    The objective and its solution stand in kernels/scapre.py. Raises UnlearnError where
+    'hard_keep' leaves nothing to edit.
+    """
+    stats, erase = context.stats, settings.erase
+    mu, v = _basis(context, settings)
+    rank = scapre.rank_by_energy(mu, erase, tuning.ENERGY)
+    lost = _signal_beyond(rank, mu, erase)
+    mu, v = mu[:rank], v[:, :rank]
+    length = v.norm(dim=0).clamp_min(TINY)
+    # The rows of `down` have length 1, so that `up` has the size of weights and fits into float16.
+    down = (v / length).T
+    gain = (erase / (1 + erase * mu)) * length
+    operator = (v * gain) @ down
+
+    def for_target(target_shift: torch.Tensor) -> LayerEdit:
+        tv = target_shift @ v
+
+        def up(w0: torch.Tensor) -> torch.Tensor:
+            row_weights = context.row_weights(w0) if context.row_weights else None
+            return scapre.anchored_up(w0, tv, mu, erase, row_weights) * length.float()
+
+        return LayerEdit(
+            up=up,
+            down=down.float().contiguous(),
+            lost=lost,
+            right_multiplier=target_shift @ operator,
+            solution_operator=operator,
+            for_target=for_target,
+        )
+
+    return for_target(stats.target_shift)
+
+
+def _basis(context: SolveContext, settings: AnchoredSettings) -> tuple[torch.Tensor, torch.Tensor]:
+    """The generalised eigenpairs (mu [r], V [d, r]) that serve every row of every layer."""
+    stats = context.stats
+    identity = torch.eye(len(stats.preserve_gram), dtype=torch.float64)
+    penalty = settings.preserve * stats.preserve_gram + settings.anchor * identity
+    if settings.spectral:
+        penalty = penalty + settings.spectral * scapre.spectral_trace(stats.concepts)
+    if not context.hard_keep:
+        return scapre.anchored_basis(stats.concept_gram, penalty)
+    free = complement.complement(stats.keep_list_gram, context.hard_keep)
+    if not free.shape[1]:
+        raise UnlearnError(
+            "The keep list fills the whole space, so 'hard keep' leaves nothing to edit; lower it "
+            "or shorten the list."
+        )
+    return scapre.confined_basis(stats.concept_gram, penalty, free)
+
+
+def _signal_beyond(rank: int, mu: torch.Tensor, erase: float) -> float:
+    """The share of the erased signal in the components after the first `rank`."""
+    if not len(mu):
+        return 0.0
+    signal = mu * (erase * mu / (1 + erase * mu)) ** 2
+    return float(signal[rank:].sum() / signal.sum().clamp_min(TINY))

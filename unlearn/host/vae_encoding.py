@@ -1,0 +1,21 @@
+"""Pictures of the artist's own as latents."""
+
+from __future__ import annotations
+
+import comfy.utils
+import torch
+
+from .model_types import Model, Vae
+
+
+def encode_squares(vae: Vae, model: Model, images: torch.Tensor, size: int) -> torch.Tensor:
+    """Latents, float32 [n, c, h, w] on the CPU in the model's scale, of an IMAGE batch.
+
+    images: [n, h, w, 3] in [0, 1]; the middle of each is cropped to a square of `size` pixels.
+    """
+    channels_first = images[:, :, :, :3].movedim(-1, 1)
+    square = comfy.utils.common_upscale(channels_first, size, size, "lanczos", "center")
+    with torch.inference_mode():
+        latents = model.model.process_latent_in(vae.encode(square.movedim(1, -1)))
+    with torch.inference_mode(False):
+        return latents.float().cpu().clone()

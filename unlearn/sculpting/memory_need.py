@@ -1,0 +1,106 @@
+"""How much memory and time a training run needs, told before it begins."""
+
+from __future__ import annotations
+
+import time
+from typing import NamedTuple
+
+import torch
+
+from ..errors import UnlearnError
+from ..host import memory, progress
+from ..host.training_network import BYTES_PER_TRAINED_WEIGHT
+from . import tuning
+from .trainer import Trainer
+
+GB = 2**30
+
+
+class RowCost(NamedTuple):
+    """What one row of a training step takes: bytes that autograd keeps, and seconds."""
+
+    kept_bytes: int
+    seconds: float
+
+
+def check_room(needed: int, device: torch.device, node_id: str | None = None) -> None:
+    """Says what the copies of the weights need; raises UnlearnError when there is less free.
+
+    needed: bytes of `training_network.needed_bytes`. Nothing must have been copied yet.
+    """
+    free = memory.free_bytes(device)
+    progress.say(
+        f"training needs {needed / GB:.1f} GB for the weights, {free / GB:.1f} GB are free", node_id
+    )
+    if needed > free:
+        raise UnlearnError(
+            f"The input 'model' needs {needed / GB:.1f} GB for copies of its weights to be trained "
+            f"and {free / GB:.1f} GB are free on '{device}'; set 'trainable' to 'keys and values', "
+            "'precision' to bf16 and 'checkpointing' to true, or free memory."
+        )
+
+
+def forecast(trainer: Trainer) -> tuple[int, float]:
+    """Bytes and seconds that training takes at most, from one row that is tried.
+
+    The number of rows at once is limited to what fits the device.
+    Raises UnlearnError when even one row does not fit.
+    """
+    s, network = trainer.settings, trainer.network
+    row = _try_row(trainer)
+    trained = sum(w.numel() for w in trainer.weights)
+    frozen = [*network.reference.parameters(), *network.teacher_weights.values()]
+    fixed = trained * BYTES_PER_TRAINED_WEIGHT + sum(w.nbytes for w in frozen)
+    if not memory.is_cpu(network.device):
+        # Gradients, moments and a temporary, in float32, come with the first step.
+        room = memory.free_bytes(network.device) - trained * 4 * 4
+        fitting = int(room // max(1, row.kept_bytes))
+        trainer.batch_size.rows = max(1, min(trainer.batch_size.rows, fitting))
+    rows = min(s.rows_per_step, trainer.batch_size.rows)
+    passes = s.steps * s.rows_per_step * tuning.TEACHER_TIME + s.warmup * s.batch
+    seconds = len(trainer.data.plan.tasks) * passes * row.seconds
+    return fixed + row.kept_bytes * rows, seconds
+
+
+def _try_row(trainer: Trainer) -> RowCost:
+    """The cost of one row; when memory runs out, it is tried once more with emptied caches."""
+    for _ in range(2):
+        try:
+            return _row_cost(trainer)
+        except Exception as error:
+            if not memory.is_full(error):
+                raise
+        # This stands outside the handler, because the error holds on to what filled the memory.
+        memory.give_back()
+    size = trainer.settings.size
+    raise UnlearnError(
+        f"The input 'model' leaves no memory to train on one picture of {size} pixels; turn on "
+        "'checkpointing', lower 'size', or set 'trainable' to 'keys and values'."
+    )
+
+
+def _row_cost(trainer: Trainer) -> RowCost:
+    network = trainer.network
+    own = {w.untyped_storage().data_ptr() for w in network.student.parameters()}
+    kept: dict[int, int] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    x = torch.zeros(1, *trainer.data.shape, device=network.device)
+    sigma = network.levels([0.5])
+    seconds = 0.0
+    for _ in range(2):  # the first pass warms up
+        start = time.time()
+        with torch.autograd.graph.saved_tensors_hooks(keep, _unchanged):
+            loss = network.predict(network.student, x, sigma, [0]).square().mean()
+        torch.autograd.grad(loss, trainer.weights)
+        float(loss.detach())  # waits for the device
+        seconds = time.time() - start
+    return RowCost(sum(n for at, n in kept.items() if at not in own), seconds)
+
+
+def _unchanged(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor
