@@ -19,8 +19,8 @@ class SaveUnlearnLoRA(io.ComfyNode):
             display_name="Save Unlearn Patch as LoRA",
             category="unlearn",
             description="Saves a patch as a LoRA in models/loras that any LoRA loader reads, in "
-            "ComfyUI and elsewhere, without this pack. At strength 1 on the plain model it forgets "
-            "what the patch forgets.",
+            "ComfyUI and elsewhere, without this pack. At strength 1 on a model "
+            "without the patch it forgets what the patch forgets.",
             search_aliases=["unlearn", "forget", "erase", "export", "lora", "kohya"],
             inputs=[
                 io.Model.Input(
