@@ -92,8 +92,8 @@ class ScaPreSolve(io.ComfyNode):
                     step=0.001,
                     optional=True,
                     tooltip="Variant 'anchored': do not touch the keep list at all, up to this "
-                    "share of its energy. 0 holds it softly, by 'preserve'. Try 0.99; at 1 "
-                    "nothing of the list moves, and look-alikes of it may come back.",
+                    "share of its energy. 0 holds it softly, by 'preserve'. Try 0.99. At 1 "
+                    "nothing on the list moves, and concepts that look like it may come back.",
                     advanced=True,
                 ),
                 io.Int.Input(
@@ -122,9 +122,10 @@ class ScaPreSolve(io.ComfyNode):
                     max=1.0,
                     step=0.05,
                     optional=True,
-                    tooltip="How far every common word must stand out as it did, when the model "
-                    "looks at noise once per word; words below are kept too and the patch solved "
-                    "again. 0 only forecasts. Try 0.8 when unlisted things change.",
+                    tooltip="How far every common word must still stand out, as a share of before, "
+                    "when the model looks at noise once per word. Words below it are kept too, "
+                    "and the patch is solved again. 0 only forecasts. Try 0.8 when unlisted "
+                    "things change.",
                     advanced=True,
                 ),
             ],

@@ -183,7 +183,9 @@ def test_threads_write_one_file(tmp_path, tally):
 def test_threads_share_what_was_drawn(monkeypatch, tally):
     """Latents that the trainer keeps: right for whoever asks, also while others make room for theirs."""
     monkeypatch.setattr(material, "_cache", OrderedDict())
-    monkeypatch.setattr(material.tuning, "CACHED_LATENT_BYTES", 4 * 4 * 3 * 64 + 1)  # room for three
+    monkeypatch.setattr(
+        material.tuning, "CACHED_LATENT_BYTES", 4 * 4 * 3 * 64 + 1
+    )  # room for three
     drawn = lambda reference, texts, against, seeds, *rest: torch.full(
         (len(texts), 4, 4, 4), float(texts[0])
     )

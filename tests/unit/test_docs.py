@@ -41,7 +41,9 @@ def names_in(file: Path) -> set[str]:
             found.add(node.name)
         if isinstance(node, ast.ClassDef):
             found |= {
-                f"{node.name}.{part.name}" for part in node.body if isinstance(part, ast.FunctionDef)
+                f"{node.name}.{part.name}"
+                for part in node.body
+                if isinstance(part, ast.FunctionDef)
             }
         if isinstance(node, (ast.Assign, ast.AnnAssign)):
             targets = node.targets if isinstance(node, ast.Assign) else [node.target]

@@ -22,8 +22,9 @@ class AnchoredSettings:
         0.0,
         1e6,
         1.0,
-        "How hard the concepts are pushed out (eta). Too low: they come back; too high costs "
-        "little while 'preserve' holds. Try the default, then ten times more.",
+        "How hard the concepts are pushed out (eta). If it is too low, they come back; a value "
+        "that is too high does little harm while 'preserve' holds. Try the default, then ten times "
+        "more.",
     )
     preserve: float = number(
         1.0,
@@ -60,8 +61,9 @@ class AnchoredSettings:
         0.0,
         3.0,
         0.05,
-        "How far past zero the concepts are pushed at most, for new sentences hold more of a "
-        "concept than the studied ones have in common. Raise it when a single concept comes back.",
+        "How far past zero the concepts are pushed at most. New sentences hold more of a concept "
+        "than the studied ones have in common, so stopping at zero leaves some of it. Raise it "
+        "when a single concept comes back.",
         advanced=True,
     )
     drift: float = number(
@@ -69,8 +71,8 @@ class AnchoredSettings:
         0.0,
         1.0,
         0.01,
-        "Pushes past zero only as long as what is kept moves by no more than this share. Lower it "
-        "when kept things change, raise it when concepts come back.",
+        "Concepts are pushed past zero only as long as what is kept moves by no more than this "
+        "share. Lower it when kept things change; raise it when concepts come back.",
         advanced=True,
     )
 

@@ -18,8 +18,8 @@ class PaperSettings:
         0.0,
         1e6,
         1.0,
-        "How heavily the concepts count (the paper has no such number: 1). Raise it when they "
-        "come back.",
+        "How heavily the concepts count. The paper has no such number, which is the same as 1. "
+        "Raise it when they come back.",
     )
     preserve: float = number(
         1.0,
@@ -27,7 +27,7 @@ class PaperSettings:
         1e6,
         0.1,
         "How strongly everything that is kept is held in place (beta). Raise it when kept things "
-        "change. The paper has none: 0.",
+        "change. The paper has no such term, which is the same as 0.",
     )
     anchor: float = number(
         0.05,

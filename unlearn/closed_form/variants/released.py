@@ -11,8 +11,7 @@ from ..layer_edit import LayerEdit, SolveContext
 from .registry import integer, number, switch, variant
 
 POWER = (
-    "Exponent p of the channel mask; the released mask is nearly constant, so it acts as a "
-    "strength."
+    "Exponent p of the channel mask. The released mask is nearly constant, so p acts as a strength."
 )
 SAMPLES = "Noisy samples per concept for the entropy of the channels. More is slower and steadier."
 
@@ -28,7 +27,8 @@ class ReleasedASettings:
         0.0,
         1.0,
         0.05,
-        "Least part of the edit that a channel takes (a_min). 1 applies all of it everywhere.",
+        "The smallest part of the edit that a channel takes (a_min). 1 applies all of it "
+        "everywhere.",
         advanced=True,
     )
     samples: int = integer(20, 1, 200, SAMPLES)

@@ -1,1 +1,40 @@
-"""What the pack knows of each model family."""
+"""What the pack knows of each model family: one file each, behind one base class.
+
+To add a family, write a subclass of `Architecture` in a file of its own, name it in FAMILIES, and
+add a row to the table in tests/host/test_architectures.py.
+"""
+
+from ..model_types import Model
+from .base import TRAINABLE, Architecture, Layer, Spans, kind
+from .unet import UNet, label, native_size, part, reads_text
+
+__all__ = [
+    "FAMILIES", "TRAINABLE", "Architecture", "Layer", "Spans", "cross_attention", "feed_forward",
+    "kind", "label", "native_size", "of", "part", "reads_text",
+]  # fmt: skip
+FAMILIES: tuple[type[Architecture], ...] = (UNet,)
+
+
+def of(model: Model) -> Architecture:
+    """The family of a MODEL; raises UnlearnError for one that the pack does not know."""
+    keys = tuple(model.model.state_dict())
+    for family in FAMILIES:
+        if family.fits(keys):
+            return family(model)
+    return UNet(model).refuse("text cross-attention layers to train or edit")
+
+
+def cross_attention(model: Model) -> list[Layer]:
+    """The matrices of a MODEL through which text enters, from input to output.
+
+    Raises UnlearnError when there are none.
+    """
+    return of(model).cross_attention_layers()
+
+
+def feed_forward(model: Model) -> list[Layer]:
+    """The second linear layer of every feed-forward block of a MODEL, from input to output.
+
+    Raises UnlearnError when there are none.
+    """
+    return of(model).feed_forward_layers()
