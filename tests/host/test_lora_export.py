@@ -1,4 +1,8 @@
-"""A patch as a LoRA: literal matrices, and the stock loader on the plain model gives the pictures of the patched one."""
+"""A patch as a LoRA.
+
+Its factors are compared with literal matrices, and the model that ComfyUI's own loader puts it on
+draws the pictures of the patched model.
+"""
 
 import json
 import math
@@ -94,7 +98,7 @@ def made(model, edits):
 
 
 def pruned_columns(model):
-    """A fifteenth of the hidden units of every block, and a rank-4 change of every cross-attention layer, as strong as a third of it."""
+    """Some hidden units of every block pruned, and a strong rank-4 change of cross-attention."""
     edits = [
         (
             layer.key,

@@ -27,6 +27,7 @@ from safetensors.torch import save as serialise
 from testbed import pack
 
 patch_files = pack.module("unlearn.files.patch_file")
+patch_reports = pack.module("unlearn.files.patch_report")
 saliency_files = pack.module("unlearn.files.saliency_file")
 collection = pack.module("unlearn.pruning.collection")
 ranking = pack.module("unlearn.pruning.ranking").ranking
@@ -513,7 +514,7 @@ def test_patch_files(box, wholes, tally):
             path.write_bytes(checksummed(raw) if rng.random() < 0.8 else raw)
             if (found := watch(i, patch_files.load, path)) is not None:
                 assert (
-                    patch_files.describe(found[0])
+                    patch_reports.describe(found[0])
                     and found[0].digest
                     and all(min(e.shape) > 0 for _, e in found[0].edits)
                 ), i
@@ -571,12 +572,12 @@ def words(monkeypatch):
             for t in texts
         }
 
-    monkeypatch.setattr(states.prompts, "encode", encode)
+    monkeypatch.setattr(states.text_encoding, "encode", encode)
     return encode
 
 
 def test_files_of_token_states(box, words, wholes, tally):
-    prompts = [states.prompts.Prompt(t, "", 1, 2, 5) for t in ("a cat", "a dog", "a fox")]
+    prompts = [states.text_encoding.Prompt(t, "", 1, 2, 5) for t in ("a cat", "a dog", "a fox")]
     states.TextStateCache(None, box / "st").get(prompts)
     (file,) = (box / "st").rglob("*.safetensors")
     whole, truth = file.read_bytes(), words(None, [p.text for p in prompts])

@@ -22,7 +22,7 @@ LARGEST_BATCH = 8  # prompts in one UNet call. Not measured
 # Share of free memory by which a batch must be smaller than ComfyUI's estimate of it, because hooks
 # keep activations as well. Not measured.
 MEMORY_MARGIN = 1.5
-# What a text encoder returns beside the token states that UNets read.
+# What UNets read of a text encoder's output in addition to the token states.
 EXTRAS = ("pooled_output",)
 
 

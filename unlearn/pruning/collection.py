@@ -241,7 +241,7 @@ class _Watch:
         self.done += len(texts)
         self.bar.step(len(texts))
         left = (time.time() - self.start) * (self.total / self.done - 1)
-        progress.say(
+        progress.status(
             f"step {step + 1} of {self.settings.window}, about {left:.0f} s left", self.node_id
         )
         if self.done < self.total:

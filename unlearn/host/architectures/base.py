@@ -51,7 +51,7 @@ class Architecture(ABC):
     none.
     """
 
-    # What the text encoder returns beside the token states that the model reads as well.
+    # What the model reads of the text encoder's output in addition to the token states.
     conditioning_extras: tuple[str, ...] = ()
 
     def __init__(self, model: Model) -> None:
@@ -91,7 +91,7 @@ class Architecture(ABC):
 
     @abstractmethod
     def uses_pooled_text(self) -> bool:
-        """Whether the model reads a pooled text vector beside the token states."""
+        """Whether the model reads a pooled text vector in addition to the token states."""
 
     @abstractmethod
     def lora_names(self) -> dict[str, str]:
