@@ -259,10 +259,10 @@ def test_slider_lowers_its_loss_and_at_minus_one_raises_it(trainee):
 def test_salun_two_steps_lower_forgetting_within_the_mask(trainee):
     net, x, sigma = trainee
 
+    foxes, animals = ([net.text_id[name]] * 4 for name in ("fox", "animal"))
+
     def now():
-        return float(
-            salun.forgetting(net, x, sigma, [net.text_id["fox"]] * 4, [net.text_id["animal"]] * 4).detach()
-        )
+        return float(salun.forgetting(net, x, sigma, foxes, animals).detach())
 
     before = now()
     masks = salun.train(net, [("fox", "animal")], ["cat"], 2)
