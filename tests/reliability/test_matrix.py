@@ -43,7 +43,7 @@ PLAIN = {
 }
 QUANTISED = {"fp8": "float8_e4m3fn", "mxfp8": "mxfp8", "int8": "int8_tensorwise", "nvfp4": "nvfp4"}
 STORAGES = (*PLAIN, *QUANTISED)
-# Largest relative error of an edited weight, which one rounding into the format leaves. Measured, in
+# Largest relative error of an edited weight: what one rounding into the format leaves. Measured, in
 # the order of STORAGES: 0.5e-6, 2e-4, 1.7e-3, 0.04, 0.04, 0.04, 0.02, 0.19.
 ROUNDING = dict(zip(STORAGES, (2e-6, 5e-4, 4e-3, 0.06, 0.06, 0.06, 0.03, 0.25), strict=True))
 EDITS = ("prune", "lowrank", "delta")
@@ -257,7 +257,7 @@ def pruned_exactly(model, storage, streamed=False):
         elif storage != "nvfp4":
             off = (held(model, key) - torch.where(cut, 0.0, w)).abs()
             if storage == "int8":
-                # The host rounds at random, and n * scale / scale may differ from n in the last bit.
+                # The host rounds at random, and n * scale / scale may differ in the last bit.
                 # Measured: 2 of 409600 weights differ, by one step.
                 assert (off > 0).float().mean() < 1e-4 and off.max() < 1.01 * w.abs().max() / 127
             else:
