@@ -1,4 +1,4 @@
-"""The documentation points at what exists, and the README stays short and says only what a results page says."""
+"""The documentation points at what exists, and the README is short and says what was measured."""
 
 import ast
 import re

@@ -131,8 +131,8 @@ def load(file: Path, trainer: Trainer) -> bool:
         raise
     except safetensors_io.DAMAGE as error:
         raise UnlearnError(
-            f"The training file '{file.name}' cannot be read ({safetensors_io.reason(error)}); delete it "
-            "or choose another name."
+            f"The training file '{file.name}' cannot be read ({safetensors_io.reason(error)}); "
+            "delete it or choose another name."
         ) from error
     return True
 

@@ -1,24 +1,33 @@
 """What the pack knows of each model family: one file each, behind one base class.
 
-To add a family, write a subclass of `Architecture` in a file of its own, name it in FAMILIES, and
-add a row to the table in tests/host/test_architectures.py.
+To add a family, write a subclass of `Architecture` in a new file of this folder, and add a row to
+the table in tests/host/test_architectures.py.
 """
+
+import importlib
+import pkgutil
 
 from ..model_types import Model
 from .base import TRAINABLE, Architecture, Layer, Spans, kind
 from .unet import UNet, label, native_size, part, reads_text
 
 __all__ = [
-    "FAMILIES", "TRAINABLE", "Architecture", "Layer", "Spans", "cross_attention", "feed_forward",
-    "kind", "label", "native_size", "of", "part", "reads_text",
+    "TRAINABLE", "Architecture", "Layer", "Spans", "cross_attention", "feed_forward",
+    "families", "kind", "label", "native_size", "of", "part", "reads_text",
 ]  # fmt: skip
-FAMILIES: tuple[type[Architecture], ...] = (UNet,)
+
+
+def families() -> list[type[Architecture]]:
+    """Every family that a file of this folder defines, by the names of the files."""
+    for module in pkgutil.iter_modules(__path__):
+        importlib.import_module(f".{module.name}", __name__)
+    return Architecture.__subclasses__()
 
 
 def of(model: Model) -> Architecture:
     """The family of a MODEL; raises UnlearnError for one that the pack does not know."""
     keys = tuple(model.model.state_dict())
-    for family in FAMILIES:
+    for family in families():
         if family.fits(keys):
             return family(model)
     return UNet(model).refuse("text cross-attention layers to train or edit")
