@@ -221,13 +221,33 @@ def changes_of_others(tree):
     return found
 
 
+def imports_only_its_own(tree):
+    """Whether a module uses importlib for nothing but files of its own folder.
+
+    These are calls of `importlib.import_module(f".{...}", __name__)`.
+    """
+    own = []
+    for node in ast.walk(tree):
+        if not isinstance(node, ast.Call) or chain(node.func) != "importlib.import_module":
+            continue
+        name, package = node.args if len(node.args) == 2 else (None, None)
+        relative = isinstance(name, ast.JoinedStr) and isinstance(name.values[0], ast.Constant)
+        if relative and name.values[0].value == "." and ast.unparse(package) == "__name__":
+            own.append(node.func.value)
+    used = [n for n in ast.walk(tree) if isinstance(n, ast.Name) and n.id == "importlib"]
+    return bool(own) and len(own) == len(used)
+
+
 def forbidden(tree):
     """(line, what) of every import, builtin and call that the pack does without."""
     found = []
+    own = {"importlib"} if imports_only_its_own(tree) else set()
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             found += [
-                (node.lineno, a.name) for a in node.names if a.name.partition(".")[0] in IMPORTS
+                (node.lineno, a.name)
+                for a in node.names
+                if a.name.partition(".")[0] in IMPORTS and a.name not in own
             ]
         if isinstance(node, ast.ImportFrom) and not node.level:
             found += [(node.lineno, node.module)] * (node.module.partition(".")[0] in IMPORTS)
@@ -316,6 +336,12 @@ def test_a_change_of_others_is_seen(source):
         "__import__('os')",
         "from http import client",
         "import asyncio",
+        "import importlib",
+        "import importlib as i\ni.import_module(f'.{x}', __name__)",
+        "import importlib\nimportlib.import_module(x)",
+        "import importlib\nimportlib.import_module(f'.{x}', package)",
+        "import importlib\nimportlib.import_module(f'os.{x}', __name__)",
+        "import importlib\nf = importlib\nimportlib.import_module(f'.{x}', __name__)",
     ],
 )
 def test_a_forbidden_call_is_seen(source):
@@ -330,6 +356,7 @@ def test_a_forbidden_call_is_seen(source):
         "import folder_paths\nfolder_paths.add_model_folder_path('a', 'b')\n"
         "keep = []\nkeep.append(folder_paths.models_dir)",
         "import comfy.utils\nbar = comfy.utils.ProgressBar(1)\nbar.update(1)",
+        "import importlib\nimportlib.import_module(f'.{x}', __name__)",
     ],
 )
 def test_what_is_allowed_is_let_pass(source):
