@@ -6,17 +6,19 @@ WEB_DIRECTORY = "./web"
 NEEDS = (0, 22)  # as requires-comfyui in pyproject.toml
 try:
     from comfyui_version import __version__ as _host
-except ImportError:  # a host may be packed in another way; what it lacks shows below
+except ImportError:  # ComfyUI may be packed in another way; what it lacks shows below
     _host = "an unknown version"
 
 
-def _too_old(why=""):
+def _too_old(why: str = "") -> ImportError:
     return ImportError(
-        f"ComfyUI-Unlearn needs ComfyUI 0.22 or newer and found {_host}{why}; update ComfyUI and start it again."
+        f"ComfyUI-Unlearn needs ComfyUI 0.22 or newer and found {_host}{why}; update ComfyUI and "
+        "start it again."
     )
 
 
-if (_numbers := re.match(r"v?(\d+)\.(\d+)", _host)) and tuple(map(int, _numbers.groups())) < NEEDS:
+_numbers = re.match(r"v?(\d+)\.(\d+)", _host)
+if _numbers is not None and tuple(map(int, _numbers.groups())) < NEEDS:
     raise _too_old()
 try:
     from comfy_api.latest import ComfyExtension, io
@@ -26,7 +28,11 @@ except ImportError as error:
 
 class UnlearnExtension(ComfyExtension):
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        """All nodes or none: what a host lacks shows in an import or a schema, and the host would register nodes up to there."""
+        """All nodes or none.
+
+        What an old ComfyUI lacks shows in an import or in a schema, and ComfyUI would register the
+        nodes before it.
+        """
         try:
             from .nodes import NODES
 

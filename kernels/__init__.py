@@ -1,1 +1,1 @@
-"""Pure tensor maths: torch only, no ComfyUI, no files, no globals. Each file opens with the paper and the equations it implements."""
+"""Tensor maths: torch only, no ComfyUI, no files. Each file opens with its paper and equations."""

@@ -1,33 +1,40 @@
 """Puts patches, stacked in order, on a model."""
 
+from typing import Any
+
 from comfy_api.latest import io
 
 from ..unlearn.errors import UnlearnError, finite
 from ..unlearn.host import patching, progress
+from ..unlearn.host.model_types import Model
+from ..unlearn.types import UnlearnPatch
 from .sockets import Patch
 
 
 class ApplyUnlearnPatch(io.ComfyNode):
     @classmethod
-    def define_schema(cls):
+    def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="ApplyUnlearnPatch",
             display_name="Apply Unlearn Patch",
             category="unlearn",
-            description="Applies one or more unlearn patches to a model, in order. Place it after LoRA loaders. The model that comes in "
-            "is not changed; Save Unlearned Checkpoint bakes the patches in, and so does Save Checkpoint where none runs beside its layer.",
+            description="Applies one or more unlearn patches to a model, in order. Place it after "
+            "LoRA loaders. The model that comes in is not changed; Save Unlearned Checkpoint bakes "
+            "the patches in, and so does Save Checkpoint where none runs beside its layer.",
             search_aliases=["erase", "remove", "unlearn", "forget", "censor", "concept"],
             inputs=[
                 io.Model.Input(
                     "model",
-                    tooltip="The model to patch; the same one the patches were made from, LoRAs included.",
+                    tooltip="The model to patch; the same one the patches were made from, LoRAs "
+                    "included.",
                 ),
                 io.Autogrow.Input(
                     "patches",
                     template=io.Autogrow.TemplatePrefix(
                         Patch.Input(
                             "patch",
-                            tooltip="From an eraser such as ScaPre Solve, or Load Unlearn Patch; a new socket appears.",
+                            tooltip="From an eraser such as ScaPre Solve, or Load Unlearn Patch; a "
+                            "new socket appears.",
                         ),
                         prefix="patch",
                         min=1,
@@ -41,22 +48,24 @@ class ApplyUnlearnPatch(io.ComfyNode):
                     min=-2.0,
                     max=2.0,
                     step=0.05,
-                    tooltip="1 forgets fully, 0 changes nothing, between the two forgets partly; negative exaggerates the concept. "
-                    "Try 1 first.",
+                    tooltip="1 forgets fully, 0 changes nothing, between the two forgets partly; "
+                    "negative exaggerates the concept. Try 1 first.",
                 ),
                 io.Combo.Input(
                     "mismatch",
                     options=["warn", "error"],
                     default="warn",
-                    tooltip="What to do when a patch was made for another base model: warn and apply all the same, or stop.",
+                    tooltip="What to do when a patch was made for another base model: warn and "
+                    "apply all the same, or stop.",
                 ),
                 io.Combo.Input(
                     "quantised",
                     options=["auto", "bypass", "weights"],
                     default="auto",
                     optional=True,
-                    tooltip="On fp8, int8 and 4-bit models rounding lets a concept come back. 'auto' runs low-rank edits beside such "
-                    "layers, exactly; 'bypass' does so on every model; 'weights' rounds them into the weights, so that Save Checkpoint "
+                    tooltip="On fp8, int8 and 4-bit models rounding lets a concept come back. "
+                    "'auto' runs low-rank edits beside such layers, exactly; 'bypass' does so on "
+                    "every model; 'weights' rounds them into the weights, so that Save Checkpoint "
                     "sees them. Try 'auto' first.",
                 ),
             ],
@@ -67,32 +76,43 @@ class ApplyUnlearnPatch(io.ComfyNode):
                 ),
                 io.String.Output(
                     "report",
-                    tooltip="What was applied and where, and a warning where the base model is not the patch's own.",
+                    tooltip="What was applied and where, and a warning where the base model is not "
+                    "the patch's own.",
                 ),
             ],
             hidden=[io.Hidden.unique_id, io.Hidden.extra_pnginfo],
         )
 
     @classmethod
-    def execute(cls, model, patches, strength, mismatch, quantised="auto"):
+    def execute(  # pyright: ignore[reportIncompatibleMethodOverride]
+        cls,
+        model: Model,
+        patches: dict[str, UnlearnPatch | None],
+        strength: float,
+        mismatch: str,
+        quantised: str = "auto",
+    ) -> io.NodeOutput:
         finite(strength=strength)
-        stack = [p for p in patches.values() if p is not None]
+        stack = [patch for patch in patches.values() if patch is not None]
         if not stack:
             raise UnlearnError(
-                "The input 'patches' has nothing connected; connect the patch output of an eraser such as ScaPre Solve."
+                "The input 'patches' has nothing connected; connect the patch output of an eraser "
+                "such as ScaPre Solve."
             )
         patch = sum(stack[1:], stack[0])
         patched, warning = patching.apply(
             model, patch, strength, strict=mismatch == "error", quantised=quantised
         )
-        if isinstance(
-            cls.hidden.extra_pnginfo, dict
-        ):  # ComfyUI's way to add to the metadata of files that later nodes save
-            cls.hidden.extra_pnginfo.setdefault("unlearn", {})[str(cls.hidden.unique_id)] = (
-                patching.manifest_as_json(patched)
-            )
-        report = patching.describe(patch, strength, patched) + (
-            f"\nWARNING: {warning}" if warning else ""
-        )
+        _note_for_saved_files(cls.hidden.extra_pnginfo, cls.hidden.unique_id, patched)
+        report = patching.describe(patch, strength, patched)
+        if warning:
+            report += f"\nWARNING: {warning}"
         progress.say(report, cls.hidden.unique_id)
         return io.NodeOutput(patched, report)
+
+
+def _note_for_saved_files(extra_pnginfo: Any, node_id: str, patched: Model) -> None:
+    """Adds what was applied to the metadata of files that later nodes save in this run."""
+    if isinstance(extra_pnginfo, dict):
+        applied = extra_pnginfo.setdefault("unlearn", {})
+        applied[str(node_id)] = patching.manifest_as_json(patched)

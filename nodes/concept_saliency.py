@@ -10,8 +10,8 @@ from comfy_api.latest import io
 from ..kernels.fia import SCORES
 from ..unlearn.concepts.notation import split_lines
 from ..unlearn.errors import UnlearnError, finite
-from ..unlearn.files import saliency_file, storage
-from ..unlearn.host import progress
+from ..unlearn.files import saliency_file
+from ..unlearn.host import folders, progress
 from ..unlearn.host.model_types import Clip, Model
 from ..unlearn.pruning import collection
 from ..unlearn.pruning.prompts import OwnLines
@@ -225,7 +225,7 @@ class ConceptSaliency(io.ComfyNode):
                     "'raw_statistics' is for score 'paper'; with 'wanda' they are kept anyway, "
                     "so leave it empty."
                 )
-            folder = storage.new_in(saliency_file.models_folder(), raw_statistics, ".raw")
+            folder = folders.new_in(saliency_file.models_folder(), raw_statistics, ".raw")
         found, report = collection.collect(
             model,
             clip,

@@ -8,8 +8,9 @@ from comfy_api.latest import io
 from ..unlearn.concepts.notation import split_lines
 from ..unlearn.errors import UnlearnError, finite
 from ..unlearn.host import progress
+from ..unlearn.host.architectures import TRAINABLE
 from ..unlearn.host.model_types import Clip, Model, Vae
-from ..unlearn.host.training_network import DTYPES, TRAINABLE
+from ..unlearn.host.training_network import DTYPES
 from ..unlearn.sculpting.settings import (
     DEFAULTS,
     IMPORTANCES,

@@ -77,7 +77,8 @@ class ErasureReport(io.ComfyNode):
                     min=0,
                     max=64,
                     tooltip="How many prompts of the keep list to draw. Where the list is shorter, "
-                    "everyday captions are added. With 0, the report cannot see damage.",
+                    "everyday captions are added. Without kept prompts the report cannot see "
+                    "damage.",
                 ),
                 io.Int.Input(
                     "steps",

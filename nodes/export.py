@@ -1,26 +1,32 @@
 """A patch as a LoRA, and a patched model as a checkpoint."""
 
+from typing import Any
+
 from comfy_api.latest import io
 
-from ..unlearn.files import lora_file, storage
-from ..unlearn.host import checkpoint, progress
+from ..unlearn.files import lora_file, safetensors_io
+from ..unlearn.host import checkpoint, folders, progress
+from ..unlearn.host.model_types import Clip, Model, Vae
+from ..unlearn.types import UnlearnPatch
 from .sockets import Patch
 
 
 class SaveUnlearnLoRA(io.ComfyNode):
     @classmethod
-    def define_schema(cls):
+    def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="SaveUnlearnLoRA",
             display_name="Save Unlearn Patch as LoRA",
             category="unlearn",
-            description="Saves a patch as a LoRA in models/loras that any LoRA loader reads, in ComfyUI and elsewhere, without this pack. "
-            "At strength 1 on the plain model it forgets what the patch forgets.",
+            description="Saves a patch as a LoRA in models/loras that any LoRA loader reads, in "
+            "ComfyUI and elsewhere, without this pack. At strength 1 on a model "
+            "without the patch it forgets what the patch forgets.",
             search_aliases=["unlearn", "forget", "erase", "export", "lora", "kohya"],
             inputs=[
                 io.Model.Input(
                     "model",
-                    tooltip="The model the patch was made from, before Apply Unlearn Patch, with the same LoRAs on it.",
+                    tooltip="The model the patch was made from, before Apply Unlearn Patch, with "
+                    "the same LoRAs on it.",
                 ),
                 Patch.Input(
                     "patch",
@@ -29,7 +35,8 @@ class SaveUnlearnLoRA(io.ComfyNode):
                 io.String.Input(
                     "name",
                     default="my_unlearn_lora",
-                    tooltip="File name without ending, subfolder/name to sort. A file of that name is replaced.",
+                    tooltip="File name without ending, subfolder/name to sort. A file of that name "
+                    "is replaced.",
                 ),
                 io.DynamicCombo.Input(
                     "size",
@@ -43,21 +50,24 @@ class SaveUnlearnLoRA(io.ComfyNode):
                                     default=64,
                                     min=1,
                                     max=4096,
-                                    tooltip="Largest rank per weight. Edits of a lower rank stay exact; of others the nearest is kept, "
-                                    "and the report says how much is lost. Try 64 first.",
+                                    tooltip="Largest rank per weight. Edits of a lower rank stay "
+                                    "exact; of others the nearest is kept, and the report says how "
+                                    "much is lost. Try 64 first.",
                                 )
                             ],
                         ),
                     ],
-                    tooltip="Try 'exact' first: small for ScaPre Solve and for pruned neurons, large for pruned connections. 'rank' makes "
-                    "the file smaller and loses something.",
+                    tooltip="Try 'exact' first: small for ScaPre Solve and for pruned neurons, "
+                    "large for pruned connections. 'rank' makes the file smaller and loses "
+                    "something.",
                 ),
                 io.Combo.Input(
                     "precision",
                     options=list(lora_file.PRECISION),
                     default="float32",
-                    tooltip="Numbers in the file. float32 gives the same pictures as the patch; float16, as LoRAs usually are, is half "
-                    "as large, and pictures may differ by a little.",
+                    tooltip="Numbers in the file. float32 gives the same pictures as the patch; "
+                    "float16, as LoRAs usually are, is half as large, and pictures may differ by a "
+                    "little.",
                     advanced=True,
                 ),
             ],
@@ -76,14 +86,21 @@ class SaveUnlearnLoRA(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, model, patch, name, size, precision):
-        path = storage.new("loras", name)
+    def execute(  # pyright: ignore[reportIncompatibleMethodOverride]
+        cls,
+        model: Model,
+        patch: UnlearnPatch,
+        name: str,
+        size: dict[str, Any],
+        precision: str,
+    ) -> io.NodeOutput:
+        path = folders.new("loras", name)
         rank = size["rank"] if size["size"] == "rank" else None
         tensors, metadata, report = lora_file.export(
             model, patch, rank, lora_file.PRECISION[precision], cls.hidden.unique_id
         )
-        storage.write(path, tensors, metadata)
-        listed = path.relative_to(storage.folders("loras")[0].resolve()).as_posix()
+        safetensors_io.write(path, tensors, metadata)
+        listed = folders.name_of("loras", path)
         report = f"Saved {listed}.\n{report}"
         progress.say(report, cls.hidden.unique_id)
         return io.NodeOutput(listed, report, ui={"text": [report]})
@@ -91,36 +108,40 @@ class SaveUnlearnLoRA(io.ComfyNode):
 
 class SaveUnlearnedCheckpoint(io.ComfyNode):
     @classmethod
-    def define_schema(cls):
+    def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="SaveUnlearnedCheckpoint",
             display_name="Save Unlearned Checkpoint",
             category="unlearn",
-            description="Saves a patched model whole, as ComfyUI's Save Checkpoint does, and writes into the file what was unlearned. "
-            "It loads everywhere, without this pack.",
+            description="Saves a patched model whole, as ComfyUI's Save Checkpoint does, and "
+            "writes into the file what was unlearned. It loads everywhere, without this pack.",
             search_aliases=["unlearn", "forget", "erase", "export", "save checkpoint", "bake"],
             inputs=[
                 io.Model.Input("model", tooltip="The patched model, from Apply Unlearn Patch."),
                 io.String.Input(
                     "filename_prefix",
                     default="checkpoints/unlearned",
-                    tooltip="Where in the output folder and under which name; a number is added, nothing is overwritten.",
+                    tooltip="Where in the output folder and under which name; a number is added, "
+                    "nothing is overwritten.",
                 ),
                 io.Clip.Input(
                     "clip",
                     optional=True,
-                    tooltip="The checkpoint's text encoder. Leave clip and vae empty for the UNet alone.",
+                    tooltip="The checkpoint's text encoder. Leave clip and vae empty for the UNet "
+                    "alone.",
                 ),
                 io.Vae.Input(
                     "vae",
                     optional=True,
-                    tooltip="The checkpoint's VAE; connect it for a file that Load Checkpoint reads.",
+                    tooltip="The checkpoint's VAE; connect it for a file that Load Checkpoint "
+                    "reads.",
                 ),
             ],
             outputs=[
                 io.String.Output(
                     "file",
-                    tooltip="The file's name in ComfyUI's output folder; move it to models/checkpoints.",
+                    tooltip="The file's name in ComfyUI's output folder; move it to "
+                    "models/checkpoints.",
                 )
             ],
             hidden=[io.Hidden.unique_id, io.Hidden.prompt, io.Hidden.extra_pnginfo],
@@ -128,14 +149,14 @@ class SaveUnlearnedCheckpoint(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, model, filename_prefix, clip=None, vae=None):
-        name, named = checkpoint.save(
+    def execute(  # pyright: ignore[reportIncompatibleMethodOverride]
+        cls, model: Model, filename_prefix: str, clip: Clip | None = None, vae: Vae | None = None
+    ) -> io.NodeOutput:
+        name, count = checkpoint.save(
             model, clip, vae, filename_prefix, cls.hidden.prompt, cls.hidden.extra_pnginfo
         )
-        said = (
-            f"{named} patch{'es' * (named > 1)} named in its metadata"
-            if named
-            else "without metadata, since ComfyUI runs with it off"
-        )
-        progress.say(f"Saved {name}, {said}.", cls.hidden.unique_id)
+        metadata = "without metadata, since ComfyUI runs with it off"
+        if count:
+            metadata = f"{count} patch{'es' * (count > 1)} named in its metadata"
+        progress.say(f"Saved {name}, {metadata}.", cls.hidden.unique_id)
         return io.NodeOutput(name, ui={"text": [name]})

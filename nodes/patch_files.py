@@ -1,21 +1,23 @@
-"""Patches on disk: save, load, and what is in one."""
+"""Patches on disk: save one, load one, and see what is in it."""
 
 from comfy_api.latest import io
 
-from ..unlearn.files import patch_file, storage
-from ..unlearn.host import progress
+from ..unlearn.files import patch_file, patch_report
+from ..unlearn.host import folders, progress
+from ..unlearn.host.model_types import Model
+from ..unlearn.types import UnlearnPatch
 from .sockets import Patch
 
 
 class SaveUnlearnPatch(io.ComfyNode):
     @classmethod
-    def define_schema(cls):
+    def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="SaveUnlearnPatch",
             display_name="Save Unlearn Patch",
             category="unlearn",
-            description="Saves a patch to models/unlearn_patches: a small file to keep, to send, and to load with Load Unlearn Patch on "
-            "the same base model.",
+            description="Saves a patch to models/unlearn_patches: a small file to keep, to send, "
+            "and to load with Load Unlearn Patch on the same base model.",
             search_aliases=["unlearn", "forget", "erase", "export", "patch"],
             inputs=[
                 Patch.Input(
@@ -24,13 +26,15 @@ class SaveUnlearnPatch(io.ComfyNode):
                 io.String.Input(
                     "name",
                     default="my_patch",
-                    tooltip="File name without ending, subfolder/name to sort. A file of that name is replaced.",
+                    tooltip="File name without ending, subfolder/name to sort. A file of that name "
+                    "is replaced.",
                 ),
             ],
             outputs=[
                 io.String.Output(
                     "file",
-                    tooltip="The name under which Load Unlearn Patch lists it (press R to refresh).",
+                    tooltip="The name under which Load Unlearn Patch lists it (press R to "
+                    "refresh).",
                 )
             ],
             hidden=[io.Hidden.unique_id],
@@ -38,33 +42,38 @@ class SaveUnlearnPatch(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, patch, name):
-        path = storage.new(patch_file.FOLDER, name)
+    def execute(  # pyright: ignore[reportIncompatibleMethodOverride]
+        cls, patch: UnlearnPatch, name: str
+    ) -> io.NodeOutput:
+        path = folders.new(patch_file.FOLDER, name)
         patch_file.save(path, patch)
-        listed = path.relative_to(storage.folders(patch_file.FOLDER)[0].resolve()).as_posix()
+        listed = folders.name_of(patch_file.FOLDER, path)
         progress.say(f"Saved {listed}, {path.stat().st_size / 2**20:.2f} MB.", cls.hidden.unique_id)
         return io.NodeOutput(listed, ui={"text": [listed]})
 
 
 class LoadUnlearnPatch(io.ComfyNode):
     @classmethod
-    def define_schema(cls):
+    def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="LoadUnlearnPatch",
             display_name="Load Unlearn Patch",
             category="unlearn",
-            description="Loads a patch from models/unlearn_patches. Connect it to Apply Unlearn Patch.",
+            description="Loads a patch from models/unlearn_patches. Connect it to Apply Unlearn "
+            "Patch.",
             search_aliases=["unlearn", "forget", "erase", "import", "patch"],
             inputs=[
                 io.Combo.Input(
                     "name",
-                    options=storage.listed(patch_file.FOLDER),
-                    tooltip="A file made by Save Unlearn Patch, or copied to models/unlearn_patches; press R to refresh the list.",
+                    options=folders.listed(patch_file.FOLDER),
+                    tooltip="A file made by Save Unlearn Patch, or copied to "
+                    "models/unlearn_patches; press R to refresh the list.",
                 )
             ],
             outputs=[
                 Patch.Output(
-                    "patch", tooltip="Connect to Apply Unlearn Patch, alone or with other patches."
+                    "patch",
+                    tooltip="Connect to Apply Unlearn Patch, alone or with other patches.",
                 ),
                 io.String.Output(
                     "about", tooltip="What is in the file: concepts, method, settings, size."
@@ -74,27 +83,33 @@ class LoadUnlearnPatch(io.ComfyNode):
         )
 
     @classmethod
-    def fingerprint_inputs(cls, name):
-        return storage.stamp(patch_file.FOLDER, name)
+    def fingerprint_inputs(  # pyright: ignore[reportIncompatibleMethodOverride]
+        cls, name: str
+    ) -> str:
+        return folders.stamp(patch_file.FOLDER, name)
 
     @classmethod
-    def execute(cls, name):
-        path = storage.find(patch_file.FOLDER, name)
+    def execute(  # pyright: ignore[reportIncompatibleMethodOverride]
+        cls, name: str
+    ) -> io.NodeOutput:
+        path = folders.find(patch_file.FOLDER, name)
         patch, metadata = patch_file.load(path)
-        about = f"{name}, {path.stat().st_size / 2**20:.2f} MB, saved by ComfyUI-Unlearn {metadata.get('pack_version', '?')}\n"
-        about += patch_file.describe(patch)
+        size, version = path.stat().st_size / 2**20, metadata.get("pack_version", "?")
+        about = f"{name}, {size:.2f} MB, saved by ComfyUI-Unlearn {version}\n"
+        about += patch_report.describe(patch)
         progress.say(about, cls.hidden.unique_id)
         return io.NodeOutput(patch, about)
 
 
 class UnlearnPatchInfo(io.ComfyNode):
     @classmethod
-    def define_schema(cls):
+    def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="UnlearnPatchInfo",
             display_name="Unlearn Patch Info",
             category="unlearn",
-            description="Tells what is in a patch: what it forgets, how it was made, how much it changes, and whether it fits a model.",
+            description="Tells what is in a patch: what it forgets, how it was made, how much it "
+            "changes, and whether it fits a model.",
             search_aliases=["unlearn", "forget", "erase", "inspect", "patch", "metadata"],
             inputs=[
                 Patch.Input(
@@ -104,7 +119,8 @@ class UnlearnPatchInfo(io.ComfyNode):
                 io.Model.Input(
                     "model",
                     optional=True,
-                    tooltip="The model you want to use it on: tells whether the patch was made for it.",
+                    tooltip="The model you want to use it on: tells whether the patch was made for "
+                    "it.",
                 ),
             ],
             outputs=[io.String.Output("text", tooltip="Connect to Preview as Text to read it.")],
@@ -113,7 +129,9 @@ class UnlearnPatchInfo(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, patch, model=None):
-        text = patch_file.describe(patch, model)
+    def execute(  # pyright: ignore[reportIncompatibleMethodOverride]
+        cls, patch: UnlearnPatch, model: Model | None = None
+    ) -> io.NodeOutput:
+        text = patch_report.describe(patch, model)
         progress.say(text, cls.hidden.unique_id)
         return io.NodeOutput(text, ui={"text": [text]})

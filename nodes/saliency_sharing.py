@@ -3,7 +3,8 @@
 from comfy_api.latest import io
 
 from ..unlearn.errors import UnlearnError
-from ..unlearn.files import saliency_file, storage
+from ..unlearn.files import saliency_file
+from ..unlearn.host import folders
 from ..unlearn.host.model_types import Model
 from ..unlearn.pruning.merge import merge
 from ..unlearn.types import SaliencyMap
@@ -40,9 +41,9 @@ class SaveConceptSaliency(io.ComfyNode):
 
     @classmethod
     def execute(cls, saliency: SaliencyMap, name: str) -> io.NodeOutput:
-        path = storage.new(saliency_file.FOLDER, name)
+        path = folders.new(saliency_file.FOLDER, name)
         saliency_file.save(path, saliency)
-        listed = path.relative_to(storage.folders(saliency_file.FOLDER)[0].resolve()).as_posix()
+        listed = path.relative_to(folders.folders(saliency_file.FOLDER)[0].resolve()).as_posix()
         return io.NodeOutput(listed, ui={"text": [listed]})
 
 
@@ -72,11 +73,11 @@ class LoadConceptSaliency(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, name: str) -> str:
-        return storage.stamp(saliency_file.FOLDER, name)
+        return folders.stamp(saliency_file.FOLDER, name)
 
     @classmethod
     def execute(cls, name: str) -> io.NodeOutput:
-        return io.NodeOutput(saliency_file.load(storage.find(saliency_file.FOLDER, name)))
+        return io.NodeOutput(saliency_file.load(folders.find(saliency_file.FOLDER, name)))
 
 
 class MergeConceptSaliency(io.ComfyNode):

@@ -1,4 +1,4 @@
-"""The values that travel between nodes. They are frozen: nothing changes them once they are made."""
+"""The values that travel between nodes. They are frozen: nothing changes them once made."""
 
 import functools
 import hashlib

@@ -7,7 +7,7 @@ from testbed import pack
 from . import Erased
 
 adapters = pack.module("unlearn.host.adapters")
-layers = pack.module("unlearn.host.architectures.unet")
+layers = pack.module("unlearn.host.architectures")
 patching = pack.module("unlearn.host.patching")
 prompts = pack.module("unlearn.host.text_encoding")
 types = pack.module("unlearn.types")

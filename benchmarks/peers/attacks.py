@@ -19,7 +19,7 @@ from testbed.worlds.captions import Caption, a
 from ..world.inversion import SENTENCES, Text, revive
 
 kernel = pack.module("kernels.rece")
-layers = pack.module("unlearn.host.architectures.unet")
+layers = pack.module("unlearn.host.architectures")
 weights = pack.module("unlearn.host.weights")
 REVIVAL = pack.module("unlearn.closed_form.tuning").REVIVAL
 SEED = 9000

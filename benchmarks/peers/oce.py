@@ -67,7 +67,7 @@ def erase(model, clip, concepts, seed=0):
     tokens = torch.cat([read[p.text][: p.end + 1] for p in captions]).double()
     moment, edits = tokens.T @ tokens / len(tokens), []
     for layer in _shared.layers.cross_attention(model):
-        if layer.projection == "to_v":
+        if layer.role == "value":
             w0 = _shared.weights.read(model, layer.key).double()
             edits.append(
                 (

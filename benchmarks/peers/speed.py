@@ -79,7 +79,7 @@ def erase(model, clip, concepts, seed=0):
     k = torch.cat([null[:1], centres(null[1:], CENTRES, seed)]).T
     g, edits = torch.Generator().manual_seed(seed), []
     for layer in _shared.layers.cross_attention(model):
-        if layer.projection == "to_v":
+        if layer.role == "value":
             w0 = _shared.weights.read(model, layer.key).double()
             plain = (
                 w0

@@ -367,7 +367,7 @@ def draw(loaded, model, chosen, folder, given, patch=None):
     """
     import comfy.sample
 
-    size = given.size or pack.module("unlearn.host.architectures.unet").native_size(model)
+    size = given.size or pack.module("unlearn.host.architectures").native_size(model)
     shape = lockstep.latent_shape(model, size)
     how = {
         "checkpoint": loaded.stamp,

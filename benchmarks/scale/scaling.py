@@ -33,7 +33,7 @@ from ..world.scapre_world import ORDER
 from . import scapre as scapre_bench
 
 report = pack.module("unlearn.analysis.charts")
-layers = pack.module("unlearn.host.architectures.unet")
+layers = pack.module("unlearn.host.architectures")
 RESULTS = Path(__file__).parents[1] / "results"
 COUNTS, WIDTHS = "1,10,50,100,1000,10000", "320,640,768,1024,1280,2048"
 BASE = {"prompts": 4, "window": 4, "concepts": 2}  # of FIA's sweeps, one varied at a time
@@ -60,11 +60,7 @@ def cross_widths(shape):
     """(rows of each cross-attention key matrix, width of text states) of a true shape."""
     model = on_meta(shape)
     have = model.model.state_dict()
-    keys = [
-        have[layer.key].shape
-        for layer in layers.cross_attention(model)
-        if layer.projection == "to_k"
-    ]
+    keys = [have[layer.key].shape for layer in layers.cross_attention(model) if layer.role == "key"]
     return [rows for rows, _ in keys], keys[0][1]
 
 

@@ -23,7 +23,7 @@ forecast = pack.module("unlearn.analysis.forecast")
 kernel = pack.module("kernels.forecast")
 states = pack.module("unlearn.files.text_cache")
 weights = pack.module("unlearn.host.weights")
-layers = pack.module("unlearn.host.architectures.unet")
+layers = pack.module("unlearn.host.architectures")
 
 HARMFUL = {"uce": {"variant": "uce"}, "loose": {"preserve": 0.001, "anchor": 0.005, "drift": 1.0}}
 

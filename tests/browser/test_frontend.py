@@ -408,8 +408,8 @@ def test_the_blueprint_is_one_box_that_runs(tab):
             put(box.id, 0, after, 'model'); put(box.id, 2, words, 'source')
             app.graph.remove(at(apply))
             box.pos = [490, 830]; app.canvas.centerOnNode(box)
-            const words = {forget: 'fox -> animal', keep: 'cat'}
-            for (const w of box.widgets) w.value = words[w.name] ?? w.value
+            const texts = {forget: 'fox -> animal', keep: 'cat'}
+            for (const w of box.widgets) w.value = texts[w.name] ?? w.value
             const names = (all) => all.map((x) => x.name)
             return [String(box.id), names(box.inputs), names(box.widgets), names(box.outputs)]
         }""",

@@ -1,4 +1,7 @@
-"""Which text encoder it is: decided by its weights and settings, on whatever device and in whatever dtype it computes."""
+"""Which text encoder a CLIP is.
+
+Its weights and settings decide, not the device or dtype that it computes in.
+"""
 
 import time
 from types import SimpleNamespace
@@ -128,7 +131,7 @@ def test_states_stand_for_an_encoder_without_identity():
 
 
 def test_kept_states_are_found_again_by_another_driver(tmp_path, monkeypatch):
-    """The same encoder, whose arithmetic differs in the third decimal, as it does between devices."""
+    """The same encoder, whose arithmetic differs in the third decimal, as between devices."""
     clip = sdxl()
     for p in clip.cond_stage_model.parameters():
         p.nan_to_num_(0.0)

@@ -20,11 +20,11 @@ report = pack.module("unlearn.pruning.report")
 prompts = pack.module("unlearn.pruning.prompts")
 files = pack.module("unlearn.files.saliency_file")
 raw_files = pack.module("unlearn.files.raw_statistics")
-storage = pack.module("unlearn.files.storage")
+folders = pack.module("unlearn.host.folders")
 lockstep = pack.module("unlearn.host.batched_sampling")
 masks = pack.module("unlearn.pruning.masks")
 patching = pack.module("unlearn.host.patching")
-layers_of = pack.module("unlearn.host.architectures.unet")
+layers_of = pack.module("unlearn.host.architectures")
 weights = pack.module("unlearn.host.weights")
 types = pack.module("unlearn.types")
 text = pack.module("unlearn.concepts.notation")
@@ -280,7 +280,7 @@ def test_files_that_are_not_ours(loaded, tmp_path):
         files.load(path)
     for name in ("../x", "/etc/x", "", "a/../../x"):
         with pytest.raises(UnlearnError, match="leads out"):
-            storage.inside(tmp_path, name)
+            folders.inside(tmp_path, name)
 
 
 @pytest.mark.parametrize("granularity", ["connection", "neuron", "row"])
@@ -439,8 +439,7 @@ def test_the_size_a_model_was_made_for(kind, velocity, side):
         model_type=SimpleNamespace(name="V_PREDICTION" if velocity else "EPS"),
     )
     assert (
-        pack.module("unlearn.host.architectures.unet").native_size(SimpleNamespace(model=model))
-        == side
+        pack.module("unlearn.host.architectures").native_size(SimpleNamespace(model=model)) == side
     )
 
 

@@ -1,4 +1,8 @@
-"""A patch as a LoRA: literal matrices, and the stock loader on the plain model gives the pictures of the patched one."""
+"""A patch as a LoRA.
+
+Its factors are compared with literal matrices, and the model that ComfyUI's own loader puts it on
+draws the pictures of the patched model.
+"""
 
 import json
 import math
@@ -14,7 +18,7 @@ files = pack.module("unlearn.files.safetensors_io")
 adapters = pack.module("unlearn.host.adapters")
 patching = pack.module("unlearn.host.patching")
 weights = pack.module("unlearn.host.weights")
-layers = pack.module("unlearn.host.architectures.unet")
+layers = pack.module("unlearn.host.architectures")
 prompts = pack.module("unlearn.host.text_encoding")
 types = pack.module("unlearn.types")
 UnlearnError = pack.module("unlearn.errors").UnlearnError
@@ -94,7 +98,7 @@ def made(model, edits):
 
 
 def pruned_columns(model):
-    """A fifteenth of the hidden units of every block, and a rank-4 change of every cross-attention layer, as strong as a third of it."""
+    """Some hidden units of every block pruned, and a strong rank-4 change of cross-attention."""
     edits = [
         (
             layer.key,
@@ -177,7 +181,8 @@ def test_the_stock_loader_on_the_plain_model_gives_the_patched_pictures(
     again = drawn(loaded, by_stock_loader(loaded, tmp_path / "x.safetensors"))
     assert "not loaded" not in caplog.text and "NOT LOADED" not in caplog.text
     print(
-        f"{make.__name__} {precision}: {psnr(patched, again):.1f} dB, plain {psnr(patched, plain):.1f} dB\n{report}"
+        f"{make.__name__} {precision}: {psnr(patched, again):.1f} dB, "
+        f"plain {psnr(patched, plain):.1f} dB\n{report}"
     )
     assert psnr(patched, plain) < 35 and psnr(patched, again) >= 50
     assert f"{len(patch.edits)} of {len(patch.edits)} weights are exact" in report
@@ -192,7 +197,7 @@ def test_a_rank_loses_what_the_report_says(loaded):
         tensors, _, report = lora.export(model, patch, rank)
         lost = total = 0
         for key, edit in patch.edits:
-            w, name = weights.read(model, key), lora.lora_names(model)[key]
+            w, name = weights.read(model, key), layers.of(model).lora_names()[key]
             assert (
                 tensors[f"{name}.lora_up.weight"].shape[1] == rank
                 and float(tensors[f"{name}.alpha"]) == rank
@@ -219,7 +224,7 @@ def test_loras_on_the_model_are_part_of_what_is_pruned(loaded):
     model.add_patches({key: (bump,)})
     patch = made(model, [(key, Prune.of(torch.arange(1280) < 9, 320, 1280, "column"))])
     tensors, _, _ = lora.export(model, patch)
-    name = lora.lora_names(model)[key]
+    name = layers.of(model).lora_names()[key]
     product = tensors[f"{name}.lora_up.weight"] @ tensors[f"{name}.lora_down.weight"]
     assert torch.equal(product[:, :9], -weights.read(model, key)[:, :9])
 
@@ -258,7 +263,7 @@ def test_names_are_those_of_kohya_and_known_to_the_host():
     ):
         model = shapes.on_meta(kind)
         model.model = as_host(model.model, kind)
-        names = lora.lora_names(model)
+        names = layers.of(model).lora_names()
         assert names[f"diffusion_model.{key}.weight"] == name
         known = comfy.lora.model_lora_keys_unet(model.model, {})
         for layer in (*layers.cross_attention(model), *layers.feed_forward(model)):

@@ -9,12 +9,13 @@ import torch
 from testbed import pack
 
 patch_files = pack.module("unlearn.files.patch_file")
+patch_reports = pack.module("unlearn.files.patch_report")
 files = pack.module("unlearn.files.safetensors_io")
 folders = pack.module("unlearn.host.folders")
 adapters = pack.module("unlearn.host.adapters")
 patching = pack.module("unlearn.host.patching")
 weights = pack.module("unlearn.host.weights")
-layers = pack.module("unlearn.host.architectures.unet")
+layers = pack.module("unlearn.host.architectures")
 types = pack.module("unlearn.types")
 nodes = pack.module("nodes.patch_files")
 UnlearnError = pack.module("unlearn.errors").UnlearnError
@@ -254,13 +255,18 @@ def test_writing_is_whole_or_not_at_all(saved, monkeypatch):
     ]
 
 
-@pytest.mark.parametrize(
-    "name", ["../x", "/etc/x", "a/../../x", "", "  ", ".", "a/", "..", "x\0y", ".safetensors"]
-)
+OUTSIDE = ["../x.safetensors", "/etc/passwd", "a/../../x.safetensors", "", "  ", ".", "..", "x\0y"]
+
+
+@pytest.mark.parametrize("name", [*OUTSIDE, "a/", ".safetensors"])
 def test_no_name_leads_out(models, name):
+    """Even where there is a file: a name is refused before it is looked for."""
+    (models / "unlearn_patches").mkdir(parents=True)
+    (models / "x.safetensors").write_bytes(b"x")
     with pytest.raises(UnlearnError, match="file name"):
         folders.new("unlearn_patches", name)
-    with pytest.raises(UnlearnError):
+    refusal = "leads out" if name in OUTSIDE else "There is no file"
+    with pytest.raises(UnlearnError, match=refusal):
         folders.find("unlearn_patches", name)
     assert folders.stamp("unlearn_patches", name) == ""
 
@@ -328,13 +334,13 @@ def test_info_tells_what_is_in_a_patch_and_whose_it_is(loaded):
     key = layers.feed_forward(model)[0].key
     edit = adapters.Prune.of(torch.ones(1280).bool(), 320, 1280, "column")
     mine = for_model(model, key, edit)
-    assert "409,600 of 409,600" in patch_files.describe(
+    assert "409,600 of 409,600" in patch_reports.describe(
         mine, model
-    ) and "for this very model" in patch_files.describe(mine, model)
+    ) and "for this very model" in patch_reports.describe(mine, model)
     other = types.UnlearnPatch(mine.edits, types.Fingerprint({key: rand(64)}), mine.provenance)
-    assert "WARNING" in patch_files.describe(other, model)
+    assert "WARNING" in patch_reports.describe(other, model)
     with pytest.raises(UnlearnError, match="lacks 2 of the weights|of shape"):
-        patch_files.describe(a_patch(), model)
+        patch_reports.describe(a_patch(), model)
 
 
 def test_a_fingerprint_of_another_size_or_weight_is_refused(loaded):

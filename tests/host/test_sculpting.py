@@ -27,6 +27,7 @@ tuning = pack.module("unlearn.sculpting.tuning")
 patching = pack.module("unlearn.host.patching")
 weights = pack.module("unlearn.host.weights")
 memory = pack.module("unlearn.host.memory")
+memory_need = pack.module("unlearn.sculpting.memory_need")
 progress = pack.module("unlearn.host.progress")
 text = pack.module("unlearn.concepts.notation")
 nodes = pack.module("nodes")
@@ -931,3 +932,45 @@ def test_measuring_what_is_left_takes_fewer_rows_when_memory_runs_out(small, mon
     monkeypatch.setattr(networks.Network, "predict", full)
     parts = train(small)
     assert max(sizes) > 2 and parts[1]["loss"] == pytest.approx(whole[1]["loss"], rel=1e-2)
+
+
+def test_the_probe_of_one_row_is_tried_again_with_emptied_caches(small, monkeypatch):
+    real, tried = memory_need._row_cost, []
+
+    def full_at_first(trainer):
+        tried.append(trainer.batch_size.rows)
+        if len(tried) == 1:
+            raise torch.OutOfMemoryError("full")
+        return real(trainer)
+
+    monkeypatch.setattr(memory_need, "_row_cost", full_at_first)
+    assert train(small)[0].edits and len(tried) == 2
+
+
+def test_a_single_picture_that_does_not_fit_is_named(small, monkeypatch):
+    monkeypatch.setattr(memory_need, "_row_cost", out_of_memory)
+    with pytest.raises(UnlearnError, match="one picture of 64 pixels; turn on 'checkpointing'"):
+        train(small)
+    clean(small[0])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_memory_that_is_told_is_what_the_copies_take(small, dtype):
+    """Tensors of the model itself are shared in float32 and copied in bfloat16."""
+    model, clip = small
+    keys = [layer.key for layer in networks.layers(model)]
+    with torch.inference_mode(False):
+        net = network(model, clip, dtype=dtype)
+        own = {p.untyped_storage().data_ptr() for p in model.model.parameters()}
+        found = {}
+        for p in (
+            *net.student.parameters(),
+            *net.teacher.parameters(),
+            *net.reference.parameters(),
+        ):
+            if p.untyped_storage().data_ptr() not in own:
+                found[p.untyped_storage().data_ptr()] = p.untyped_storage().nbytes()
+    trained = sum(p.numel() for p in net.trainable.values())
+    told = networks.needed_bytes(model, keys, None, dtype)
+    # Of the bytes per trained weight four are the weight itself, which exists already.
+    assert told - trained * (networks.BYTES_PER_TRAINED_WEIGHT - 4) == sum(found.values())

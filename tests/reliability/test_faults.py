@@ -24,7 +24,7 @@ from safetensors import safe_open
 from testbed import pack, tiny
 
 adapters = pack.module("unlearn.host.adapters")
-files = pack.module("unlearn.files.storage")
+files = pack.module("unlearn.files.safetensors_io")
 patch_files = pack.module("unlearn.files.patch_file")
 patching = pack.module("unlearn.host.patching")
 tuning = pack.module("unlearn.sculpting.tuning")

@@ -27,6 +27,7 @@ from safetensors.torch import save as serialise
 from testbed import pack
 
 patch_files = pack.module("unlearn.files.patch_file")
+patch_reports = pack.module("unlearn.files.patch_report")
 saliency_files = pack.module("unlearn.files.saliency_file")
 collection = pack.module("unlearn.pruning.collection")
 ranking = pack.module("unlearn.pruning.ranking").ranking
@@ -34,7 +35,8 @@ merge_saliency = pack.module("unlearn.pruning.merge").merge
 masks = pack.module("unlearn.pruning.masks")
 resuming = pack.module("unlearn.sculpting.saved_run")
 states = pack.module("unlearn.files.text_cache")
-files = pack.module("unlearn.files.storage")
+files = pack.module("unlearn.files.safetensors_io")
+folders = pack.module("unlearn.host.folders")
 adapters = pack.module("unlearn.host.adapters")
 sculpt = pack.module("kernels.sculpting")
 Phase = pack.module("unlearn.sculpting.schedule").Phase
@@ -512,7 +514,7 @@ def test_patch_files(box, wholes, tally):
             path.write_bytes(checksummed(raw) if rng.random() < 0.8 else raw)
             if (found := watch(i, patch_files.load, path)) is not None:
                 assert (
-                    patch_files.describe(found[0])
+                    patch_reports.describe(found[0])
                     and found[0].digest
                     and all(min(e.shape) > 0 for _, e in found[0].edits)
                 ), i
@@ -570,12 +572,12 @@ def words(monkeypatch):
             for t in texts
         }
 
-    monkeypatch.setattr(states.prompts, "encode", encode)
+    monkeypatch.setattr(states.text_encoding, "encode", encode)
     return encode
 
 
 def test_files_of_token_states(box, words, wholes, tally):
-    prompts = [states.prompts.Prompt(t, "", 1, 2, 5) for t in ("a cat", "a dog", "a fox")]
+    prompts = [states.text_encoding.Prompt(t, "", 1, 2, 5) for t in ("a cat", "a dog", "a fox")]
     states.TextStateCache(None, box / "st").get(prompts)
     (file,) = (box / "st").rglob("*.safetensors")
     whole, truth = file.read_bytes(), words(None, [p.text for p in prompts])
@@ -654,7 +656,9 @@ def test_large_and_odd_files(box, tally, monkeypatch):
             path.rmdir() if path.is_dir() else path.unlink()
         # The same file is read when memory is free, and refused in one sentence when it is not.
         patch_files.save(path, whole)
-        monkeypatch.setattr(files.comfy.model_management, "get_free_memory", lambda device: 1000)
+        monkeypatch.setattr(
+            files.memory.comfy.model_management, "get_free_memory", lambda device: 1000
+        )
         with pytest.raises(UnlearnError, match="memory are free"):
             patch_files.load(path)
         monkeypatch.undo()
@@ -857,7 +861,7 @@ def test_names_of_files(box, tally, monkeypatch):
             listed = watch(name, concepts_node.file_path, name)
             assert listed is None or inputs.resolve() in listed.resolve().parents, name
             assert watch(name, lists.read_preset, name) is None
-            assert files.stamp(patch_files.FOLDER, name) == "" or found is not None
+            assert folders.stamp(patch_files.FOLDER, name) == "" or found is not None
             concepts_node.UnlearnConcepts.fingerprint_inputs(file=name)
     assert (
         wrote > 10
@@ -866,7 +870,7 @@ def test_names_of_files(box, tally, monkeypatch):
     )
     for link in ("link/secret.safetensors", "direct.safetensors"):
         with pytest.raises(UnlearnError, match="leads out"):
-            files.find(patch_files.FOLDER, link)
+            folders.find(patch_files.FOLDER, link)
 
 
 # --- lists of concepts --------------------------------------------------------

@@ -343,7 +343,8 @@ def test_merging_statistics_is_associative_and_commutative(prompts, i, j):
     def joined(*maps):
         return {
             name: functools.reduce(
-                lambda a, b: merging.merge_statistics(name, [a, b]), [m.gathered[name] for m in maps]
+                lambda a, b: merging.merge_statistics(name, [a, b]),
+                [m.gathered[name] for m in maps],
             )
             for name in whole.gathered
         }

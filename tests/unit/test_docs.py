@@ -1,4 +1,4 @@
-"""The documentation points at what exists, and the README stays short and says only what a results page says."""
+"""The documentation points at what exists, and the README is short and says what was measured."""
 
 import ast
 import re
@@ -41,7 +41,9 @@ def names_in(file: Path) -> set[str]:
             found.add(node.name)
         if isinstance(node, ast.ClassDef):
             found |= {
-                f"{node.name}.{part.name}" for part in node.body if isinstance(part, ast.FunctionDef)
+                f"{node.name}.{part.name}"
+                for part in node.body
+                if isinstance(part, ast.FunctionDef)
             }
         if isinstance(node, (ast.Assign, ast.AnnAssign)):
             targets = node.targets if isinstance(node, ast.Assign) else [node.target]

@@ -168,7 +168,7 @@ def test_a_wrong_import_is_seen(module, source):
         ("unlearn.pruning.masks", "from . import prompts\nfrom ..types import UnlearnPatch"),
         ("unlearn.host.weights", "import comfy.utils\nfrom comfy import sd"),
         ("unlearn.analysis.forecast", "from ..concepts import sentences"),
-        ("nodes.export", "import folder_paths\nfrom ..unlearn.files import storage"),
+        ("nodes.export", "import folder_paths\nfrom ..unlearn.files import safetensors_io"),
         ("kernels.fia", "import math\n\nimport torch\nfrom . import scapre"),
         ("tests.host.test_fia", "import comfy.sd\nfrom testbed import pack"),
     ],

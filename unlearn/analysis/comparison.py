@@ -9,7 +9,7 @@ import torch
 
 from ..errors import UnlearnError
 from ..host import batched_sampling
-from ..host.architectures.unet import cross_attention, native_size
+from ..host.architectures import cross_attention, native_size
 from ..host.model_types import Clip, Model, Vae
 from ..host.sampling import SamplerSettings
 from ..types import ConceptSet

@@ -17,7 +17,7 @@ from ...kernels import forecast as kernel
 from ..concepts import sentences
 from ..files.text_cache import TextStateCache, default_folder
 from ..host import batched_sampling, patching, text_encoding, weights
-from ..host.architectures.unet import cross_attention, native_size
+from ..host.architectures import cross_attention, native_size
 from ..host.model_types import Clip, Model
 from ..host.progress import Progress
 from ..types import UnlearnPatch

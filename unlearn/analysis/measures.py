@@ -109,8 +109,8 @@ def measure(
     figures of groups are means over the other pairs, None where there is none.
     """
     broken_before, broken_after = _broken(before), _broken(after)
-    latent_unit = _unit(pairs, before.latents, broken_before, _rms_difference)
-    pixel_unit = _unit(pairs, before.pictures, broken_before, _mean_difference)
+    latent_unit = _unit(pairs, before.latents, _rms_difference)
+    pixel_unit = _unit(pairs, before.pictures, _mean_difference)
     changes: Changes = []
     for number in range(len(pairs)):
         absolute = _mean_difference(before.pictures[number], after.pictures[number])
@@ -184,15 +184,15 @@ def _broken(drawing: Drawing) -> list[bool]:
 def _unit(
     pairs: Sequence[PicturePair],
     drawn: torch.Tensor,
-    broken: Sequence[bool],
     distance: Callable[[torch.Tensor, torch.Tensor], float],
 ) -> float:
     """The mean distance of the model's own pictures of different prompts from one noise.
 
-    NaN where all pictures are broken. With one prompt only, an estimate from the spread of its
-    numbers.
+    Those that hold NaN do not count, and the unit is NaN where all do. With one prompt only, it is
+    an estimate from the spread of its numbers.
     """
-    whole = [number for number in range(len(pairs)) if not broken[number]]
+    finite = _finite_rows(drawn).tolist()
+    whole = [number for number in range(len(pairs)) if finite[number]]
     if not whole:
         return math.nan
     # The sort is stable, so neighbours have one seed and different prompts.

@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 
+from ..host import architectures
 from . import charts, forecast, tuning
 from .measures import Changes, LayerChange, WeightChanges
 from .picture_pairs import PicturePair
@@ -32,7 +33,10 @@ def verdict_colour(code: str) -> charts.Colour:
 
 
 def layer_label(key: str) -> str:
-    """A weight key without the parts that all keys share, short enough for a chart."""
+    """A short name of a weight: that of its family, or the key without what all keys share."""
+    known = architectures.label(key)
+    if known != key:
+        return known
     label = key.removeprefix("diffusion_model.").removesuffix(".weight")
     return label.replace("_blocks", "").replace("transformer.", "")
 

@@ -12,7 +12,7 @@ from ..host.model_types import Model
 from . import tuning
 
 if TYPE_CHECKING:
-    from ..host.architectures.unet import Layer
+    from ..host.architectures import Layer
 
 
 class LayerWeights:

@@ -17,7 +17,7 @@ from ..analysis.forecast import WeightGrams, WordImpact
 from ..errors import UnlearnError
 from ..files.text_cache import TextStateCache, default_folder
 from ..host import patching, text_encoding, weights
-from ..host.architectures.unet import cross_attention
+from ..host.architectures import cross_attention
 from ..host.model_types import Clip, Model
 from ..host.progress import Progress
 from ..types import ConceptSet, UnlearnPatch

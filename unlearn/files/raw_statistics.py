@@ -9,8 +9,9 @@ import torch
 
 from ...kernels import fia
 from ..errors import UnlearnError
+from ..host import folders
 from ..types import Group
-from . import saliency_file, storage
+from . import safetensors_io, saliency_file
 
 
 class RawWriter:
@@ -44,7 +45,7 @@ class RawWriter:
         """Writes the moments [c_out, c_in] of every layer for one group at one step."""
         tensors = {f"mean.{i}": m.mean.cpu() for i, m in enumerate(moments)}
         tensors |= {f"m2.{i}": m.m2.cpu() for i, m in enumerate(moments) if m.m2 is not None}
-        storage.write(self.path / raw_name(step, group), tensors, {"n": str(moments[0].n)})
+        safetensors_io.write(self.path / raw_name(step, group), tensors, {"n": str(moments[0].n)})
 
 
 def raw_name(step: int, group: Group) -> str:
@@ -67,24 +68,24 @@ def read_raw(folders: Sequence[str], group: Group, step: int, layer: int) -> fia
 
 def _read_part(folder: str, group: Group, step: int, layer: int) -> fia.RunningMoments:
     """The moments of one layer at one step from one folder."""
-    path = storage.inside(saliency_file.models_folder(), folder) / raw_name(step, group)
+    path = folders.inside(saliency_file.models_folder(), folder) / raw_name(step, group)
     if not path.exists():
         raise UnlearnError(
             f"The raw statistics '{folder}' of '{group.title}' are not in the models folder "
             f"{saliency_file.FOLDER}; copy them there."
         )
     try:
-        with storage.opened(path) as (metadata, header, read):
+        with safetensors_io.opened(path) as (metadata, header, read):
             mean = read(f"mean.{layer}")
             m2 = read(f"m2.{layer}") if f"m2.{layer}" in header else None
             n = int(metadata["n"])
         _validate(mean, m2, n, group)
     except UnlearnError:
         raise
-    except storage.DAMAGE as error:
+    except safetensors_io.DAMAGE as error:
         raise UnlearnError(
             f"The raw statistics '{path.name}' in '{folder}' are damaged "
-            f"({storage.reason(error)}); measure them again."
+            f"({safetensors_io.reason(error)}); measure them again."
         ) from error
     return fia.RunningMoments(mean, m2, n)
 

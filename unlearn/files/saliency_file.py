@@ -12,7 +12,7 @@ import torch
 from ...kernels import fia
 from ..concepts.notation import short
 from ..errors import UnlearnError
-from ..host import weights
+from ..host import folders, weights
 from ..types import (
     KINDS,
     ActivationStats,
@@ -23,7 +23,7 @@ from ..types import (
     SaliencyMap,
 )
 from ..version import VERSION
-from . import storage
+from . import safetensors_io
 
 FORMAT = "unlearn-saliency-1"
 FOLDER = "unlearn_saliency"
@@ -41,12 +41,12 @@ def models_folder() -> Path:
 
     It is `unlearn_saliency` in ComfyUI's models folder, or the folder that extra_model_paths names.
     """
-    return storage.folders(FOLDER)[0]
+    return folders.folders(FOLDER)[0]
 
 
 def listed() -> list[str]:
     """Names of all saliency files, without raw statistics."""
-    return [name for name in storage.listed(FOLDER) if ".raw/" not in name.replace(os.sep, "/")]
+    return [name for name in folders.listed(FOLDER) if ".raw/" not in name.replace(os.sep, "/")]
 
 
 def save(path: Path, found: SaliencyMap) -> None:
@@ -84,7 +84,7 @@ def save(path: Path, found: SaliencyMap) -> None:
         "gathered": gathered,
     }
     metadata = {"format": FORMAT, "version": VERSION, "saliency": json.dumps(content)}
-    storage.write(path, tensors, metadata)
+    safetensors_io.write(path, tensors, metadata)
 
 
 def load(path: Path) -> SaliencyMap:
@@ -94,7 +94,7 @@ def load(path: Path) -> SaliencyMap:
     """
     name = Path(path).name
     try:
-        with storage.opened(path) as (metadata, header, read):
+        with safetensors_io.opened(path) as (metadata, header, read):
             if metadata.get("format") != FORMAT:
                 raise UnlearnError(
                     f"The file '{name}' is not a saliency map of this version; "
@@ -106,9 +106,9 @@ def load(path: Path) -> SaliencyMap:
         return _assemble(content, groups, tensors)
     except UnlearnError:
         raise
-    except storage.DAMAGE as error:
+    except safetensors_io.DAMAGE as error:
         raise UnlearnError(
-            f"The file '{name}' is damaged ({storage.reason(error)}); "
+            f"The file '{name}' is damaged ({safetensors_io.reason(error)}); "
             "save it again with Save Concept Saliency."
         ) from error
 
@@ -158,12 +158,12 @@ def _assemble(
 def _validate(content: dict[str, Any], header: Header) -> Groups:
     """The groups of prompts of a file, after its content was compared with its header.
 
-    Raises ValueError, or another error of storage.DAMAGE, at the first thing that is wrong.
+    Raises ValueError, or another error of safetensors_io.DAMAGE, at the first thing that is wrong.
     """
     _validate_concepts(content)
     _validate_settings(content)
     for key, c_out, c_in in content["layers"]:
-        if not storage.KEY.fullmatch(key) or type(c_out) is not int or type(c_in) is not int:
+        if not safetensors_io.KEY.fullmatch(key) or type(c_out) is not int or type(c_in) is not int:
             raise ValueError("layers")
         if min(c_out, c_in) < 1 or c_out * c_in > 2**31:
             raise ValueError("layers")

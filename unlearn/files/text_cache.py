@@ -110,9 +110,9 @@ class TextStateCache:
         self.width = probes[PROBES[0]].shape[1]
         self.places: dict[str, Place] = {}
         self.encoded = 0  # prompts that were encoded, not read
-        self.reader = None
+        self.fast_encoder = None
         if not exact_padding:
-            self.reader = fast_text_encoder.reader(clip, kept_positions, probes)
+            self.fast_encoder = fast_text_encoder.build(clip, kept_positions, probes)
         if folder is not None:
             self.folder = Path(folder) / (fingerprint(clip, probes) + "-whole" * exact_padding)
             for file in self._files(self.folder):
@@ -213,8 +213,8 @@ class TextStateCache:
         self, wanted: Sequence[Prompt], progress: Progress | None
     ) -> dict[str, torch.Tensor]:
         """Text -> states of Prompts, by an encoder that skips most of the padding where it can."""
-        if self.reader is not None:
-            return self.reader.encode(wanted, progress)
+        if self.fast_encoder is not None:
+            return self.fast_encoder.encode(wanted, progress)
         return text_encoding.encode(self.clip, [p.text for p in wanted], progress)
 
     def _rows(

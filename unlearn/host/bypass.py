@@ -1,136 +1,166 @@
-"""Edits that run beside a layer, so that a quantised weight need not be rounded again.
+"""Edits in bypass: they run next to a layer, so that a quantised weight is not rounded again.
 
-A low-rank edit D takes a concept out exactly: (W + D) c = 0. Rounded into 8 or 4 bits the sum no longer does, and 1.5 to 16 % of W c is
-back. Beside the layer, with Q an orthonormal basis of the rows of D's `down`, so that D (x - Q Q^T x) = 0,
+A low-rank edit D removes a concept c exactly: (W + D) c = 0. When W + D is rounded into 8 or 4
+bits, 1.5 to 16 % of W c comes back. In bypass, Q is an orthonormal basis of the rows of D's `down`,
+so that D (x - Q Q^T x) = 0, and the layer computes
 
     y = W (x - Q Q^T x) + (W + D) Q Q^T x
 
-What the input has in the directions of the edit meets the edited weight in float32; the rest meets the layer as it is. Adding D x to the
-layer's output would be the same sum, but layers that round their input as well (int8 everywhere, fp8 on newer GPUs) would leave the error
-of rounding c behind.
+What the input has in the directions of the edit meets the edited weight in float32. The rest meets
+the layer as it is. Adding D x to the layer's output would be the same sum, but layers that round
+their input too (int8 everywhere, fp8 on newer GPUs) would keep the error of rounding c.
 
-The host calls what it injects into a loaded model a PatcherInjection. Its own BypassInjectionManager keeps one adapter per layer, rounds
-it to the weight's dtype, and swaps `forward`, restoring in the order of swapping: beside a LoRA loaded in bypass mode one of the two would
-stay. Hooks come off in any order, and are looked for in the model that is being loaded, deep copies included.
+ComfyUI calls what it injects into a loaded model a PatcherInjection. Its own
+BypassInjectionManager keeps one adapter for each layer, rounds it to the weight's dtype, and swaps
+`forward`, restoring in the order of swapping, so that with a LoRA in bypass mode one of the two
+would stay. Hooks can be removed in any order. They are put on the model that is being loaded,
+which may be a deep copy.
 """
 
+from __future__ import annotations
+
 import weakref
+from collections.abc import Mapping
 
 import comfy.model_patcher
 import comfy.utils
 import torch
 from comfy.patcher_extension import PatcherInjection
 from comfy.quant_ops import QuantizedTensor
+from torch.utils.hooks import RemovableHandle
 
+from ..types import Edit
 from . import weights
+from .model_types import Model
 
-_attached = (
-    weakref.WeakKeyDictionary()
-)  # a model's module -> (handles of its hooks, finalizer of the patcher they serve)
+# Directions of an edit that are smaller than this share of its largest one are numerical noise in
+# float32. Not measured.
+SMALLEST_DIRECTION = 1e-6
+Edits = dict[str, tuple[tuple[Edit, float], ...]]  # weight key -> ((LowRank, strength), ...)
+# The module of a loaded model -> the handles of its hooks, and the finalizer of its patcher.
+_attached: weakref.WeakKeyDictionary[
+    torch.nn.Module, tuple[list[RemovableHandle], weakref.finalize]
+] = weakref.WeakKeyDictionary()
 
 
-def rounds(model, key):
+def rounds(model: Model, key: str) -> bool:
     """Whether ComfyUI would round an edited weight `key` of a MODEL back into 8 or 4 bits."""
     weight, _, _ = comfy.model_patcher.get_key_weight(model.model, key)
-    return isinstance(weight, QuantizedTensor) or (
-        weight.is_floating_point() and weight.element_size() == 1
-    )
+    eight_bits = weight.is_floating_point() and weight.element_size() == 1
+    return isinstance(weight, QuantizedTensor) or eight_bits
 
 
-def possible(model, key):
-    """Whether `key` of a MODEL is the weight of a layer that hooks reach and that `weights.read` reads without a forward pass."""
+def possible(model: Model, key: str) -> bool:
+    """Whether weight `key` of a MODEL belongs to a layer that can have bypass edits.
+
+    Hooks must reach the layer, and `weights.read` must need no forward pass.
+    """
     weight, _, convert = comfy.model_patcher.get_key_weight(model.model, key)
     layer = comfy.utils.get_attr(model.model, key.removesuffix(".weight"))
     return hasattr(layer, "in_features") and not (weights.packed(weight) and convert is None)
 
 
-def put(model, edits):
-    """Makes `edits`, weight key -> ((LowRank, strength), ...), all that runs beside the layers of a MODEL, the caller's own clone."""
-    model.is_injected = False  # a clone of a loaded model says it is injected, and would take on and off what was never on it
+def put(model: Model, edits: Mapping[str, tuple[tuple[Edit, float], ...]]) -> None:
+    """Makes `edits` all bypass edits of a MODEL, which is the caller's own clone."""
+    # A clone of a loaded model says that it is injected, and would eject what it never had.
+    model.is_injected = False
     if edits:
-        beside = Beside(edits)
-        model.set_injections(weights.BYPASS_ATTACHMENT, [PatcherInjection(beside.inject, detach)])
-        model.set_attachments(weights.BYPASS_ATTACHMENT, edits)
+        bypass = Bypass(dict(edits))
+        model.set_injections(weights.BYPASS_ATTACHMENT, [PatcherInjection(bypass.inject, detach)])
+        model.set_attachments(weights.BYPASS_ATTACHMENT, dict(edits))
     elif weights.bypass_edits(model):
         model.remove_injections(weights.BYPASS_ATTACHMENT)
         model.remove_attachments(weights.BYPASS_ATTACHMENT)
 
 
-def detach(patcher):
-    """Takes all hooks of this module off a loaded model."""
-    _take_off(patcher.model)
+def detach(patcher: Model) -> None:
+    """Removes all hooks of this module from a loaded model."""
+    _remove_hooks(patcher.model)
 
 
-def _take_off(module):
-    handles, finalizer = _attached.pop(module, ((), None))
+def _remove_hooks(module: torch.nn.Module) -> None:
+    attached = _attached.pop(module, None)
+    if attached is None:
+        return
+    handles, finalizer = attached
     for handle in handles:
         handle.remove()
-    if finalizer is not None:
-        finalizer.detach()
+    finalizer.detach()
 
 
-def _abandoned(module):
-    """The patcher went without being unloaded (a new run replaced it): its hooks must not stay on the layers that others share."""
-    if (found := module()) is not None:
-        _take_off(found)
+def _abandoned(module: weakref.ref[torch.nn.Module]) -> None:
+    """Removes the hooks of a patcher that vanished without being unloaded.
+
+    A new run replaces it so. Its hooks must not stay on layers that others share.
+    """
+    found = module()
+    if found is not None:
+        _remove_hooks(found)
 
 
-class Beside:
-    """The edits, weight key -> ((LowRank, strength), ...), and what was worked out from them for the weights last loaded."""
+class Bypass:
+    """The bypass edits of a model, and their factors for the weights that were loaded last."""
 
-    def __init__(self, edits):
+    def __init__(self, edits: Edits) -> None:
         self.edits = edits
-        self.made_for, self.made = None, {}
+        self._made_for: tuple | None = None
+        self._factors: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
 
-    def inject(self, patcher):
-        """Puts the hooks on the model of a patcher that has just loaded it; on all layers or on none."""
-        if self.made_for != (
-            patcher.patches_uuid,
-            id(patcher.model),
-        ):  # LoRAs behind the patch change the answers
-            self.made = self._work_out(patcher)
-            self.made_for = (patcher.patches_uuid, id(patcher.model))
-        _take_off(patcher.model)
-        handles = []
-        for key, factors in self.made.items():
-            handles += _hooks(
-                comfy.utils.get_attr(patcher.model, key.removesuffix(".weight")), *factors
-            )
+    def inject(self, patcher: Model) -> None:
+        """Puts the hooks on the model of a patcher that has just loaded it, on all layers."""
+        # LoRAs that were added after the patch change the factors.
+        loaded = (patcher.patches_uuid, id(patcher.model))
+        if self._made_for != loaded:
+            self._factors = self._compute_factors(patcher)
+            self._made_for = loaded
+        _remove_hooks(patcher.model)
+        handles: list[RemovableHandle] = []
+        for key, (q, v) in self._factors.items():
+            layer = comfy.utils.get_attr(patcher.model, key.removesuffix(".weight"))
+            handles += _hooks(layer, q, v)
         finalizer = weakref.finalize(patcher, _abandoned, weakref.ref(patcher.model))
         finalizer.atexit = False
         _attached[patcher.model] = handles, finalizer
 
-    def _work_out(self, patcher):
-        """Weight key -> (Q [d_in, r], (W + D) Q [d_out, r]) float32; W with all LoRAs and edits of the patcher, not rounded."""
-        bases, made = {}, {}
-        with torch.inference_mode(False), torch.no_grad():  # training goes through them
+    def _compute_factors(self, patcher: Model) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+        """Weight key -> (Q [d_in, r], (W + D) Q [d_out, r]) float32.
+
+        W has all LoRAs and edits of the patcher, and is not rounded.
+        """
+        bases: dict[tuple[int, ...], torch.Tensor] = {}
+        factors = {}
+        # Not in inference mode, because training differentiates through them.
+        with torch.inference_mode(False), torch.no_grad():
             for key, edits in self.edits.items():
-                shared = tuple(id(edit.weights[1]) for edit, _ in edits)
+                downs = [edit.weights[1] for edit, _ in edits]
+                shared = tuple(map(id, downs))
                 if shared not in bases:
-                    bases[shared] = basis(
-                        torch.cat([edit.weights[1].double() for edit, _ in edits])
-                    ).to(patcher.load_device)
+                    rows = torch.cat([down.double() for down in downs])
+                    bases[shared] = basis(rows).to(patcher.load_device)
                 w = weights.read(patcher, key, device=patcher.load_device)
-                made[key] = bases[shared], w @ bases[shared]
-        return made
+                factors[key] = bases[shared], w @ bases[shared]
+        return factors
 
 
-def basis(rows):
-    """Orthonormal basis float32 [d_in, r] of the span of rows [n, d_in]; directions below 1e-6 of the largest are left out."""
+def basis(rows: torch.Tensor) -> torch.Tensor:
+    """Orthonormal basis float32 [d_in, r] of the span of rows [n, d_in]."""
     _, s, v = torch.linalg.svd(rows, full_matrices=False)
-    return v[s > s.amax() * 1e-6].T.float().contiguous()
+    return v[s > s.amax() * SMALLEST_DIRECTION].T.float().contiguous()
 
 
-def _hooks(layer, q, v):
-    """Handles of the two hooks that make a linear layer W answer W (x - q q^T x) + v q^T x; q [d_in, r], v [d_out, r]."""
-    kept = []
+def _hooks(layer: torch.nn.Module, q: torch.Tensor, v: torch.Tensor) -> list[RemovableHandle]:
+    """Two hooks that make a linear layer W answer W (x - q q^T x) + v q^T x.
 
-    def before(module, args):
+    q [d_in, r] and v [d_out, r] are float32.
+    """
+    kept: list[torch.Tensor] = []
+
+    def before(module: torch.nn.Module, args: tuple) -> tuple:
         x = args[0].float()
         kept[:] = [x @ q.to(x.device)]
         return ((x - kept[0] @ q.to(x.device).T).to(args[0].dtype), *args[1:])
 
-    def after(module, args, out):
+    def after(module: torch.nn.Module, args: tuple, out: torch.Tensor) -> torch.Tensor:
         return (out.float() + kept.pop() @ v.to(out.device).T).to(out.dtype)
 
-    return layer.register_forward_pre_hook(before), layer.register_forward_hook(after)
+    return [layer.register_forward_pre_hook(before), layer.register_forward_hook(after)]

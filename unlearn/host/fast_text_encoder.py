@@ -1,110 +1,146 @@
-"""A text encoder that reads what texts have in common once, and skips most of the padding: 16 positions for a prompt of five words,
-not 77.
+"""A text encoder that reads common beginnings of prompts once and skips most of the padding.
 
-The encoder is causal: a state is decided by what stands before it. So prompts that begin alike share the states of their beginnings: a
-batch is read as one tree, in which each position sees its own ancestors only; all of that is exact. Of the padding behind the end token a
-few positions are computed, dense at first and wider later, and in every attention each of them counts for all that it stands for (its
-logit rises by the logarithm of how many), as merged tokens do in Token Merging (arXiv 2210.09461, eq 1). Every one stands for those just
-before it, so that none is seen ahead of time.
+A prompt of five words needs 16 positions, not 77.
 
-ComfyUI's own modules do all of it: its CLIP is copied down to the transformer's stack of layers, weights shared, and only what that stack
-is fed is cut. An encoder in which this does not hold, by its build or by what it says of two probe sentences, is read in full.
+CLIP's encoder is causal: a state depends only on what stands before it. So prompts that begin alike
+share the states of their beginnings, and a batch is read as one prefix tree in which each position
+sees its own ancestors only. All of that is exact. Of the padding after the end token a few
+positions are computed, close together at first and further apart later. In attention each counts
+for all positions that it stands for (its logit rises by the logarithm of how many), as merged
+tokens do in Token Merging (arXiv 2210.09461, eq 1). Each stands for those just before it, so none
+is seen ahead of time.
+
+ComfyUI's own modules do all the work. Its CLIP is copied down to the transformer's stack of layers,
+with shared weights, and only what enters that stack is cut. An encoder of another build, or one
+that fails on two probe sentences, is read in full.
 """
 
+from __future__ import annotations
+
 import copy
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
 
 from . import text_encoding
+from .model_types import Clip
+from .progress import Progress
+from .text_encoding import Prompt
 
-DENSE = (
-    2,
-    4,
-    9,
-)  # positions behind the end token that are computed beside those that are read; more were measured to add nothing
-TREE = 320  # positions of all texts in a batch: every one is compared with every other, which grows with the square
-EXACT = 1e-3  # largest relative RMS error of states up to the end token ..
-NEAR = 0.15  # .. and of the padding that is read; measured: 0.09, and at 0.22 kept pictures changed more
+# Positions after the end token that are computed besides those that are read. Measured: more of
+# them added nothing.
+DENSE = (2, 4, 9)
+# Positions of all texts in a batch. Each is compared with each other, so the cost grows with the
+# square. Not measured.
+TREE = 320
+EXACT = 1e-3  # largest relative RMS error of the states up to the end token
+# The same of the padding that is read. Measured: 0.09, and at 0.22 kept pictures changed more.
+NEAR = 0.15
+Positions = Callable[[int, int], list[int]]  # (end, length) -> positions that are read
 
 
 class PrefixTreeEncoder(torch.nn.Module):
-    """The transformer's stack of layers, fed a tree. chosen: for each text of the batch the positions that are computed, ascending, all up
-    to the end token among them."""
+    """The transformer's stack of layers, which reads a batch of texts as one prefix tree.
 
-    def __init__(self, whole):
+    chosen: for each text of the batch the positions that are computed, in ascending order. All
+    positions up to the end token are among them.
+    """
+
+    def __init__(self, full: torch.nn.Module) -> None:
         super().__init__()
-        self.whole, self.chosen = whole, []
+        self.full = full
+        self.chosen: list[list[int]] = []
 
-    def forward(self, x, mask=None, **rest):
+    def forward(
+        self, x: torch.Tensor, mask: torch.Tensor | None = None, **rest: Any
+    ) -> tuple[torch.Tensor | None, ...]:
+        """States [b, n, d] of embedded texts x [b, n, d]; skipped positions repeat the next one."""
         if mask is None or mask.dim() != 2 or len(x) != len(self.chosen):
-            return self.whole(x, mask=mask, **rest)
-        alike = [
-            0,
-            *(x[1:] == x[:-1]).all(-1).cumprod(1).sum(1).tolist(),
-        ]  # positions in which a text begins as the one before it
-        owner, places, paths = [], [], []
-        for b, chosen in enumerate(self.chosen):
-            new = chosen[alike[b] :]
-            paths.append(
-                [*(paths[-1][: alike[b]] if b else ()), *range(len(places), len(places) + len(new))]
-            )
-            owner, places = owner + [b] * len(new), places + new
-        seen = torch.full(
-            (len(places), len(places)),
-            -torch.finfo(mask.dtype).max,
-            dtype=mask.dtype,
-            device=mask.device,
-        )
+            return self.full(x, mask=mask, **rest)
+        owner, places, paths = self._tree(x)
+        lowest = -torch.finfo(mask.dtype).max
+        seen = mask.new_full((len(places), len(places)), lowest)
         spread = []
         for path, chosen in zip(paths, self.chosen, strict=True):
-            path, at = torch.tensor(path, device=x.device), torch.tensor(chosen, device=x.device)
-            seen[path[:, None], path] = mask[at[:, None], at] + _counts(at).log().to(mask)
-            spread.append(path[torch.searchsorted(at, torch.arange(x.shape[1], device=x.device))])
-        found = self.whole(x[owner, places][None], mask=seen, **rest)
-        return tuple(
-            part if part is None else torch.stack([part[0].index_select(-2, s) for s in spread])
-            for part in found
-        )
+            nodes = torch.tensor(path, device=x.device)
+            at = torch.tensor(chosen, device=x.device)
+            seen[nodes[:, None], nodes] = mask[at[:, None], at] + _counts(at).log().to(mask)
+            every = torch.arange(x.shape[1], device=x.device)
+            spread.append(nodes[torch.searchsorted(at, every)])
+        found = self.full(x[owner, places][None], mask=seen, **rest)
+        return tuple(part if part is None else _spread(part, spread) for part in found)
+
+    def _tree(self, x: torch.Tensor) -> tuple[list[int], list[int], list[list[int]]]:
+        """The tree's nodes as (text of each, position of each, and the nodes of each text)."""
+        # How many positions a text shares with the one before it, from the start.
+        shared = [0, *(x[1:] == x[:-1]).all(-1).cumprod(1).sum(1).tolist()]
+        owner: list[int] = []
+        places: list[int] = []
+        paths: list[list[int]] = []
+        for text, chosen in enumerate(self.chosen):
+            old = paths[-1][: shared[text]] if text else []
+            new = chosen[shared[text] :]
+            paths.append([*old, *range(len(places), len(places) + len(new))])
+            owner += [text] * len(new)
+            places += new
+        return owner, places, paths
 
 
-def _counts(at):
-    """How many positions each of some ascending ones [k] stands for: itself and those between it and the one before."""
+def _spread(states: torch.Tensor, nodes: Sequence[torch.Tensor]) -> torch.Tensor:
+    """States [b, ..., n, d] of the texts from those of the tree [1, ..., nodes, d]."""
+    return torch.stack([states[0].index_select(-2, chosen) for chosen in nodes])
+
+
+def _counts(at: torch.Tensor) -> torch.Tensor:
+    """How many positions each of some ascending ones [k] stands for.
+
+    These are itself and those between it and the one before.
+    """
     return at.diff(prepend=at.new_tensor([-1]))
 
 
-def _copied(module, **parts):
-    """A shallow copy of a module that shares everything with it but for the named `parts`."""
+def _copied(module: Any, **parts: torch.nn.Module) -> Any:
+    """A shallow copy of a module that shares everything with it except the named `parts`."""
     out = copy.copy(module)
     out._modules = {**module._modules, **parts}
     return out
 
 
-def _cut(clip):
-    """(CLIP that shares its weights with clip, its _Stacks), or None where an encoder is not built as CLIP's are."""
-    model, encoders, stacks = getattr(clip, "cond_stage_model", None), {}, []
+def _cut(clip: Clip) -> tuple[Clip, list[PrefixTreeEncoder]] | None:
+    """(a CLIP that shares its weights with `clip`, its prefix tree encoders).
+
+    None where an encoder is not built as CLIP's are.
+    """
+    model: Any = getattr(clip, "cond_stage_model", None)
+    encoders: dict[str, torch.nn.Module] = {}
+    stacks = []
     for name, encoder in getattr(model, "_modules", {}).items():
         transformer = getattr(encoder, "transformer", None)
         text_model = getattr(transformer, "text_model", None)
-        if (
-            getattr(text_model, "encoder", None) is None
-            or getattr(text_model, "embeddings", None) is None
-        ):
+        full = getattr(text_model, "encoder", None)
+        if full is None or getattr(text_model, "embeddings", None) is None:
             return None
-        stacks.append(PrefixTreeEncoder(text_model.encoder))
+        stacks.append(PrefixTreeEncoder(full))
         text_model = _copied(text_model, encoder=stacks[-1])
         encoders[name] = _copied(encoder, transformer=_copied(transformer, text_model=text_model))
     if not stacks:
         return None
-    out = copy.copy(clip)  # with its patcher, so that ComfyUI knows it is loaded
+    out = copy.copy(clip)  # with its patcher, so that ComfyUI knows that it is loaded
     out.cond_stage_model = _copied(model, **encoders)
     return out, stacks
 
 
-def _batches(chosen):
-    """Lists of texts, of text -> positions: neighbours begin alike, and no batch is of more than TREE positions or BATCH texts."""
-    batch, size = [], 0
+def _batches(chosen: Mapping[str, Sequence[int]]) -> Iterator[list[str]]:
+    """Lists of texts from text -> positions: neighbours begin alike.
+
+    No batch has more than TREE positions or text_encoding.BATCH texts.
+    """
+    batch: list[str] = []
+    size = 0
     for text in sorted(chosen):
-        if batch and (size + len(chosen[text]) > TREE or len(batch) == text_encoding.BATCH):
+        too_large = size + len(chosen[text]) > TREE or len(batch) == text_encoding.BATCH
+        if batch and too_large:
             yield batch
             batch, size = [], 0
         batch.append(text)
@@ -114,51 +150,71 @@ def _batches(chosen):
 
 
 class FastTextEncoder:
-    """Reads prompts through a CLIP whose padding is cut. positions: (end, length) -> the positions that are read."""
+    """Encodes prompts through a CLIP whose padding is cut. Make one with `build`."""
 
-    def __init__(self, clip, positions):
-        self.clip, self.stacks = _cut(clip)
+    def __init__(self, clip: Clip, stacks: list[PrefixTreeEncoder], positions: Positions) -> None:
+        self.clip = clip
+        self.stacks = stacks
         self.positions = positions
 
-    def encode(self, wanted, progress=None):
-        """Text -> token states float32 [length, d] of Prompts; what was not computed holds the state of the next position that was.
+    def encode(
+        self, wanted: Sequence[Prompt], progress: Progress | None = None
+    ) -> dict[str, torch.Tensor]:
+        """Text -> token states float32 [length, d] of Prompts.
 
-        Raises what prompts.encode raises."""
-        found, chosen = {}, {p.text: self._chosen(p) for p in wanted}
+        A position that was not computed holds the state of the next one that was. Raises what
+        `text_encoding.encode` raises.
+        """
+        found: dict[str, torch.Tensor] = {}
+        chosen = {p.text: self._chosen(p) for p in wanted}
         for batch in _batches(chosen):
             for stack in self.stacks:
                 stack.chosen = [chosen[text] for text in batch]
             found |= text_encoding.encode(self.clip, batch, progress)
         return found
 
-    def _chosen(self, prompt):
+    def _chosen(self, prompt: Prompt) -> list[int]:
         """The positions of a Prompt that are computed."""
         end, length = text_encoding.eos_position(self.clip, prompt)
-        return (
-            sorted({*self.positions(end, length), *(end + k for k in DENSE if end + k < length)})
-            if end
-            else [*range(length)]
-        )
+        if not end:
+            return list(range(length))
+        dense = [end + k for k in DENSE if end + k < length]
+        return sorted({*self.positions(end, length), *dense})
 
-    def holds(self, probes, truth):
-        """Whether it says of Prompts what the whole encoder says, text -> states `truth`, near enough."""
+    def matches_full_encoder(
+        self, probes: Sequence[Prompt], states: Mapping[str, torch.Tensor]
+    ) -> bool:
+        """Whether its states of Prompts are near enough to those of the full encoder.
+
+        states: text -> states [length, d] of the full encoder.
+        """
         found = self.encode(probes)
         for p in probes:
-            where = torch.tensor(self.positions(p.end, len(truth[p.text])))
-            a, b = found[p.text][where].double(), truth[p.text][where].double()
+            where = torch.tensor(self.positions(p.end, len(states[p.text])))
+            mine, full = found[p.text][where].double(), states[p.text][where].double()
             for part, limit in ((where <= p.end, EXACT), (where > p.end, NEAR)):
-                if not float((a[part] - b[part]).norm()) <= limit * float(b[part].norm()):
+                error = float((mine[part] - full[part]).norm())
+                if not error <= limit * float(full[part].norm()):
                     return False
         return True
 
 
-def reader(clip, positions, truth):
-    """A Reader that agrees with what the CLIP says of some sentences, text -> states `truth`, or None: it must be read in full."""
-    if _cut(clip) is None:
+def unchecked(clip: Clip, positions: Positions) -> FastTextEncoder | None:
+    """A FastTextEncoder of a CLIP that is built as CLIP's are, else None."""
+    cut = _cut(clip)
+    return None if cut is None else FastTextEncoder(*cut, positions)
+
+
+def build(
+    clip: Clip, positions: Positions, states: Mapping[str, torch.Tensor]
+) -> FastTextEncoder | None:
+    """A FastTextEncoder that agrees with the CLIP's own states of some sentences.
+
+    None when the CLIP must be read in full. positions: which are read of a prompt. states: text ->
+    states [length, d].
+    """
+    encoder = unchecked(clip, positions)
+    if encoder is None:
         return None
-    found = FastTextEncoder(clip, positions)
-    return (
-        found
-        if found.holds([text_encoding.locate(clip, "{concept}", s) for s in truth], truth)
-        else None
-    )
+    probes = [text_encoding.locate(clip, "{concept}", text) for text in states]
+    return encoder if encoder.matches_full_encoder(probes, states) else None

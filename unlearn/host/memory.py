@@ -2,7 +2,7 @@
 
 import traceback
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import comfy.model_management
 import torch
@@ -18,7 +18,8 @@ def raise_if_cancelled() -> None:
 
 def free_bytes(device: torch.device) -> int:
     """Bytes that are free on a device."""
-    return comfy.model_management.get_free_memory(device)
+    free: Any = comfy.model_management.get_free_memory(device)
+    return free
 
 
 def is_cpu(device: torch.device) -> bool:

@@ -1,4 +1,7 @@
-"""Putting a patch on a model. Every weight must match, and the model should be the one the patch was made for."""
+"""Putting a patch on a model.
+
+Every weight must match, and the model should be the one that the patch was made for.
+"""
 
 import json
 from collections.abc import Mapping

@@ -9,7 +9,6 @@ with the model's where type and device allow; trained ones are float32 copies.
 from __future__ import annotations
 
 import functools
-import re
 import weakref
 from collections.abc import Sequence
 from typing import Any, NamedTuple, TypeAlias
@@ -25,8 +24,8 @@ from comfy.quant_ops import QuantizedTensor
 
 from ..errors import UnlearnError
 from ..types import UnlearnPatch
-from . import memory, text_encoding, weights
-from .architectures.unet import Layer
+from . import architectures, memory, text_encoding, weights
+from .architectures import Layer
 from .memory import BatchSize
 from .model_types import Clip, Model
 from .progress import Progress
@@ -39,15 +38,6 @@ LARGEST_BATCH = 8  # pictures that are drawn at once
 # the importance and one temporary. As booleans: the mask, and whether it was ever in the mask.
 BYTES_PER_TRAINED_WEIGHT = 6 * 4 + 2
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-_MATRIX = re.compile(
-    r"^diffusion_model\.(input|middle|output)_blocks?\.(\d+)(?:\.\d+)?\.transformer_blocks\.(\d+)"
-    r"\.(attn[12])\.(to_q|to_k|to_v|to_out)(?:\.0)?\.weight$"
-)
-TRAINABLE = {
-    "cross-attention": ("attn2", ("to_q", "to_k", "to_v", "to_out")),
-    "keys and values": ("attn2", ("to_k", "to_v")),
-    "all attention": ("attn", ("to_q", "to_k", "to_v", "to_out")),
-}
 # What ComfyUI hangs on a module that streams its weights from another device.
 _STREAMED = (
     "_v",
@@ -80,22 +70,9 @@ def layers(model: Model, which: str = "cross-attention") -> list[Layer]:
 
     Raises UnlearnError when there are none or they are quantised.
     """
-    block, projections = TRAINABLE[which]
-    found = []
-    for key in model.model.state_dict().keys():
-        hit = _MATRIX.match(key)
-        if hit and hit[4].startswith(block) and hit[5] in projections:
-            projection = hit[5] if block == "attn2" else f"{hit[4]}.{hit[5]}"
-            found.append(Layer(key, hit[1], int(hit[2]), int(hit[3]), projection))
-    if not found:
-        kind = type(getattr(model.model, "model_config", model.model)).__name__
-        raise UnlearnError(
-            f"The input 'model' ({kind}) has no text cross-attention layers to train; "
-            "use an SD1.x, SD2.x or SDXL checkpoint."
-        )
+    found = architectures.of(model).trainable_matrices(which)
     _refuse_quantised(model)
-    order = {"input": 0, "middle": 1, "output": 2}
-    return sorted(found, key=lambda x: (order[x.part], x.block, x.depth, x.projection))
+    return found
 
 
 def _refuse_quantised(model: Model) -> None:

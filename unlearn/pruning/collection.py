@@ -15,7 +15,7 @@ import torch
 from ..errors import UnlearnError
 from ..files.raw_statistics import RawWriter
 from ..host import activation_hooks, batched_sampling, progress, weights
-from ..host.architectures.unet import feed_forward, native_size
+from ..host.architectures import feed_forward, native_size
 from ..host.model_types import Clip, Model
 from ..types import ActivationStats, Concept, ConceptSet, Group, Ranking, SaliencyMap
 from . import prompts, report
@@ -54,7 +54,7 @@ def collect(
             "The input 'model' is compiled, which hides what passes between its layers; "
             "connect it before TorchCompileModel."
         )
-    layers = tuple((layer.key, *weights.shape(model, layer.key)) for layer in feed_forward(model))
+    layers = _layers(model)
     groups = prompts.build_groups(clip, concepts.concepts, chosen.prompts, chosen.first, own)
     statistics = _statistics(model, layers, groups, chosen, folder, node_id)
     watch = _Watch(model, layers, groups, statistics, chosen, node_id)
@@ -100,6 +100,15 @@ def _seeds(settings: SaliencySettings) -> list[int]:
     """The noise of each number, so that a concept's prompt and its baseline's begin alike."""
     first = settings.seed + settings.first
     return [(first + i) % 2**63 for i in range(settings.prompts)]
+
+
+def _layers(model: Model) -> tuple[tuple[str, int, int], ...]:
+    """Key, output width and input width of every layer that is measured."""
+    found = []
+    for layer in feed_forward(model):
+        d_out, d_in = weights.shape(model, layer.key)
+        found.append((layer.key, d_out, d_in))
+    return tuple(found)
 
 
 def _sample(
@@ -232,7 +241,7 @@ class _Watch:
         self.done += len(texts)
         self.bar.step(len(texts))
         left = (time.time() - self.start) * (self.total / self.done - 1)
-        progress.say(
+        progress.status(
             f"step {step + 1} of {self.settings.window}, about {left:.0f} s left", self.node_id
         )
         if self.done < self.total:

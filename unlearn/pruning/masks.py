@@ -14,8 +14,8 @@ from ...kernels import fia
 from .. import provenance
 from ..concepts.notation import split_lines
 from ..errors import UnlearnError
+from ..host import architectures
 from ..host.adapters import Prune
-from ..host.architectures import unet
 from ..types import Concept, ConceptSet, Ranking, SaliencyMap, UnlearnPatch
 from . import report, tuning
 from .report import MaskSummary
@@ -93,7 +93,7 @@ def fuse(
     for i in _layers(maps[0].layers, chosen):
         key, c_out, c_in = maps[0].layers[i]
         layer = _fuse_layer([(c.rankings[i], c.share) for c in choices], (c_out, c_in), chosen)
-        summary.add(unet.label(key), c_out * c_in, layer)
+        summary.add(architectures.label(key), c_out * c_in, layer)
         if layer.pruned:
             edits.append((key, _edit(layer.mask, c_out, c_in, chosen.granularity)))
     if not edits:
@@ -146,7 +146,7 @@ def _layers(layers: Sequence[tuple[str, int, int]], settings: MaskSettings) -> l
     last = max(1, len(layers) - 1)
     left = []
     for i, (key, *_) in enumerate(layers):
-        in_part = parts == ["all"] or unet.part(key) in parts
+        in_part = parts == ["all"] or architectures.part(key) in parts
         if in_part and settings.from_depth <= i / last <= settings.to_depth:
             left.append(i)
     if not left:

@@ -11,7 +11,7 @@ import torch
 from .. import provenance
 from ..host import weights
 from ..host.adapters import Delta, LowRank
-from ..host.architectures.unet import Layer
+from ..host.architectures import Layer
 from ..host.training_network import Network
 from ..types import ConceptSet, UnlearnPatch
 from . import tuning

@@ -16,7 +16,8 @@ import torch
 
 from ..concepts.notation import short
 from ..errors import UnlearnError
-from ..files import storage
+from ..files import safetensors_io
+from ..host import folders
 from .schedule import Phase
 from .trainer import Trainer
 
@@ -42,7 +43,7 @@ MOMENTS = ("exp_avg", "exp_avg_sq")
 
 def path(name: str) -> Path:
     """The file of a name; raises UnlearnError for a name that leads out of the folder."""
-    return storage.new(KIND, name)
+    return folders.new(KIND, name)
 
 
 def identity(trainer: Trainer) -> str:
@@ -68,7 +69,7 @@ def save(file: Path, trainer: Trainer) -> None:
     metadata = {"format": FORMAT, "trainer": json.dumps(_described(trainer))}
     # Copies, because shared or expanded tensors cannot be written.
     copies = {name: t.detach().cpu().clone() for name, t in _tensors(trainer).items()}
-    storage.write(file, copies, metadata)
+    safetensors_io.write(file, copies, metadata)
 
 
 def _described(trainer: Trainer) -> dict[str, Any]:
@@ -113,7 +114,7 @@ def load(file: Path, trainer: Trainer) -> bool:
     if not file.is_file():
         return False
     try:
-        with storage.opened(file) as (metadata, header, read):
+        with safetensors_io.opened(file) as (metadata, header, read):
             if metadata.get("format") != FORMAT:
                 raise ValueError("it is no training file of this version")
             described = json.loads(metadata["trainer"])
@@ -128,10 +129,10 @@ def load(file: Path, trainer: Trainer) -> bool:
             _restore(trainer, described, scaler, {k: read(k) for k in header})
     except UnlearnError:
         raise
-    except storage.DAMAGE as error:
+    except safetensors_io.DAMAGE as error:
         raise UnlearnError(
-            f"The training file '{file.name}' cannot be read ({storage.reason(error)}); delete it "
-            "or choose another name."
+            f"The training file '{file.name}' cannot be read ({safetensors_io.reason(error)}); "
+            "delete it or choose another name."
         ) from error
     return True
 

@@ -13,7 +13,7 @@ import torch
 
 from ..errors import UnlearnError
 from ..host import memory, patching, progress
-from ..host.architectures.unet import Layer, native_size
+from ..host.architectures import Layer, native_size
 from ..host.batched_sampling import latent_shape
 from ..host.model_types import Clip, Model, Vae
 from ..host.training_network import (

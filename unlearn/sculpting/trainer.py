@@ -8,7 +8,6 @@ captions and the empty prompt.
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Callable
 from functools import partial
@@ -19,6 +18,7 @@ from torch.amp.grad_scaler import GradScaler
 from ...kernels import sculpting as kernel
 from ..errors import UnlearnError
 from ..host import progress
+from ..host.architectures import reads_text
 from ..host.memory import BatchSize
 from ..host.training_network import Network
 from . import tuning
@@ -31,7 +31,6 @@ from .teacher import TeacherPool, most_rows, noise_like, spread_levels
 from .training_data import Check, TrainingData, pick
 
 UNLIMITED = 10**9  # rows at once, until memory runs out
-_READS_TEXT = re.compile(r"attn2\.to_[kv]\.")  # the matrices that SM-12 is applied to
 
 
 class Trainer:
@@ -85,7 +84,7 @@ class Trainer:
         self.projector = torch.zeros(0)
         if self.settings.replays:
             keys = enumerate(self.network.trainable)
-            self.projected = [i for i, key in keys if _READS_TEXT.search(key)]
+            self.projected = [i for i, key in keys if reads_text(key)]  # SM-12
         if self.projected:
             factor = kernel.retain_projector(
                 self.data.retained_states(), tuning.RETAIN_KAPPA, tuning.RETAIN_TOLERANCE

@@ -1,1 +1,49 @@
-"""What the pack knows of each model family."""
+"""What the pack knows of each model family: one file each, behind one base class.
+
+To add a family, write a subclass of `Architecture` in a new file of this folder, and add a row to
+the table in tests/host/test_architectures.py.
+"""
+
+import importlib
+import pkgutil
+
+from ..model_types import Model
+from .base import TRAINABLE, Architecture, Layer, Spans, kind
+from .unet import UNet, label, native_size, part, reads_text
+
+__all__ = [
+    "TRAINABLE", "Architecture", "Layer", "Spans", "cross_attention", "feed_forward",
+    "families", "kind", "label", "native_size", "of", "part", "reads_text",
+]  # fmt: skip
+
+
+def families() -> list[type[Architecture]]:
+    """Every family that a file of this folder defines, by the names of the files."""
+    for module in pkgutil.iter_modules(__path__):
+        importlib.import_module(f".{module.name}", __name__)
+    return Architecture.__subclasses__()
+
+
+def of(model: Model) -> Architecture:
+    """The family of a MODEL; raises UnlearnError for one that the pack does not know."""
+    keys = tuple(model.model.state_dict())
+    for family in families():
+        if family.fits(keys):
+            return family(model)
+    return UNet(model).refuse("text cross-attention layers to train or edit")
+
+
+def cross_attention(model: Model) -> list[Layer]:
+    """The matrices of a MODEL through which text enters, from input to output.
+
+    Raises UnlearnError when there are none.
+    """
+    return of(model).cross_attention_layers()
+
+
+def feed_forward(model: Model) -> list[Layer]:
+    """The second linear layer of every feed-forward block of a MODEL, from input to output.
+
+    Raises UnlearnError when there are none.
+    """
+    return of(model).feed_forward_layers()

@@ -1,76 +1,179 @@
-"""Where things are in a UNet: found by pattern over the state dict, so SD1.x, SD2.x, SDXL and cut-down models need no tables."""
+"""UNets: SD1.x, SD2.x, SDXL and smaller ones made from them.
+
+Layers are found by pattern over the weight keys, so models with fewer blocks need no tables.
+"""
+
+from __future__ import annotations
 
 import re
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from ...errors import UnlearnError
+import comfy.model_base
+import comfy.utils
+
+from ..model_types import Model
+from ..text_encoding import Prompt
+from .base import Architecture, Layer, Role, Spans
 
 _BLOCK = (
-    r"diffusion_model\.(input|middle|output)_blocks?\.(\d+)(?:\.\d+)?\.transformer_blocks\.(\d+)"
+    r"^diffusion_model\.(input|middle|output)_blocks?\.(\d+)(?:\.\d+)?\.transformer_blocks\.(\d+)\."
 )
-_CROSS = re.compile(rf"^{_BLOCK}\.attn2\.(to_k|to_v)\.weight$")
-_FEED_FORWARD = re.compile(rf"^{_BLOCK}\.(ff\.net\.2)\.weight$")
+_MATRIX = re.compile(_BLOCK + r"(attn[12]|ff)\.(to_q|to_k|to_v|to_out|net\.2)(?:\.0)?\.weight$")
+_INSIDE = re.compile(_BLOCK)
 _ORDER = {"input": 0, "middle": 1, "output": 2}
+_ROLES: dict[str, Role] = {
+    "to_q": "query",
+    "to_k": "key",
+    "to_v": "value",
+    "to_out": "output",
+    "net.2": "feed-forward",
+}
+_TRAINABLE = {
+    "cross-attention": (("attn2",), ("to_q", "to_k", "to_v", "to_out")),
+    "keys and values": (("attn2",), ("to_k", "to_v")),
+    "all attention": (("attn1", "attn2"), ("to_q", "to_k", "to_v", "to_out")),
+}
+# Side in pixels, by ComfyUI's class of model. Others were made for 512.
+_NATIVE_SIZES = {"SDXL": 1024, "SD20": 768}
+_SMALLEST_NATIVE_SIZE = 512
 
 
-class Layer(NamedTuple):
-    """A weight matrix: its patcher key, which part of the UNet it is in, block number, depth in the block, and projection."""
+class _Matrix(NamedTuple):
+    """A weight of a transformer block, and where it stands in the UNet."""
 
     key: str
-    part: str
+    part: str  # input, middle or output
     block: int
-    depth: int
+    depth: int  # transformer block within the block
+    module: str  # attn1 (self-attention), attn2 (cross-attention) or ff (feed-forward)
     projection: str
 
     @property
-    def label(self):
-        """Short name for reports, as in `input 4.0 k`."""
-        return f"{self.part} {self.block}.{self.depth} {self.projection.removeprefix('to_').removesuffix('.net.2')}"
+    def place(self) -> str:
+        return f"{self.part} {self.block}.{self.depth}"
+
+    def layer(self, with_module: bool = False) -> Layer:
+        """As a Layer; its label names the module where a list has several modules of a block."""
+        name = "ff" if self.module == "ff" else self.projection.removeprefix("to_")
+        if with_module:
+            name = f"{self.module}.{self.projection}"
+        role = _ROLES[self.projection]
+        # All cross-attention keys and values read the same text states.
+        reads = self.module == "attn2" and role in ("key", "value")
+        end = "out" if role == "output" else "in"
+        group = "text" if reads else f"{self.place} {self.module} {end}"
+        return Layer(self.key, f"{self.place} {name}", role, group)
 
 
-def cross_attention(model):
-    """The cross-attention key and value layers of a MODEL, from input to output; raises UnlearnError when there are none."""
-    return _found(model, _CROSS, "text cross-attention layers to edit")
+def _matrix(key: str) -> _Matrix | None:
+    found = _MATRIX.match(key)
+    if found is None:
+        return None
+    part, block, depth, module, projection = found.groups()
+    if (module == "ff") != (projection == "net.2"):
+        return None
+    return _Matrix(key, part, int(block), int(depth), module, projection)
 
 
-def feed_forward(model):
-    """The second feed-forward linear of every transformer block of a MODEL, in order; raises UnlearnError when there are none."""
-    return _found(model, _FEED_FORWARD, "transformer feed-forward layers to prune")
+class UNet(Architecture):
+    """Text enters through the keys and values of all cross-attention layers.
 
+    All of them read the text encoder's own states, at every timestep, so a closed form is exact.
+    """
 
-def _found(model, pattern, what):
-    layers = []
-    for key in model.model.state_dict().keys():
-        if found := pattern.match(key):
-            layers.append(Layer(key, found[1], int(found[2]), int(found[3]), found[4]))
-    if not layers:
-        kind = type(getattr(model.model, "model_config", model.model)).__name__
-        raise UnlearnError(
-            f"The input 'model' ({kind}) has no {what}; use an SD1.x, SD2.x or SDXL checkpoint."
+    conditioning_extras = ("pooled_output",)
+
+    @classmethod
+    def fits(cls, keys: tuple[str, ...]) -> bool:
+        return any(_INSIDE.match(key) for key in keys)
+
+    def _layers(
+        self,
+        modules: tuple[str, ...],
+        projections: tuple[str, ...],
+        lacking: str,
+    ) -> list[Layer]:
+        found = [m for m in map(_matrix, self.keys) if m is not None]
+        found = [m for m in found if m.module in modules and m.projection in projections]
+        if not found:
+            self.refuse(lacking)
+        found.sort(key=lambda m: (_ORDER[m.part], m.block, m.depth, m.module, m.projection))
+        return [m.layer(with_module=len(modules) > 1) for m in found]
+
+    def cross_attention_layers(self) -> list[Layer]:
+        return self._layers(("attn2",), ("to_k", "to_v"), "text cross-attention layers to edit")
+
+    def feed_forward_layers(self) -> list[Layer]:
+        return self._layers(("ff",), ("net.2",), "transformer feed-forward layers to prune")
+
+    def trainable_matrices(self, which: str) -> list[Layer]:
+        modules, projections = _TRAINABLE[which]
+        return self._layers(modules, projections, "text cross-attention layers to train")
+
+    @staticmethod
+    def label(key: str) -> str:
+        return label(key)
+
+    @staticmethod
+    def reads_text(key: str) -> bool:
+        return reads_text(key)
+
+    def native_size(self) -> int:
+        return native_size(self.model)
+
+    def uses_pooled_text(self) -> bool:
+        return any(key.startswith("diffusion_model.label_emb.") for key in self.keys)
+
+    def lora_names(self) -> dict[str, str]:
+        """As kohya's scripts and ComfyUI's LoraLoader know them.
+
+        These are diffusers' names for SD1.x and SD2.x, and the original ones for SDXL.
+        """
+        names = {}
+        for key in self.keys:
+            path = key.removeprefix("diffusion_model.").removesuffix(".weight")
+            names[key] = "lora_unet_" + path.replace(".", "_")
+        if isinstance(self.model.model, comfy.model_base.SDXL):
+            return names
+        config = self.model.model.model_config.unet_config
+        for theirs, ours in comfy.utils.unet_to_diffusers(config).items():
+            key = f"diffusion_model.{ours}"
+            if key in names and theirs.endswith(".weight"):
+                names[key] = "lora_unet_" + theirs.removesuffix(".weight").replace(".", "_")
+        return names
+
+    def spans(self, prompt: Prompt, length: int) -> Spans:
+        """In CLIP's order: start token, words, end token, padding."""
+        return Spans(
+            own=range(prompt.first, prompt.last + 1),
+            after=range(prompt.last + 1, prompt.end),
+            end=prompt.end,
+            padding=range(prompt.end + 1, length),
         )
-    return sorted(layers, key=lambda x: (_ORDER[x.part], x.block, x.depth, x.projection))
 
 
 def label(key: str) -> str:
-    """Short name of a weight for reports, as in `input 4.0 ff`. Other weights keep their key."""
-    for pattern in (_CROSS, _FEED_FORWARD):
-        if found := pattern.match(key):
-            return Layer(key, found[1], int(found[2]), int(found[3]), found[4]).label
-    return key
+    """Short name of a weight for reports, as in `input 4.0 k`; other weights keep their key."""
+    found = _matrix(key)
+    return key if found is None else found.layer(with_module=found.module == "attn1").label
 
 
 def part(key: str) -> str:
     """The part of the UNet that a weight is in: `input`, `middle`, `output`, or '' for neither."""
-    found = re.match(_BLOCK, key)
+    found = _INSIDE.match(key)
     return found[1] if found else ""
 
 
-NATIVE_SIZES = {"SDXL": 1024, "SD20": 768}
+def reads_text(key: str) -> bool:
+    """Whether a weight is a key or value matrix of cross-attention."""
+    found = _matrix(key)
+    return found is not None and found.layer().group == "text"
 
 
-def native_size(model):
+def native_size(model: Model) -> int:
     """Side in pixels of the square pictures a MODEL was made for."""
-    kind = type(model.model.model_config).__name__
-    if kind == "SD20" and model.model.model_type.name != "V_PREDICTION":
-        return 512
-    return NATIVE_SIZES.get(kind, 512)
+    inner: Any = model.model
+    name = type(inner.model_config).__name__
+    if name == "SD20" and inner.model_type.name != "V_PREDICTION":
+        return _SMALLEST_NATIVE_SIZE
+    return _NATIVE_SIZES.get(name, _SMALLEST_NATIVE_SIZE)

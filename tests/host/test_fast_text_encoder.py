@@ -1,11 +1,14 @@
-"""Reading prompts without most of the padding: what the whole encoder says, in a quarter of the positions, or not at all."""
+"""Prompts read without most of the padding.
+
+The states are the full encoder's, from a quarter of the positions, or the encoder is read in full.
+"""
 
 import pytest
 import torch
 
 from testbed import pack
 
-abridged = pack.module("unlearn.host.fast_text_encoder")
+fast = pack.module("unlearn.host.fast_text_encoder")
 prompts = pack.module("unlearn.host.text_encoding")
 states = pack.module("unlearn.files.text_cache")
 UnlearnError = pack.module("unlearn.errors").UnlearnError
@@ -23,7 +26,7 @@ def located(clip, texts=TEXTS):
 
 
 def wide(clip):
-    """How many positions the first layers of a CLIP's encoders are fed, in a list that grows as it reads."""
+    """A list that grows by how many positions enter the first layer of an encoder of a CLIP."""
     fed = []
     for encoder in clip.cond_stage_model.children():
         hook = lambda module, given: fed.append(given[0].shape[0] * given[0].shape[1])
@@ -32,7 +35,10 @@ def wide(clip):
 
 
 def sdxl(seed=0):
-    """A CLIP of two encoders as SDXL's (the last layer but one is read; one of them pads with zeros), tiny, of random weights."""
+    """A tiny CLIP of two encoders as SDXL's, of random weights.
+
+    The last layer but one is read, and one of them pads with zeros.
+    """
     import comfy.sd
     import comfy.sdxl_clip
     import comfy.supported_models_base as base
@@ -69,7 +75,10 @@ def sdxl(seed=0):
 
 
 def near(clip, read, whole):
-    """Asserts that the states which are read are the encoder's; the largest relative error of the padding."""
+    """The largest relative error of the padding.
+
+    Asserts that all other states that are read are the encoder's.
+    """
     worst = 0.0
     for p in located(clip, whole):
         where = torch.tensor(states.kept_positions(p.end, len(whole[p.text])))
@@ -82,17 +91,17 @@ def near(clip, read, whole):
 
 def test_states_are_exact_up_to_the_end_token_and_near_behind_it(loaded):
     clip = loaded[1]
-    reader = abridged.reader(clip, states.kept_positions, prompts.encode(clip, states.PROBES))
-    assert near(clip, reader.encode(located(clip)), prompts.encode(clip, TEXTS)) < abridged.NEAR
+    encoder = fast.build(clip, states.kept_positions, prompts.encode(clip, states.PROBES))
+    assert near(clip, encoder.encode(located(clip)), prompts.encode(clip, TEXTS)) < fast.NEAR
 
 
 def test_two_encoders_and_the_last_layer_but_one():
     clip = sdxl()
     whole = prompts.encode(clip, TEXTS)
-    reader = abridged.reader(clip, states.kept_positions, prompts.encode(clip, states.PROBES))
+    encoder = fast.build(clip, states.kept_positions, prompts.encode(clip, states.PROBES))
     assert (
         whole["a cat"].shape == (77, 80)
-        and near(clip, reader.encode(located(clip)), whole) < abridged.NEAR
+        and near(clip, encoder.encode(located(clip)), whole) < fast.NEAR
     )
 
 
@@ -100,10 +109,10 @@ def test_few_positions_are_computed_shared_beginnings_once_and_the_clip_stays_as
     clip = sdxl()
     before, truth = prompts.encode(clip, TEXTS), prompts.encode(clip, states.PROBES)
     fed = wide(clip)
-    reader = abridged.FastTextEncoder(clip, states.kept_positions)
-    read = reader.encode(located(clip))
+    encoder = fast.unchecked(clip, states.kept_positions)
+    read = encoder.encode(located(clip))
     chosen = [
-        len({*states.kept_positions(p.end, 77), *(p.end + k for k in abridged.DENSE)})
+        len({*states.kept_positions(p.end, 77), *(p.end + k for k in fast.DENSE)})
         for p in located(clip)
     ]
     assert fed == [sum(chosen) - 5] * 2  # "a" is shared by two, and the start token by all five
@@ -112,20 +121,20 @@ def test_few_positions_are_computed_shared_beginnings_once_and_the_clip_stays_as
     assert all(torch.equal(before[t], s) for t, s in prompts.encode(clip, TEXTS).items()) and set(
         fed
     ) == {5 * 77}
-    assert reader.holds(located(clip, truth), truth) and all(
+    assert encoder.matches_full_encoder(located(clip, truth), truth) and all(
         read[t].shape == before[t].shape for t in TEXTS
     )
 
 
 def test_whom_a_text_is_read_beside_changes_nothing():
     clip = sdxl()
-    reader = abridged.FastTextEncoder(clip, states.kept_positions)
+    encoder = fast.unchecked(clip, states.kept_positions)
     texts = [
         f"a photo of a {a} {b}" for a in ("red", "blue") for b in ("cat", "fox", "dog", "ship")
     ] + [*TEXTS, "a photo", "a"]
-    together, by_two = reader.encode(located(clip, texts)), {}
+    together, by_two = encoder.encode(located(clip, texts)), {}
     for i in range(0, len(texts), 2):
-        by_two |= reader.encode(located(clip, texts[i : i + 2]))
+        by_two |= encoder.encode(located(clip, texts[i : i + 2]))
     assert len(together) == len(texts) and all(
         torch.allclose(s, by_two[t], atol=1e-5) for t, s in together.items()
     )
@@ -133,10 +142,10 @@ def test_whom_a_text_is_read_beside_changes_nothing():
 
 def test_where_all_positions_are_read_nothing_differs():
     clip = sdxl()
-    reader = abridged.FastTextEncoder(clip, lambda end, length: [*range(length)])
+    encoder = fast.unchecked(clip, lambda end, length: [*range(length)])
     whole = prompts.encode(clip, TEXTS)
     assert all(
-        torch.allclose(s, whole[t], atol=1e-5) for t, s in reader.encode(located(clip)).items()
+        torch.allclose(s, whole[t], atol=1e-5) for t, s in encoder.encode(located(clip)).items()
     )
 
 
@@ -144,10 +153,10 @@ def test_counting_what_a_position_stands_for_is_what_brings_it_near(monkeypatch)
     """Without it the padding weighs a fifth of what it does, and the probes tell."""
     clip = sdxl()
     truth = prompts.encode(clip, states.PROBES)
-    reader = abridged.FastTextEncoder(clip, states.kept_positions)
-    counted = near(clip, reader.encode(located(clip, truth)), truth)
-    monkeypatch.setattr(abridged, "_counts", torch.ones_like)
-    assert near(clip, reader.encode(located(clip, truth)), truth) > 2 * counted
+    encoder = fast.unchecked(clip, states.kept_positions)
+    counted = near(clip, encoder.encode(located(clip, truth)), truth)
+    monkeypatch.setattr(fast, "_counts", torch.ones_like)
+    assert near(clip, encoder.encode(located(clip, truth)), truth) > 2 * counted
 
 
 def test_an_encoder_that_sees_ahead_is_read_in_full(monkeypatch):
@@ -157,9 +166,9 @@ def test_an_encoder_that_sees_ahead_is_read_in_full(monkeypatch):
     monkeypatch.setattr(
         stack, "forward", lambda x, mask=None, **rest: plain(x, mask=torch.zeros_like(mask), **rest)
     )
-    assert abridged.reader(clip, states.kept_positions, prompts.encode(clip, states.PROBES)) is None
+    assert fast.build(clip, states.kept_positions, prompts.encode(clip, states.PROBES)) is None
     store = states.TextStateCache(clip)
-    assert store.reader is None
+    assert store.fast_encoder is None
     whole = prompts.encode(clip, TEXTS)
     assert all(torch.equal(s, whole[t]) for t, s in store.get(located(clip)).items())
 
@@ -173,7 +182,7 @@ def test_an_encoder_that_is_not_built_as_clip_is_read_in_full(broken):
         clip.cond_stage_model = torch.nn.Linear(2, 2)
     else:
         clip.cond_stage_model.clip_g.transformer = torch.nn.Linear(2, 2)
-    assert abridged.reader(clip, states.kept_positions, {}) is None
+    assert fast.build(clip, states.kept_positions, {}) is None
 
 
 def test_a_prompt_with_an_embedding_in_it_is_read_in_full():
@@ -187,24 +196,24 @@ def test_a_prompt_with_an_embedding_in_it_is_read_in_full():
         return found
 
     clip.tokenize = tokenize
-    reader, fed = abridged.FastTextEncoder(clip, states.kept_positions), wide(clip)
+    encoder, fed = fast.unchecked(clip, states.kept_positions), wide(clip)
     whole = prompts.encode(clip, TEXTS[2:])
     fed.clear()
-    read = reader.encode(located(clip, TEXTS[2:]))
+    read = encoder.encode(located(clip, TEXTS[2:]))
     assert fed == [3 * 77 - 2] * 2  # all but the start tokens, which are alike
     assert all(torch.allclose(read[t], whole[t], atol=1e-5) for t in TEXTS[2:])
 
 
 def test_nan_and_cancelling_come_through(monkeypatch):
     clip = sdxl()
-    reader = abridged.FastTextEncoder(clip, states.kept_positions)
+    encoder = fast.unchecked(clip, states.kept_positions)
     import comfy.model_management as management
 
     management.interrupt_current_processing()
     with pytest.raises(management.InterruptProcessingException):
-        reader.encode(located(clip))
+        encoder.encode(located(clip))
     clip.cond_stage_model.clip_l.transformer.text_model.encoder.layers[0].layer_norm1.bias[0] = (
         float("nan")
     )
     with pytest.raises(UnlearnError, match="NaN"):
-        reader.encode(located(clip))
+        encoder.encode(located(clip))
