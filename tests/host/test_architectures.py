@@ -1,5 +1,7 @@
 """What the pack knows of each model family, on models of true shape as ComfyUI builds them."""
 
+import gc
+import sys
 from types import SimpleNamespace
 from typing import NamedTuple
 
@@ -133,3 +135,54 @@ def test_a_smaller_unet_needs_no_table(loaded):
     keys = {x.key for x in family.cross_attention_layers()}
     assert all(weights.exists(loaded[0], key) for key in keys)
     assert len({family.lora_names()[key] for key in keys}) == len(keys)
+
+
+TOY_FAMILY = """
+from .base import Architecture, Layer, Spans
+
+
+class Toy(Architecture):
+    @classmethod
+    def fits(cls, keys):
+        return keys[0].startswith("toy.")
+
+    def cross_attention_layers(self):
+        return [Layer(key, "entry", "entry", key, (0, 2)) for key in self.keys]
+
+    def feed_forward_layers(self):
+        self.refuse("feed-forward layers")
+
+    def trainable_matrices(self, which):
+        return self.cross_attention_layers()
+
+    label = reads_text = staticmethod(lambda key: key)
+    native_size = lambda self: 8
+    uses_pooled_text = lambda self: False
+    lora_names = lambda self: {}
+    spans = lambda self, prompt, length: Spans(range(0), range(0), None, range(0))
+"""
+
+
+@pytest.fixture
+def toy_family(tmp_path, monkeypatch):
+    """One more file in the folder of families, and nothing else."""
+    (tmp_path / "toy.py").write_text(TOY_FAMILY, encoding="utf-8")
+    monkeypatch.setattr(architectures, "__path__", [*architectures.__path__, str(tmp_path)])
+    yield
+    sys.modules.pop(f"{architectures.__name__}.toy")
+    del architectures.toy
+    gc.collect()  # a class that is gone is no subclass any more
+
+
+def test_a_family_is_one_file(toy_family):
+    model = SimpleNamespace(model=torch.nn.ModuleDict({"toy": torch.nn.Linear(3, 4, bias=False)}))
+    (layer,) = architectures.cross_attention(model)
+    assert layer.key == "toy.weight" and layer.rows == (0, 2) and layer.role == "entry"
+    assert architectures.of(model).text_width() == 3
+    with pytest.raises(UnlearnError, match="has no feed-forward layers"):
+        architectures.feed_forward(model)
+
+
+def test_a_family_that_is_gone_is_not_found(known):
+    assert [family.__name__ for family in architectures.families()] == ["UNet"]
+    assert isinstance(known[0], architectures.UNet)

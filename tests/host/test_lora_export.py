@@ -181,7 +181,8 @@ def test_the_stock_loader_on_the_plain_model_gives_the_patched_pictures(
     again = drawn(loaded, by_stock_loader(loaded, tmp_path / "x.safetensors"))
     assert "not loaded" not in caplog.text and "NOT LOADED" not in caplog.text
     print(
-        f"{make.__name__} {precision}: {psnr(patched, again):.1f} dB, plain {psnr(patched, plain):.1f} dB\n{report}"
+        f"{make.__name__} {precision}: {psnr(patched, again):.1f} dB, "
+        f"plain {psnr(patched, plain):.1f} dB\n{report}"
     )
     assert psnr(patched, plain) < 35 and psnr(patched, again) >= 50
     assert f"{len(patch.edits)} of {len(patch.edits)} weights are exact" in report

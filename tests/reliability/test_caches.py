@@ -1,7 +1,8 @@
-"""What is kept between runs: by several threads, by several processes on one folder, and where nothing may be written.
+"""What is kept between runs.
 
-Threads and processes are real. The token states of a text are a function of the text here, so that whoever reads can tell whether what
-came back is what was put in.
+Several threads and several processes share one folder, and in some places nothing may be written.
+Threads and processes are real. The token states of a text are a function of the text here, so that
+a reader can tell whether what came back is what was put in.
 """
 
 import contextlib
@@ -63,7 +64,10 @@ def words(monkeypatch):
 
 
 def work(folder, number, seconds, limit, damage):
-    """Reads and writes states for a while, as a solve does, with a store of its own each time; (stores, encoded) or what went wrong."""
+    """Reads and writes states for a while, as a solve does, each time with a store of its own.
+
+    Returns (stores, prompts encoded), or what went wrong.
+    """
     states.text_encoding.encode = encode
     until, rounds, encoded = time.time() + seconds, 0, 0
     with torch.inference_mode():
@@ -94,7 +98,10 @@ def one_of_many(queue, *args):
     ids=["room", "bounded", "damaged"],
 )
 def test_processes_share_a_folder(tmp_path, tally, limit, damage):
-    """Three processes read, write, make room and damage files in one folder; each always has the encoder's own states."""
+    """Three processes read, write, make room and damage files in one folder.
+
+    Each always gets the encoder's own states.
+    """
     context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
     queue = context.Queue()
     many = [
@@ -181,7 +188,7 @@ def test_threads_write_one_file(tmp_path, tally):
 
 
 def test_threads_share_what_was_drawn(monkeypatch, tally):
-    """Latents that the trainer keeps: right for whoever asks, also while others make room for theirs."""
+    """Latents that the trainer keeps are right, also while others make room for theirs."""
     monkeypatch.setattr(material, "_cache", OrderedDict())
     monkeypatch.setattr(
         material.tuning, "CACHED_LATENT_BYTES", 4 * 4 * 3 * 64 + 1
@@ -223,7 +230,7 @@ def test_what_is_read_once_is_never_changed_by_who_reads():
         assert len({hash(x) for x in pool.map(lambda _: sentences.prior_words(), range(8))}) == 1
 
 
-# --- where nothing may be written ----------------------------------------------------------------------------------------------------
+# --- where nothing may be written ---
 
 
 @contextlib.contextmanager
@@ -302,7 +309,7 @@ def test_a_full_disk_keeps_nothing_and_goes_on(tmp_path, monkeypatch, tally):
     tally("faults")
 
 
-# --- where the pack may lie ----------------------------------------------------------------------------------------------------------
+# --- where the pack may lie ---
 
 SCRIPT = """
 import time
@@ -312,7 +319,8 @@ module = sys.modules  # the names the host gives are gone again; load once more 
 done = asyncio.run(nodes.load_custom_node(folder, module_parent="custom_nodes"))
 pack = folder.replace(".", "_x_")
 import importlib
-lists, cached = importlib.import_module(pack + ".unlearn.concepts.lists"), importlib.import_module(pack + ".unlearn.concepts.sentences")
+lists = importlib.import_module(pack + ".unlearn.concepts.lists")
+cached = importlib.import_module(pack + ".unlearn.concepts.sentences")
 said = [len(lists.read_preset(n).concepts) for n in lists.presets()[1:]]
 web = nodes.EXTENSION_WEB_DIRS[os.path.basename(folder)]
 print(json.dumps([*found, said, len(cached.prior_sentences()), os.path.isdir(web)]))
@@ -360,7 +368,10 @@ def test_a_folder_of_any_name_loads_and_nothing_is_written_into_it(tmp_path, nam
 
 
 def test_names_of_our_own_files_fit_every_system():
-    """What the pack calls its files and folders, shipped or written, Windows takes as well, and none differs by case alone."""
+    """Windows takes the names of all files and folders of the pack, shipped or written.
+
+    No two of them differ by case alone.
+    """
     from test_fuzz import refused_by_windows
 
     made = [

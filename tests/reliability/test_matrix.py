@@ -1,7 +1,8 @@
-"""Every storage of weights x every edit x every way a patch meets the patcher, in ComfyUI's own modules, looked at through the layers.
+"""Every storage of weights, with every edit, in every way that a patch meets the patcher.
 
-The model is a UNet of one level that ComfyUI's loader detects as SD1.5; the layers of its later blocks are quantised as in the files
-people share. What a layer does is read from its answers to unit vectors.
+All of it runs in ComfyUI's own modules. The model is a UNet of one level that ComfyUI's loader
+detects as SD1.5; the layers of its later blocks are quantised as in the files that people share.
+What a layer does is read from its answers to unit vectors.
 """
 
 import functools
@@ -42,7 +43,8 @@ PLAIN = {
 }
 QUANTISED = {"fp8": "float8_e4m3fn", "mxfp8": "mxfp8", "int8": "int8_tensorwise", "nvfp4": "nvfp4"}
 STORAGES = (*PLAIN, *QUANTISED)
-# relative error of an edited weight: what one rounding into the format leaves, measured 0.5e-6, 2e-4, 1.7e-3, 0.04, 0.04, 0.04, 0.02, 0.19
+# Largest relative error of an edited weight: what one rounding into the format leaves. Measured, in
+# the order of STORAGES: 0.5e-6, 2e-4, 1.7e-3, 0.04, 0.04, 0.04, 0.02, 0.19.
 ROUNDING = dict(zip(STORAGES, (2e-6, 5e-4, 4e-3, 0.06, 0.06, 0.06, 0.03, 0.25), strict=True))
 EDITS = ("prune", "lowrank", "delta")
 
@@ -119,7 +121,7 @@ def load(model):
 
 
 def answers(model, key):
-    """The weight of a loaded layer float32 [d_out, d_in] as its forward pass applies it (its bias is zero)."""
+    """A loaded layer's weight float32 [d_out, d_in] as its forward pass applies it; no bias."""
     linear = layer(model, key)
     return linear(torch.eye(linear.in_features, dtype=compute(model))).float().T
 
@@ -133,7 +135,10 @@ def rand(*shape, seed=0):
 
 
 def mask(w, seed=0):
-    """A fifth of the connections, not the largest of a row: formats with scales would round all others by the next largest."""
+    """A fifth of the connections, but not the largest of a row.
+
+    Formats with scales would round all others by the next largest.
+    """
     return (rand(*w.shape, seed=seed + 7) > 0.8).scatter_(1, w.abs().argmax(1, keepdim=True), False)
 
 
@@ -161,7 +166,7 @@ def patch_of(kind, model, seed=0):
 
 
 def lora(model, seed=0):
-    """The MODEL with a LoRA of rank 4, a twentieth of the weights in size, as stock loaders put it on."""
+    """The MODEL with a LoRA of rank 4, as ComfyUI's own loaders put it on."""
     import comfy.weight_adapter
 
     with_lora = model.clone()
@@ -191,7 +196,10 @@ def near(got, want, storage, times=1.0):
 
 
 def check(model, storage, want):
-    """A loaded MODEL's layers act as the weights want(key), within one rounding of weights and, in int8, of inputs."""
+    """A loaded MODEL's layers act as the weights want(key), within one rounding.
+
+    In int8 the inputs are rounded too.
+    """
     for key in KEYS:
         w, linear = want(key), layer(model, key)
         x = rand(256, w.shape[1], seed=11)
@@ -199,7 +207,7 @@ def check(model, storage, want):
 
 
 def plain_is_as_it_was(storage):
-    """The plain MODEL, loaded again, has its own bits, its own answers, and nothing hangs on its layers."""
+    """The unpatched MODEL, loaded again, has its own bits and answers, and no hooks."""
     model, before = model_of(storage)
     load(model)
     assert digest(model) == before
@@ -234,8 +242,11 @@ def edited(w, kind, strength=1.0, seed=0):
 
 
 def pruned_exactly(model, storage, streamed=False):
-    """What is pruned is exactly zero in the layer's answers; what is kept is what it was, bit for bit, but for nvfp4's blocks of 16 (and
-    next to none in int8) once they are rounded again, which streamed weights are not."""
+    """What is pruned is exactly zero in the layer's answers; the rest is unchanged, bit for bit.
+
+    Two formats differ once they are rounded again, which streamed weights are not: nvfp4 in its
+    blocks of 16, and int8 in next to no weight.
+    """
     plain, _ = model_of(storage)
     for key in KEYS:
         w = weights.read(plain, key)
@@ -245,9 +256,9 @@ def pruned_exactly(model, storage, streamed=False):
             assert torch.equal(got[~cut], w.to(compute(model)).float()[~cut])
         elif storage != "nvfp4":
             off = (held(model, key) - torch.where(cut, 0.0, w)).abs()
-            if (
-                storage == "int8"
-            ):  # the host rounds at random, and n * scale / scale may lie an ulp beside n: measured 2 in 409600, by a step
+            if storage == "int8":
+                # The host rounds at random, and n * scale / scale may differ in the last bit.
+                # Measured: 2 of 409600 weights differ, by one step.
                 assert (off > 0).float().mean() < 1e-4 and off.max() < 1.01 * w.abs().max() / 127
             else:
                 assert not off.any()
@@ -396,7 +407,10 @@ def test_plain_and_patched_by_turns(storage, kind):
 
 
 def test_the_largest_weight_pruned_too(storage, tally):
-    """Formats with one scale per tensor round what is kept anew, by half a step; zeros stay exact and the plain model comes back."""
+    """Formats with one scale per tensor round what is kept again, by half a step.
+
+    Zeros stay exact, and the unpatched model comes back.
+    """
     plain, _ = model_of(storage)
     edits = tuple(
         (key, adapters.Prune.of(w.abs() >= w.abs().flatten().kthvalue(w.numel() - 50)[0], *w.shape))
@@ -426,7 +440,10 @@ def test_the_largest_weight_pruned_too(storage, tally):
 @pytest.mark.parametrize("native", [False, True], ids=["emulated", "native"])
 @pytest.mark.parametrize("strength", [1.0, 0.5, -1.0])
 def test_beside_the_layer_what_is_taken_out_is_gone(storage, strength, native, tally, monkeypatch):
-    """|W' c| / |W c| is |1 - strength| within 1e-3 beside the layers; native: layers round their inputs too, as on GPUs made for it."""
+    """In bypass |W' c| / |W c| is |1 - strength| within 1e-3.
+
+    native: layers round their inputs too, as on GPUs made for it.
+    """
     plain, _ = model_of(storage)
     patch = patch_of("lowrank", plain)
     for key in KEYS if storage in QUANTISED and native else ():
@@ -498,7 +515,10 @@ def test_the_report_says_what_runs_beside():
 
 
 def test_baked_for_a_file():
-    """Save Unlearned Checkpoint puts what runs beside into the weights, rounded; the model that was given keeps running as it was."""
+    """Save Unlearned Checkpoint puts bypass edits into the weights, rounded.
+
+    The model that was given keeps running as it was.
+    """
     plain, _ = model_of("fp8")
     patched = patching.apply(plain, patch_of("lowrank", plain))[0]
     baked = patching.baked(patched)
@@ -522,7 +542,10 @@ def test_clones_that_go_unloaded_leave_nothing_behind():
 
 
 def test_a_clone_made_while_another_is_loaded_never_runs_on_top_of_it():
-    """ComfyUI copies 'is injected' with a clone, and takes off and puts on what the clone has when a LoRA is added to it."""
+    """ComfyUI copies 'is injected' with a clone.
+
+    When a LoRA is added to the clone, it ejects and injects what the clone has.
+    """
     plain, _ = model_of("fp8")
     full = load(patching.apply(plain, patch_of("lowrank", plain))[0])
     half = lora(
@@ -536,7 +559,7 @@ def test_a_clone_made_while_another_is_loaded_never_runs_on_top_of_it():
 
 
 def test_beside_a_lora_in_bypass_mode():
-    """The stock bypass loader swaps `forward` of the same layers; each comes off alone, in any order."""
+    """ComfyUI's bypass loader swaps `forward` of the same layers; each is removed in any order."""
     import comfy.weight_adapter
 
     plain, _ = model_of("fp8")
@@ -559,7 +582,8 @@ def test_beside_a_lora_in_bypass_mode():
         load(model)
         for key in KEYS:
             x = rand(64, weights.shape(plain, key)[1], seed=11)
-            # a LoRA that swaps `forward` is inside the hooks: what it adds in the directions that were taken out is taken out as well
+            # A LoRA that swaps `forward` is inside the hooks. So what it adds in the removed
+            # directions is removed as well.
             c = directions(weights.read(plain, key))
             want = (
                 x @ edited(weights.read(plain, key), "lowrank").T + (x - x @ c.T @ c) @ added[key].T

@@ -1,4 +1,8 @@
-"""Which ComfyUI: the tested one is pinned, another is tested when it is named, and an old one is told in one line what to do."""
+"""Which ComfyUI is tested, and what an old one is told.
+
+The tested one is pinned, another is tested when it is named, and an old one gets one line that says
+what to do.
+"""
 
 import re
 from pathlib import Path
@@ -10,7 +14,8 @@ from testbed import pack
 
 ROOT = Path(__file__).resolve().parents[2]
 
-# Each case changes the host in the process as an older ComfyUI would have it, loads the pack by the host's loader, and puts all back.
+# Each case changes the host in the process to what an older ComfyUI has, loads the pack with the
+# host's loader, and changes everything back.
 OLD = """
 import contextlib, types
 import comfy.weight_adapter, comfy_api.latest, comfyui_version
@@ -33,12 +38,17 @@ gone = lambda name: lambda: mock.patch.dict(sys.modules, {name: None})
 bare = types.ModuleType("comfy_api.latest")
 cases = {
     "as it is": contextlib.nullcontext,
-    "0.22.0": version("0.22.0"), "0.100.1": version("0.100.1"), "v0.23.0-dev": version("v0.23.0-dev"), "1.0": version("1.0"),
+    "0.22.0": version("0.22.0"),
+    "0.100.1": version("0.100.1"),
+    "v0.23.0-dev": version("v0.23.0-dev"),
+    "1.0": version("1.0"),
     "nightly": version("nightly"), "no version": gone("comfyui_version"),
     "0.21.9": version("0.21.9"), "0.3.75": version("0.3.75"),
     "no io": lambda: mock.patch.dict(sys.modules, {"comfy_api.latest": bare}),
     "no V3": gone("comfy_api.latest"),
-    "no DynamicCombo": without(io, "DynamicCombo"), "no Autogrow": without(io, "Autogrow"), "no Hidden": without(io, "Hidden"),
+    "no DynamicCombo": without(io, "DynamicCombo"),
+    "no Autogrow": without(io, "Autogrow"),
+    "no Hidden": without(io, "Hidden"),
     "no adapters": without(comfy.weight_adapter, "WeightAdapterBase"),
 }
 found = {}
@@ -72,12 +82,16 @@ def test_a_host_that_is_new_enough_gets_all_nodes(found, case, tally):
 
 @pytest.mark.parametrize("case", (*TOO_OLD, *LACKING))
 def test_an_old_host_gets_no_node_and_one_line(found, case, tally):
-    """The host logs a traceback of its own for packs that do not load; what it says of ours is one line that names what to do."""
+    """For packs that do not load the host logs a traceback of its own.
+
+    What it says of ours is one line that says what to do.
+    """
     done, nodes, said = found[case]
     lines = [line for line in said if not line.startswith("Traceback")]
     assert not done and nodes == [] and len(lines) == 1
     version = case if case in TOO_OLD else r"\d+\.\d+\.\d+ \(.*\)"
-    says = rf"ComfyUI-Unlearn needs ComfyUI 0\.22 or newer and found {version}; update ComfyUI and start it again\."
+    says = rf"ComfyUI-Unlearn needs ComfyUI 0\.22 or newer and found {version}; "
+    says += r"update ComfyUI and start it again\."
     assert re.search(rf": {says}$", lines[0]) and "\n" not in lines[0].strip()
     tally("cells")
 

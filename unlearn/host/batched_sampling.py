@@ -15,6 +15,7 @@ import comfy.sample
 import comfy.samplers
 import torch
 
+from . import architectures
 from .memory import BatchSize, raise_if_cancelled
 from .model_types import Clip, Model
 
@@ -22,7 +23,8 @@ LARGEST_BATCH = 8  # prompts in one UNet call. Not measured
 # Share of free memory by which a batch must be smaller than ComfyUI's estimate of it, because hooks
 # keep activations as well. Not measured.
 MEMORY_MARGIN = 1.5
-# What UNets read of a text encoder's output in addition to the token states.
+# What is passed on of a text encoder's output in addition to the token states, where no
+# architecture says otherwise.
 EXTRAS = ("pooled_output",)
 
 
@@ -168,7 +170,8 @@ def sample(model: Model, clip: Clip, plan: SamplingPlan, watch: Watch) -> int:
     """
     shape = latent_shape(model, plan.size)
     halves = 1 if plan.cfg == 1 else 2
-    positive, negative = conditioning(clip, plan.texts, plan.size)
+    extras = architectures.of(model).conditioning_extras
+    positive, negative = conditioning(clip, plan.texts, plan.size, extras)
     sampling: Any = model.get_model_object("model_sampling")
     sigmas = comfy.samplers.calculate_sigmas(sampling, "normal", plan.steps)[: plan.window + 1]
     batch = BatchSize(_fitting(model, shape, halves))
@@ -276,7 +279,8 @@ def predict_from_noise(
     Batches shrink when memory runs out.
     """
     shape, n = latent_shape(model, size), len(texts)
-    positive, negative = conditioning(clip, texts, size)
+    extras = architectures.of(model).conditioning_extras
+    positive, negative = conditioning(clip, texts, size, extras)
     noise = seeded_noise(shape, seeds)
     sampling: Any = model.get_model_object("model_sampling")
     schedule = torch.tensor([sampling.percent_to_sigma(1 - level), 0.0], dtype=torch.float32)

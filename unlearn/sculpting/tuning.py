@@ -99,21 +99,21 @@ TEACHER_TIME = 1.4
 def provenance() -> dict[str, float]:
     """The constants that affect a result, by name, for the provenance of a patch."""
     shares = {f"RETAINED_SHARES.{kind}": share for kind, share in RETAINED_SHARES.items()}
-    names = (
-        "MEASURE_EVERY",
-        "MEASURED_PREDICTIONS",
-        "LR_GROWTH",
-        "LR_SCALE_LIMIT",
-        "COOLDOWN_SHARE",
-        "COOLDOWN_LEAST",
-        "COOLDOWN_AT",
-        "OVERWRITE_ABOVE",
-        "RAMP_STEPS",
-        "EXPLODED_LOSS",
-        "TEACHER_STEPS",
-        "TEACHER_USES",
-        "MATCHING_PICTURES",
-        "RETAIN_KAPPA",
-        "RETAIN_TOLERANCE",
-    )
-    return {name: globals()[name] for name in names} | shares
+    constants = {
+        "MEASURE_EVERY": MEASURE_EVERY,
+        "MEASURED_PREDICTIONS": MEASURED_PREDICTIONS,
+        "LR_GROWTH": LR_GROWTH,
+        "LR_SCALE_LIMIT": LR_SCALE_LIMIT,
+        "COOLDOWN_SHARE": COOLDOWN_SHARE,
+        "COOLDOWN_LEAST": COOLDOWN_LEAST,
+        "COOLDOWN_AT": COOLDOWN_AT,
+        "OVERWRITE_ABOVE": OVERWRITE_ABOVE,
+        "RAMP_STEPS": RAMP_STEPS,
+        "EXPLODED_LOSS": EXPLODED_LOSS,
+        "TEACHER_STEPS": TEACHER_STEPS,
+        "TEACHER_USES": TEACHER_USES,
+        "MATCHING_PICTURES": MATCHING_PICTURES,
+        "RETAIN_KAPPA": RETAIN_KAPPA,
+        "RETAIN_TOLERANCE": RETAIN_TOLERANCE,
+    }
+    return constants | shares
