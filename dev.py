@@ -30,7 +30,9 @@ HOST_VERSION = "2.6.0"
 HOST_SHA256 = "de5d0c3204f9235bfa8e5b4e64d4b33439103b0fae9e668cfc25baecd467134a"
 HOST_COMFYUI = "0.30.0"  # the ComfyUI inside; an older .host/ComfyUI is replaced
 TORCH = ("torch==2.11.0", "torchvision==0.26.0", "torchaudio==2.11.0")
-TOOLS = ("pytest", "hypothesis", "ruff", "websocket-client", "playwright")
+# The checkers have fixed versions, because another version may format or judge differently.
+CHECKERS = ("ruff==0.17.6", "pyright[nodejs]==1.1.414")
+TOOLS = ("pytest", "hypothesis", *CHECKERS, "websocket-client", "playwright")
 STAMP_FORMAT = "1"
 
 # Not resolved, because a ComfyUI may hold this pack as a link.

@@ -33,6 +33,9 @@ def test_each_tool_has_one_version():
     hooks = (ROOT / ".pre-commit-config.yaml").read_text(encoding="utf-8")
     ruff = next(version for name, _, version in pinned if name == "ruff")
     assert set(re.findall(r"ruff==([\d.]+)", hooks)) == {ruff}
+    in_dev = (ROOT / "dev.py").read_text(encoding="utf-8")
+    for name, extra, version in pinned:
+        assert f'"{name}{extra}=={version}"' in in_dev
 
 
 def test_the_fast_gate_has_the_torch_of_the_host_tests():

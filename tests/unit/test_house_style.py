@@ -96,6 +96,11 @@ def test_functions_are_short(path):
     assert not long, "\n".join(long)
 
 
+def test_there_are_files_to_look_at():
+    assert len(files_in(PACK)) > 50
+    assert all(files_in((folder,)) for folder in PACK)
+
+
 def test_lines_are_short():
     paths = tracked_sources()
     assert ROOT / "dev.py" in paths
