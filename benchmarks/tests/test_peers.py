@@ -227,7 +227,7 @@ def trainee(loaded, monkeypatch):
 @pytest.mark.world
 def test_esd_two_steps_lower_its_loss(trainee):
     net, x, sigma = trainee
-    rows = [net.row["fox"]] * 4
+    rows = [net.text_id["fox"]] * 4
 
     def now():
         return float(esd.loss(net, net.student, x, sigma, rows).detach())
@@ -244,7 +244,7 @@ def test_slider_lowers_its_loss_and_at_minus_one_raises_it(trainee):
     def now():
         return float(
             slider.loss(
-                net, net.student, x, sigma, [net.row["fox"]] * 4, [net.row["animal"]] * 4
+                net, net.student, x, sigma, [net.text_id["fox"]] * 4, [net.text_id["animal"]] * 4
             ).detach()
         )
 
@@ -259,15 +259,15 @@ def test_slider_lowers_its_loss_and_at_minus_one_raises_it(trainee):
 def test_salun_two_steps_lower_forgetting_within_the_mask(trainee):
     net, x, sigma = trainee
 
+    foxes, animals = ([net.text_id[name]] * 4 for name in ("fox", "animal"))
+
     def now():
-        return float(
-            salun.forgetting(net, x, sigma, [net.row["fox"]] * 4, [net.row["animal"]] * 4).detach()
-        )
+        return float(salun.forgetting(net, x, sigma, foxes, animals).detach())
 
     before = now()
     masks = salun.train(net, [("fox", "animal")], ["cat"], 2)
     assert now() < before
-    for (key, w), mask in zip(net.masters.items(), masks, strict=True):
+    for (key, w), mask in zip(net.trainable.items(), masks, strict=True):
         assert torch.equal(w.detach()[~mask], net.start(key)[~mask])
 
 

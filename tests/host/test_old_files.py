@@ -1,4 +1,6 @@
-"""Files and workflows written before the code was laid out anew still load, and mean what they meant (tests/data/before_layout)."""
+"""Files and workflows of tests/data/before_layout, which are older than the present layout of the
+code, still load and mean what they meant.
+"""
 
 import json
 import shutil
@@ -18,11 +20,23 @@ CONCEPTS = "fox -> animal | vixen\nstyle: van gogh * 2", "cat\nhouse"
 WIDTH = 64
 TRAINING = {
     "preset": {
-        "preset": "custom", "steps": 3, "stop_at": 0.0, "batch": 2, "held": 2, "learning_rate": 1e-3, "pictures": 2,
-        "sampling_steps": 2, "captions": 2,
+        "preset": "custom",
+        "steps": 3,
+        "stop_at": 0.0,
+        "batch": 2,
+        "held": 2,
+        "learning_rate": 1e-3,
+        "pictures": 2,
+        "sampling_steps": 2,
+        "captions": 2,
     },
-    "warmup": 1, "refresh": 2, "cfg": 3.0, "size": 64, "trainable": "keys and values",
-}  # fmt: skip
+    "warmup": 1,
+    "refresh": 2,
+    "cfg": 3.0,
+    "size": 64,
+    "trainable": "keys and values",
+}
+
 
 nodes = {n.__name__: n for n in pack.module("nodes").NODES}
 weights = pack.module("unlearn.host.weights")
@@ -123,7 +137,10 @@ def test_training_goes_on_from_an_old_file(model, models_folder, monkeypatch):
 
 
 def inputs_of(node):
-    """Every input a node can have, by name; those of a dynamic input as 'input.name', those of a growing one as 'input.name0'."""
+    """Every input a node can have, by name.
+
+    Those of a dynamic input are called 'input.name', those of a growing one 'input.name0'.
+    """
     found = set()
     for entry in node.define_schema().inputs:
         found.add(entry.id)

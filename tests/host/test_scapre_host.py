@@ -4,9 +4,11 @@ What they change, what they refuse, and that they leave the model and the text e
 """
 
 import copy
+import gc
 import math
 import re
 import sys
+import weakref
 from types import SimpleNamespace
 
 import pytest
@@ -294,6 +296,26 @@ def test_a_solve_factorises_once_and_reads_each_layer_once(loaded, monkeypatch):
     assert "past zero" in words  # the overshoot, which once solved and read everything again
     assert [call[1] for call in read.calls] == [key for key, _ in patch.edits]
     assert len(basis.calls) == len(eigh.calls) == 1
+
+
+def test_a_solve_leaves_no_statistics_behind(loaded, monkeypatch):
+    """No cycle of references holds on to them, and to the text encoder, until Python looks."""
+    statistics = pack.module("unlearn.closed_form.token_statistics")
+    measure, held = statistics.measure, []
+
+    def measured(*args):
+        stats = measure(*args)
+        held.append(weakref.ref(stats))
+        return stats
+
+    monkeypatch.setattr(statistics, "measure", measured)
+    gc.collect()
+    gc.disable()
+    try:
+        solve(loaded, CONCEPTS)
+        assert held and held[0]() is None
+    finally:
+        gc.enable()
 
 
 def test_layers_that_do_not_fit_into_memory_are_read_again(loaded, monkeypatch, patch):

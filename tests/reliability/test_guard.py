@@ -456,7 +456,8 @@ def test_working_leaves_the_host_and_the_model_as_they_were(loaded, tally):
     )
     before, other = snapshot(HOST | {"torch", "safetensors"}), state()
     forget = text.parse("fox -> animal", "cat")
-    patch = scapre.solve(model, clip, forget, prior=False)[0]
+    settings = scapre.SolveSettings(prior=False)
+    patch = scapre.solve(model, clip, forget, settings)[0]
     found, _ = saliency.collect(
         model,
         clip,

@@ -1,4 +1,4 @@
-"""The workflows that strangers' changes go through: pinned actions, and one version of each tool."""
+"""The workflows that changes go through: pinned actions, and one version of each tool."""
 
 import re
 from pathlib import Path

@@ -7,6 +7,7 @@ import torch
 from ....kernels import complement, scapre
 from ...errors import UnlearnError
 from .. import tuning
+from ..informax_weights import InformaxWeights
 from ..layer_edit import LayerEdit, SolveContext
 from .registry import number, switch, variant
 
@@ -85,34 +86,45 @@ def anchored(context: SolveContext, settings: AnchoredSettings) -> LayerEdit:
     The objective and its solution stand in kernels/scapre.py. Raises UnlearnError where
     'hard_keep' leaves nothing to edit.
     """
-    stats, erase = context.stats, settings.erase
     mu, v = _basis(context, settings)
-    rank = scapre.rank_by_energy(mu, erase, tuning.ENERGY)
-    lost = _signal_beyond(rank, mu, erase)
-    mu, v = mu[:rank], v[:, :rank]
-    length = v.norm(dim=0).clamp_min(TINY)
-    # The rows of `down` have length 1, so that `up` has the size of weights and fits into float16.
-    down = (v / length).T
-    gain = (erase / (1 + erase * mu)) * length
-    operator = (v * gain) @ down
+    rank = scapre.rank_by_energy(mu, settings.erase, tuning.ENERGY)
+    lost = _signal_beyond(rank, mu, settings.erase)
+    solved = _Solved(mu[:rank], v[:, :rank], settings.erase, lost, context.row_weights)
+    return solved.edit(context.stats.target_shift)
 
-    def for_target(target_shift: torch.Tensor) -> LayerEdit:
+
+@dataclass(frozen=True)
+class _Solved:
+    """The eigenpairs (mu [r], V [d, r]) of a solve. They give the edit for any target shift."""
+
+    mu: torch.Tensor
+    v: torch.Tensor
+    erase: float
+    lost: float
+    row_weights: InformaxWeights | None
+
+    def edit(self, target_shift: torch.Tensor) -> LayerEdit:
+        """The LayerEdit for a target shift T [d, d]."""
+        mu, v = self.mu, self.v
+        length = v.norm(dim=0).clamp_min(TINY)
+        # The rows of `down` have length 1, so that `up` has the size of weights and fits float16.
+        down = (v / length).T
+        gain = (self.erase / (1 + self.erase * mu)) * length
+        operator = (v * gain) @ down
         tv = target_shift @ v
 
         def up(w0: torch.Tensor) -> torch.Tensor:
-            row_weights = context.row_weights(w0) if context.row_weights else None
-            return scapre.anchored_up(w0, tv, mu, erase, row_weights) * length.float()
+            row_weights = self.row_weights(w0) if self.row_weights else None
+            return scapre.anchored_up(w0, tv, mu, self.erase, row_weights) * length.float()
 
         return LayerEdit(
             up=up,
             down=down.float().contiguous(),
-            lost=lost,
+            lost=self.lost,
             right_multiplier=target_shift @ operator,
             solution_operator=operator,
-            for_target=for_target,
+            for_target=self.edit,
         )
-
-    return for_target(stats.target_shift)
 
 
 def _basis(context: SolveContext, settings: AnchoredSettings) -> tuple[torch.Tensor, torch.Tensor]:
