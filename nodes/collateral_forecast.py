@@ -12,7 +12,7 @@ from .sockets import Concepts, Patch
 
 class CollateralForecast(io.ComfyNode):
     @classmethod
-    def define_schema(cls):
+    def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="CollateralForecast",
             display_name="Collateral Forecast",

@@ -18,7 +18,7 @@ D = ReportSettings()
 
 class ErasureReport(io.ComfyNode):
     @classmethod
-    def define_schema(cls):
+    def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="ErasureReport",
             display_name="Erasure Report",

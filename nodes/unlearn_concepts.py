@@ -45,7 +45,7 @@ def file_path(name: str) -> Path:
 
 class UnlearnConcepts(io.ComfyNode):
     @classmethod
-    def define_schema(cls):
+    def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="UnlearnConcepts",
             display_name="Concepts to Forget",

@@ -389,6 +389,7 @@ def test_applying_builds_one_state_dict_however_many_weights_are_patched(
         weights.fingerprint(model, keys),
         ({"method": "m", "concepts": ["cat"]},),
     )
+    model.model_size()  # the host's first clone of a model counts its bytes over a state dict
     built, real = [], type(model.model).state_dict
 
     def state_dict(self, *args, **rest):

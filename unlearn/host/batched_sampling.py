@@ -285,42 +285,60 @@ def predict_from_noise(
     sampling: Any = model.get_model_object("model_sampling")
     schedule = torch.tensor([sampling.percent_to_sigma(1 - level), 0.0], dtype=torch.float32)
     batch = BatchSize(_fitting(model, shape, 1))
-    pairs = [(text, seed) for text in range(n) for seed in range(len(seeds))]
-    found: list[torch.Tensor] = []
-
-    def predict_all(guider: Any, sigmas: torch.Tensor, options: dict) -> None:
-        x = noise.to(sigmas.device)
-        sampling = guider.inner_model.model_sampling
-        x = sampling.noise_scaling(sigmas[0], x, torch.zeros_like(x), False)
-
-        def predict(left: list[tuple[int, int]], count: int) -> torch.Tensor:
-            part = left[:count]
-            cond = _of_prompts(guider.conds["positive"][0], [text for text, _ in part], n)
-            noisy, sigma = x[[seed for _, seed in part]], sigmas[0].expand(len(part))
-            out = comfy.samplers.calc_cond_batch(
-                guider.inner_model, [[cond]], noisy, sigma, options
-            )
-            return out[0].float().cpu()
-
-        at = 0
-        while at < len(pairs):
-            raise_if_cancelled()
-            left = pairs[at:]
-            count, x0 = batch.run(len(left), functools.partial(predict, left))
-            found.append(x0)
-            at += count
-            step()
-
+    predictions = _Predictions(n, noise, batch, step)
     room = torch.zeros([batch.rows, *shape])
     comfy.sample.sample_custom(
         model,
         room,
         1.0,
-        _InsideGuider(predict_all),
+        _InsideGuider(predictions.make),
         schedule,
         positive,
         negative,
         room,
         disable_pbar=True,
     )
-    return torch.cat(found).view(n, len(seeds), -1)
+    return torch.cat(predictions.found).view(n, len(seeds), -1)
+
+
+class _Predictions:
+    """The predictions of `predict_from_noise`, once the model is loaded."""
+
+    def __init__(
+        self, texts: int, noise: torch.Tensor, batch: BatchSize, step: Callable[[], None]
+    ) -> None:
+        self.texts = texts
+        self.noise = noise
+        self.batch = batch
+        self.step = step
+        self.found: list[torch.Tensor] = []  # for each batch x0 [b, c, h, w] on the CPU
+        self.guider: Any = None
+        self.options: dict = {}
+
+    def make(self, guider: Any, sigmas: torch.Tensor, options: dict) -> None:
+        """Predicts from the noise of every seed under every text."""
+        self.guider, self.options = guider, options
+        x = self.noise.to(sigmas.device)
+        sampling = guider.inner_model.model_sampling
+        x = sampling.noise_scaling(sigmas[0], x, torch.zeros_like(x), False)
+        left = [(text, seed) for text in range(self.texts) for seed in range(len(x))]
+        while left:
+            raise_if_cancelled()
+            work = functools.partial(self._predicted, x, sigmas[0], left)
+            count, x0 = self.batch.run(len(left), work)
+            self.found.append(x0)
+            left = left[count:]
+            self.step()
+
+    def _predicted(
+        self, x: torch.Tensor, sigma: torch.Tensor, left: list[tuple[int, int]], count: int
+    ) -> torch.Tensor:
+        """x0 [count, c, h, w] for the first of the pairs (text, seed) that are left."""
+        part = left[:count]
+        positive = self.guider.conds["positive"][0]
+        cond = _of_prompts(positive, [text for text, _ in part], self.texts)
+        noisy = x[[seed for _, seed in part]]
+        out = comfy.samplers.calc_cond_batch(
+            self.guider.inner_model, [[cond]], noisy, sigma.expand(count), self.options
+        )
+        return out[0].float().cpu()
