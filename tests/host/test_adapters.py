@@ -120,11 +120,14 @@ def test_sparse_storage_below_a_quarter():
 
 def test_patches_are_values():
     types = pack.module("unlearn.types")
-    make = lambda x: types.UnlearnPatch(
-        (("a", adapters.Delta.of(torch.full((2, 2), x))),),
-        types.Fingerprint({}),
-        ({"method": "m"},),
-    )
+
+    def make(x):
+        return types.UnlearnPatch(
+            (("a", adapters.Delta.of(torch.full((2, 2), x))),),
+            types.Fingerprint({}),
+            ({"method": "m"},),
+        )
+
     assert make(1.0) == make(1.0) and hash(make(1.0)) == hash(make(1.0)) and make(1.0) != make(2.0)
     both = make(1.0) + make(2.0)
     assert [k for k, _ in both.edits] == ["a", "a"] and len(both.provenance) == 2

@@ -67,5 +67,8 @@ def test_sampling_goes_on_in_smaller_batches_and_tells_each(loaded, monkeypatch)
     )
     sizes, watch = limited(monkeypatch, 2), Nobody()  # both halves of guidance for one prompt
     assert sampling.sample(loaded[0], loaded[1], plan, watch) == 6 and sizes == [2] * 6
-    step = lambda n: [(0,), (2,), f"group 0 of step {n}", (1,), f"group 1 of step {n}"]
+
+    def step(n):
+        return [(0,), (2,), f"group 0 of step {n}", (1,), f"group 1 of step {n}"]
+
     assert watch.told == ["begin", (0, 2), *step(0), *step(1), "end"]  # the first did not fit

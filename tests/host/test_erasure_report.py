@@ -296,7 +296,9 @@ def test_decoding_goes_on_in_smaller_batches_when_memory_runs_out(loaded):
 
 
 def said(forgotten, kept, concepts=(), touched=10, broken=0, before=0):
-    numbers = lambda x: x if x is None else {"latent": x[0], "pixels": x[1], "absolute": 0.1}
+    def numbers(x):
+        return x if x is None else {"latent": x[0], "pixels": x[1], "absolute": 0.1}
+
     concepts = [{"name": n, "latent": x, "pixels": x} for n, x in concepts]
     weights = {"touched": touched, "total": 100, "share": touched / 100}
     found = {
@@ -368,7 +370,10 @@ def test_pairs_are_what_a_ksampler_with_that_seed_draws(loaded):
     settings = sampling.SamplerSettings(4, 3.0, "ddim", "ddim_uniform", 3)
     job = drawing.DrawingJob(pairs, [4, 8, 8], positive, negative, settings)
     latents = drawing.draw(model, drawing.BEFORE, job, live)
-    encode = lambda t: clip.encode_from_tokens_scheduled(clip.tokenize(t))
+
+    def encode(t):
+        return clip.encode_from_tokens_scheduled(clip.tokenize(t))
+
     pair, empty = pairs[1], torch.zeros(1, 4, 8, 8)
     how = (4, 3.0, "ddim", "ddim_uniform", encode(pair.prompt), encode(""))
     alone = comfy.sample.sample(

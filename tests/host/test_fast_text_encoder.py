@@ -29,7 +29,10 @@ def wide(clip):
     """A list that grows by how many positions enter the first layer of an encoder of a CLIP."""
     fed = []
     for encoder in clip.cond_stage_model.children():
-        hook = lambda module, given: fed.append(given[0].shape[0] * given[0].shape[1])
+
+        def hook(module, given):
+            return fed.append(given[0].shape[0] * given[0].shape[1])
+
         encoder.transformer.text_model.encoder.layers[0].register_forward_pre_hook(hook)
     return fed
 

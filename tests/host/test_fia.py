@@ -220,7 +220,10 @@ def test_batches_do_not_matter(loaded, monkeypatch):
 def test_parts_of_one_concept_merge_as_if_measured_together(loaded, score, tmp_path, monkeypatch):
     monkeypatch.setattr(files, "models_folder", lambda: tmp_path)
     whole = collect(loaded, "cat", prompts=4, score=score)
-    folder = lambda name: tmp_path / name if score == "paper" else None
+
+    def folder(name):
+        return tmp_path / name if score == "paper" else None
+
     parts = [
         collect(loaded, "cat", prompts=2, first=first, score=score, folder=folder(f"{first}.raw"))
         for first in (0, 2)
@@ -357,9 +360,10 @@ def test_another_r2_takes_under_a_second_on_the_sd15_shape():
 
 def test_filters_weights_and_shares():
     found = fake([(8, 40)] * 6)
-    keys = lambda **more: [
-        key for key, _ in masks.fuse([found], r2=0.05, alpha=1.1, **more)[0].edits
-    ]
+
+    def keys(**more):
+        return [key for key, _ in masks.fuse([found], r2=0.05, alpha=1.1, **more)[0].edits]
+
     assert len(keys()) == 6
     assert (
         all("middle" in k for k in keys(parts="middle")) and len(keys(parts="input + middle")) == 4
@@ -367,9 +371,10 @@ def test_filters_weights_and_shares():
     assert len(keys(from_depth=0.3, to_depth=0.7)) == 2
     with pytest.raises(UnlearnError, match="leaves no layer"):
         masks.fuse([found], from_depth=0.65, to_depth=0.7)
-    pruned = lambda **more: sum(
-        int(e.mask().sum()) for _, e in masks.fuse([found], alpha=1.1, **more)[0].edits
-    )
+
+    def pruned(**more):
+        return sum(int(e.mask().sum()) for _, e in masks.fuse([found], alpha=1.1, **more)[0].edits)
+
     assert pruned(r2=0.01) < pruned(r2=0.01, per_concept="c0 = 5%") < pruned(r2=0.05)
     assert pruned(r2=0.01, per_concept="c0 = 0.05") == pruned(r2=0.01, per_concept="c0 = 5 %")
     for line in ("c7 = 3%", "c0", "c0 = many", "c0 = 0", "c0 = 101%"):
@@ -459,7 +464,9 @@ def paper_need(concepts=1, window=10):
 
 
 def free_memory(monkeypatch, gpu, main):
-    room = lambda device: main if device.type == "cpu" else gpu
+    def room(device):
+        return main if device.type == "cpu" else gpu
+
     monkeypatch.setattr(statistics.memory, "free_bytes", room)
 
 
@@ -512,7 +519,10 @@ def test_without_memory_nothing_is_run_and_the_need_is_told_before(loaded, monke
 def test_sums_in_main_memory_give_the_same(loaded, monkeypatch):
     """Here both devices are the processor, one of them by its number."""
     whole = collect(loaded, "cat")
-    place = lambda self, device: (torch.device("cpu"), torch.device("cpu", 0))
+
+    def place(self, device):
+        return (torch.device("cpu"), torch.device("cpu", 0))
+
     monkeypatch.setattr(statistics.MemoryNeed, "place", place)
     for a, b in zip(whole.rankings[0], collect(loaded, "cat").rankings[0], strict=True):
         assert torch.equal(a.indices, b.indices) and torch.equal(a.columns, b.columns)

@@ -70,7 +70,10 @@ def english(schema):
     outputs = (
         (str(n), o.display_name or o.io_type, o.tooltip) for n, o in enumerate(schema.outputs)
     )
-    entry = lambda rows: {key: {"name": name, "tooltip": tooltip} for key, name, tooltip in rows}
+
+    def entry(rows):
+        return {key: {"name": name, "tooltip": tooltip} for key, name, tooltip in rows}
+
     return {
         "display_name": schema.display_name,
         "description": schema.description,

@@ -96,9 +96,10 @@ def test_statistics_from_their_definition(loaded):
         .mean()
         .sqrt()
     )
-    difference = lambda t, p: (
-        (states[t.format("fox")] - states[t.format("wolf")])[p].double() / scale
-    )
+
+    def difference(t, p):
+        return (states[t.format("fox")] - states[t.format("wolf")])[p].double() / scale
+
     own = (difference("{}", 1) + difference("a {}", 2)) / 2
     end = (difference("{}", 2) + difference("a {}", 3)) / 2
     rest = (

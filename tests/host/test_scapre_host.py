@@ -535,15 +535,21 @@ def test_of_very_many_concepts_some_are_looked_at(loaded, kept_list, monkeypatch
 
     So it is where rows are not kept one by one.
     """
-    change = lambda **how: torch.cat(
-        [change_of(e).flatten() for _, e in solve(loaded, kept_list, drift=1.0, **how)[0].edits]
-    )
+
+    def change(**how):
+        return torch.cat(
+            [change_of(e).flatten() for _, e in solve(loaded, kept_list, drift=1.0, **how)[0].edits]
+        )
+
     plain, free = change(overshoot=0.0), change(overshoot=5.0)
     monkeypatch.setattr(tuning, "CHECKED_CONCEPTS", 1)
     some = change(overshoot=5.0)
     monkeypatch.setattr(tuning, "MAX_SEPARATE_ROWS", 1)
     summed = change(overshoot=5.0)
-    apart = lambda a, b: float((a - b).norm() / b.norm())
+
+    def apart(a, b):
+        return float((a - b).norm() / b.norm())
+
     assert apart(some, summed) < 1e-3 < min(apart(free, summed), apart(plain, summed))
 
 

@@ -193,9 +193,9 @@ def test_threads_share_what_was_drawn(monkeypatch, tally):
     monkeypatch.setattr(
         material.tuning, "CACHED_LATENT_BYTES", 4 * 4 * 3 * 64 + 1
     )  # room for three
-    drawn = lambda reference, texts, against, seeds, *rest: torch.full(
-        (len(texts), 4, 4, 4), float(texts[0])
-    )
+
+    def drawn(reference, texts, against, seeds, *rest):
+        return torch.full((len(texts), 4, 4, 4), float(texts[0]))
 
     def draw(reference, texts, *rest):
         time.sleep(0.001)
@@ -341,11 +341,16 @@ def shipped(target):
         if line.startswith("/")
     ]
     skip = {*listed, ".git", ".venv", ".host", "shared"}
-    away = lambda folder, names: [
-        n
-        for n in names
-        if n == "__pycache__" or (Path(folder) == loading.ROOT and n in skip) or n.startswith(".")
-    ]
+
+    def away(folder, names):
+        return [
+            n
+            for n in names
+            if n == "__pycache__"
+            or (Path(folder) == loading.ROOT and n in skip)
+            or n.startswith(".")
+        ]
+
     shutil.copytree(loading.ROOT, target, ignore=away)
     for path in [target, *target.rglob("*")]:
         path.chmod(0o555 if path.is_dir() else 0o444)

@@ -449,11 +449,14 @@ def test_working_leaves_the_host_and_the_model_as_they_were(loaded, tally):
     model, clip, _ = loaded
     comfy.model_management.load_models_gpu([model])  # another test's patched clone may be in place
     whole = {k: v.clone() for k, v in model.model.state_dict().items()}
-    state = lambda: (
-        dict(model.patches),
-        list(model.object_patches),
-        sum(len(m._forward_hooks) for m in model.model.modules()),
-    )
+
+    def state():
+        return (
+            dict(model.patches),
+            list(model.object_patches),
+            sum(len(m._forward_hooks) for m in model.model.modules()),
+        )
+
     before, other = snapshot(HOST | {"torch", "safetensors"}), state()
     forget = text.parse("fox -> animal", "cat")
     settings = scapre.SolveSettings(prior=False)

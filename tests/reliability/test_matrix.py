@@ -621,9 +621,12 @@ def test_a_deep_copy_gets_its_own():
 def test_a_whole_picture_step_runs_with_edits_beside():
     plain, _ = model_of("int8")
     x, c = rand(1, 4, 8, 8), rand(1, 77, 768, seed=1)
-    step = lambda model: load(model).model.apply_model(
-        x, torch.ones(1), c_crossattn=c, transformer_options={}
-    )
+
+    def step(model):
+        return load(model).model.apply_model(
+            x, torch.ones(1), c_crossattn=c, transformer_options={}
+        )
+
     before = step(plain)
     after = step(patching.apply(plain, patch_of("lowrank", plain))[0])
     assert torch.isfinite(after).all() and not torch.equal(before, after)

@@ -123,9 +123,12 @@ def test_the_node_joins_lists_files_and_presets(node, tmp_path, monkeypatch):
 def test_a_changed_file_runs_again_and_none_leaves_the_folder(node, tmp_path, monkeypatch):
     monkeypatch.setattr(node.folder_paths, "get_input_directory", lambda: str(tmp_path))
     path = written(tmp_path, "mine.txt", "fox")
-    print_of = lambda: node.UnlearnConcepts.fingerprint_inputs(
-        forget="", keep="", kind="object", file="mine.txt"
-    )
+
+    def print_of():
+        return node.UnlearnConcepts.fingerprint_inputs(
+            forget="", keep="", kind="object", file="mine.txt"
+        )
+
     first = print_of()
     path.write_text("fox\ncat", encoding="utf-8")
     assert (

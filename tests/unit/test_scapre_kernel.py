@@ -13,7 +13,10 @@ informax = pack.module("kernels.informax")
 
 def problem(seed, d=24, rows=10, n=9, keep=30):
     g = torch.Generator().manual_seed(seed)
-    rand = lambda *shape: torch.randn(*shape, generator=g, dtype=torch.float64)
+
+    def rand(*shape):
+        return torch.randn(*shape, generator=g, dtype=torch.float64)
+
     c, target, kept = rand(n, d), rand(n, d), rand(keep, d)
     omega, m = (
         torch.rand(n, generator=g, dtype=torch.float64) + 0.1,

@@ -177,7 +177,10 @@ def bures_distance(s, s0):
 
 def test_the_way_is_the_shortest(g):
     w, w0 = rand(g, ROWS, D), rand(g, ROWS, D)
-    cov = lambda t: bures.geodesic(w, w0, t) @ bures.geodesic(w, w0, t).T
+
+    def cov(t):
+        return bures.geodesic(w, w0, t) @ bures.geodesic(w, w0, t).T
+
     whole = math.sqrt(bures_distance(w @ w.T, w0 @ w0.T))
     assert abs(math.sqrt(bures_distance(cov(0.3), w0 @ w0.T)) - 0.7 * whole) < 1e-6
 
