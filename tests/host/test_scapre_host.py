@@ -407,7 +407,7 @@ def test_a_variant_is_one_file(loaded, toy_variant):
         variants.variants()
     )
     page = variant_docs.page(variant_docs.PAGE.read_text(encoding="utf-8"), variants.variants())
-    assert "| How far past zero. |" in page
+    assert "| How far past zero. Try 2 first. |" in page
     patch, _, words = solve(loaded, CONCEPTS, variant="toy", strength=1.0)
     assert patch.provenance[0]["method"] == "ScaPre toy"
     assert patch.provenance[0]["settings"]["strength"] == 1.0 and "past zero" in words
