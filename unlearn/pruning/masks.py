@@ -196,4 +196,4 @@ def _provenance(
 ) -> dict[str, Any]:
     recorded = {**settings, "per_concept": dict(own_shares), "saliency": first.settings}
     concepts = ConceptSet(tuple(choice.concept for choice in choices))
-    return provenance.record("FIA", recorded, concepts, tuning.RECORDED)
+    return provenance.record("FIA", recorded, concepts, tuning.IN_PROVENANCE)

@@ -41,4 +41,4 @@ HARDLY_PRUNED = 0.1
 MUCH_PRUNED = 0.1
 
 # All that goes into the provenance of a patch: none of the above changes one.
-RECORDED: dict[str, float | int | str] = {}
+IN_PROVENANCE: dict[str, float | int | str] = {}

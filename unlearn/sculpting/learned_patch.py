@@ -60,4 +60,4 @@ def learned_patch(network: Network, chosen: Sequence[Layer], origin: Origin) -> 
 def _provenance(origin: Origin) -> dict:
     settings = {**asdict(origin.settings), "templates": origin.templates}
     method = f"Sculpting Memory {origin.settings.variant}"
-    return provenance.record(method, settings, origin.concepts, tuning.provenance())
+    return provenance.record(method, settings, origin.concepts, tuning.IN_PROVENANCE)

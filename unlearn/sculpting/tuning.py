@@ -96,24 +96,22 @@ LOW_RANK_WARNING = 0.3
 TEACHER_TIME = 1.4
 
 
-def provenance() -> dict[str, float]:
-    """The constants that affect a result, by name, for the provenance of a patch."""
-    shares = {f"RETAINED_SHARES.{kind}": share for kind, share in RETAINED_SHARES.items()}
-    constants = {
-        "MEASURE_EVERY": MEASURE_EVERY,
-        "MEASURED_PREDICTIONS": MEASURED_PREDICTIONS,
-        "LR_GROWTH": LR_GROWTH,
-        "LR_SCALE_LIMIT": LR_SCALE_LIMIT,
-        "COOLDOWN_SHARE": COOLDOWN_SHARE,
-        "COOLDOWN_LEAST": COOLDOWN_LEAST,
-        "COOLDOWN_AT": COOLDOWN_AT,
-        "OVERWRITE_ABOVE": OVERWRITE_ABOVE,
-        "RAMP_STEPS": RAMP_STEPS,
-        "EXPLODED_LOSS": EXPLODED_LOSS,
-        "TEACHER_STEPS": TEACHER_STEPS,
-        "TEACHER_USES": TEACHER_USES,
-        "MATCHING_PICTURES": MATCHING_PICTURES,
-        "RETAIN_KAPPA": RETAIN_KAPPA,
-        "RETAIN_TOLERANCE": RETAIN_TOLERANCE,
-    }
-    return constants | shares
+# All constants above that affect a result, for the provenance of a patch.
+IN_PROVENANCE: dict[str, float | int | str] = {
+    "measure_every": MEASURE_EVERY,
+    "measured_predictions": MEASURED_PREDICTIONS,
+    "lr_growth": LR_GROWTH,
+    "lr_scale_limit": LR_SCALE_LIMIT,
+    "cooldown_share": COOLDOWN_SHARE,
+    "cooldown_least": COOLDOWN_LEAST,
+    "cooldown_at": COOLDOWN_AT,
+    "overwrite_above": OVERWRITE_ABOVE,
+    "ramp_steps": RAMP_STEPS,
+    "exploded_loss": EXPLODED_LOSS,
+    "teacher_steps": TEACHER_STEPS,
+    "teacher_uses": TEACHER_USES,
+    "matching_pictures": MATCHING_PICTURES,
+    "retain_kappa": RETAIN_KAPPA,
+    "retain_tolerance": RETAIN_TOLERANCE,
+    **{f"retained_shares_{kind}": share for kind, share in RETAINED_SHARES.items()},
+}
