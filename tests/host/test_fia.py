@@ -37,7 +37,9 @@ SMALL = dict(prompts=3, steps=4, window=2, size=64, cfg=3.0, ceiling=0.2)
 
 def collect(loaded, forget="cat\nhouse", **more):
     model, clip, _ = loaded
-    return collection.collect(model, clip, text.parse(forget), **{**SMALL, **more})[0]
+    found = collection.collect(model, clip, text.parse(forget), **{**SMALL, **more})[0]
+    assert found.rankings and all(len(row) == len(found.layers) > 0 for row in found.rankings)
+    return found
 
 
 def state_digest(model):

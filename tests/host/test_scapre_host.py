@@ -57,7 +57,9 @@ def change_of(edit):
 def solve(loaded, concepts, folder=None, **settings):
     """What the solve gives for two short sentences, without the general prior."""
     chosen = scapre.SolveSettings.of(templates=SENTENCES, prior=False, **settings)
-    return scapre.solve(loaded[0], loaded[1], concepts, chosen, folder=folder)
+    found = scapre.solve(loaded[0], loaded[1], concepts, chosen, folder=folder)
+    assert found[0].edits
+    return found
 
 
 def bits(model):
