@@ -84,7 +84,7 @@ class ApplyUnlearnPatch(io.ComfyNode):
         )
 
     @classmethod
-    def execute(  # pyright: ignore[reportIncompatibleMethodOverride]
+    def execute(
         cls,
         model: Model,
         patches: dict[str, UnlearnPatch | None],

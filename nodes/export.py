@@ -86,7 +86,7 @@ class SaveUnlearnLoRA(io.ComfyNode):
         )
 
     @classmethod
-    def execute(  # pyright: ignore[reportIncompatibleMethodOverride]
+    def execute(
         cls,
         model: Model,
         patch: UnlearnPatch,
@@ -149,7 +149,7 @@ class SaveUnlearnedCheckpoint(io.ComfyNode):
         )
 
     @classmethod
-    def execute(  # pyright: ignore[reportIncompatibleMethodOverride]
+    def execute(
         cls, model: Model, filename_prefix: str, clip: Clip | None = None, vae: Vae | None = None
     ) -> io.NodeOutput:
         name, count = checkpoint.save(

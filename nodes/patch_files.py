@@ -42,9 +42,7 @@ class SaveUnlearnPatch(io.ComfyNode):
         )
 
     @classmethod
-    def execute(  # pyright: ignore[reportIncompatibleMethodOverride]
-        cls, patch: UnlearnPatch, name: str
-    ) -> io.NodeOutput:
+    def execute(cls, patch: UnlearnPatch, name: str) -> io.NodeOutput:
         path = folders.new(patch_file.FOLDER, name)
         patch_file.save(path, patch)
         listed = folders.name_of(patch_file.FOLDER, path)
@@ -83,15 +81,11 @@ class LoadUnlearnPatch(io.ComfyNode):
         )
 
     @classmethod
-    def fingerprint_inputs(  # pyright: ignore[reportIncompatibleMethodOverride]
-        cls, name: str
-    ) -> str:
+    def fingerprint_inputs(cls, name: str) -> str:
         return folders.stamp(patch_file.FOLDER, name)
 
     @classmethod
-    def execute(  # pyright: ignore[reportIncompatibleMethodOverride]
-        cls, name: str
-    ) -> io.NodeOutput:
+    def execute(cls, name: str) -> io.NodeOutput:
         path = folders.find(patch_file.FOLDER, name)
         patch, metadata = patch_file.load(path)
         size, version = path.stat().st_size / 2**20, metadata.get("pack_version", "?")
@@ -129,9 +123,7 @@ class UnlearnPatchInfo(io.ComfyNode):
         )
 
     @classmethod
-    def execute(  # pyright: ignore[reportIncompatibleMethodOverride]
-        cls, patch: UnlearnPatch, model: Model | None = None
-    ) -> io.NodeOutput:
+    def execute(cls, patch: UnlearnPatch, model: Model | None = None) -> io.NodeOutput:
         text = patch_report.describe(patch, model)
         progress.say(text, cls.hidden.unique_id)
         return io.NodeOutput(text, ui={"text": [text]})

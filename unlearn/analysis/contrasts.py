@@ -6,6 +6,7 @@ from typing import NamedTuple
 import torch
 
 from ..files import text_cache
+from ..host.architectures import Spans, text_spans
 from ..host.text_encoding import Prompt
 
 SentencePair = tuple[int, float, Prompt, Prompt]
@@ -35,26 +36,26 @@ class _TokenPair(NamedTuple):
     weight: float
 
 
-def _token_pairs(concept: Prompt, neutral: Prompt, length: int, tokens: str) -> list[_TokenPair]:
+def _token_pairs(concept: Spans, neutral: Spans, tokens: str) -> list[_TokenPair]:
     """The tokens of a sentence that are compared with the neutral one, each with its weight.
 
     The padding weighs as much as one token in total, because superclasses were lost when each of
     its positions had a token's weight. What stands before the concept is left out: attention is
     causal, so the concept does not change it.
     """
-    shift = neutral.last - concept.last
+    last = concept.own.stop - 1
+    shift = neutral.own.stop - concept.own.stop
     # Where nothing stands in the concept's place, the next token is compared.
-    stand_in = max(neutral.last, neutral.first)
-    first = concept.first if tokens == "all" else concept.last
+    stand_in = max(neutral.own.stop - 1, neutral.own.start)
     found = []
-    for position in range(first, concept.last + 1):
-        found.append(_TokenPair(("own", position - concept.last), position, stand_in, 1.0))
-    behind = range(concept.last + 1, concept.end)
-    for position in behind:
-        found.append(_TokenPair("word", position, position + shift, 1.0 / len(behind)))
-    found.append(_TokenPair("end", concept.end, concept.end + shift, 1.0))
-    pads = text_cache.pads(concept.end, length)
-    neutral_pads = text_cache.pads(neutral.end, length)
+    for position in concept.own if tokens == "all" else [last]:
+        found.append(_TokenPair(("own", position - last), position, stand_in, 1.0))
+    for position in concept.after:
+        found.append(_TokenPair("word", position, position + shift, 1.0 / len(concept.after)))
+    if concept.end is not None:
+        found.append(_TokenPair("end", concept.end, concept.end + shift, 1.0))
+    pads = text_cache.samples_of(concept.padding)
+    neutral_pads = text_cache.samples_of(neutral.padding)
     count = min(len(pads), len(neutral_pads))
     for position, other in zip(pads, neutral_pads, strict=False):
         found.append(_TokenPair("pad", position, other, 1.0 / count))
@@ -75,7 +76,8 @@ def contrast(
     groups, with_concept, without, weights = [], [], [], []
     for _, share, sentence, neutral in pairs:
         said, other = states[sentence.text], states[neutral.text]
-        compared = _token_pairs(sentence, neutral, len(said), tokens)
+        spans = text_spans(sentence, len(said))
+        compared = _token_pairs(spans, text_spans(neutral, len(said)), tokens)
         total = sum(pair.weight for pair in compared)
         for pair in compared:
             groups.append((sentence.name, pair.role))

@@ -60,6 +60,11 @@ def pads(end: int, length: int, n: int = PAD_SAMPLES) -> tuple[int, ...]:
     return tuple(every[chosen].tolist())
 
 
+def samples_of(padding: range) -> tuple[int, ...]:
+    """Positions of the samples of a padding that reaches to the end of the prompt."""
+    return pads(padding.start - 1, padding.stop)
+
+
 def kept_positions(end: int, length: int) -> list[int]:
     """Every position whose state is kept on disk."""
     return [*range(end + 1), *pads(end, length)]

@@ -9,11 +9,11 @@ import pkgutil
 
 from ..model_types import Model
 from .base import TRAINABLE, Architecture, Layer, Spans, kind
-from .unet import UNet, label, native_size, part, reads_text
+from .unet import UNet, label, native_size, part, reads_text, text_spans
 
 __all__ = [
     "TRAINABLE", "Architecture", "Layer", "Spans", "cross_attention", "feed_forward",
-    "families", "kind", "label", "native_size", "of", "part", "reads_text",
+    "families", "kind", "label", "native_size", "of", "part", "reads_text", "text_spans",
 ]  # fmt: skip
 
 

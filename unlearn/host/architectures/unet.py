@@ -143,19 +143,26 @@ class UNet(Architecture):
         return names
 
     def spans(self, prompt: Prompt, length: int) -> Spans:
-        """In CLIP's order: start token, words, end token, padding."""
-        return Spans(
-            own=range(prompt.first, prompt.last + 1),
-            after=range(prompt.last + 1, prompt.end),
-            end=prompt.end,
-            padding=range(prompt.end + 1, length),
-        )
+        return text_spans(prompt, length)
 
 
 def label(key: str) -> str:
     """Short name of a weight for reports, as in `input 4.0 k`; other weights keep their key."""
     found = _matrix(key)
     return key if found is None else found.layer(with_module=found.module == "attn1").label
+
+
+def text_spans(prompt: Prompt, length: int) -> Spans:
+    """Where the parts of a prompt stand among its `length` token states.
+
+    In CLIP's order: start token, words, end token, padding.
+    """
+    return Spans(
+        own=range(prompt.first, prompt.last + 1),
+        after=range(prompt.last + 1, prompt.end),
+        end=prompt.end,
+        padding=range(prompt.end + 1, length),
+    )
 
 
 def part(key: str) -> str:
