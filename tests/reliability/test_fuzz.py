@@ -846,7 +846,7 @@ def test_names_of_files(box, tally, monkeypatch):
                 for t in (*TRICKS, "link/secret.safetensors", "direct.safetensors")
             )
         ] + random:
-            new = watch(name, files.new, patch_files.FOLDER, name)
+            new = watch(name, folders.new, patch_files.FOLDER, name)
             if new is not None:
                 parts = new.relative_to(root.resolve()).parts
                 assert parts and not any(refused_by_windows(p) for p in parts), name
@@ -854,7 +854,7 @@ def test_names_of_files(box, tally, monkeypatch):
                     wrote += 1
                     files.write(new, {"a": torch.zeros(1)}, {})
                     assert new.is_file() and root.resolve() in new.resolve().parents, name
-            found = watch(name, files.find, patch_files.FOLDER, name)
+            found = watch(name, folders.find, patch_files.FOLDER, name)
             assert found is None or (
                 found.is_file() and root.resolve() in found.resolve().parents
             ), name
