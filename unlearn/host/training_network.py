@@ -215,16 +215,15 @@ def conditioning(
     size: of the pictures in pixels. shape: of a latent [c, h, w].
     Raises UnlearnError for a CLIP of another width or a text over 75 tokens.
     """
-    texts = tuple(dict.fromkeys(texts))
+    texts, family = tuple(dict.fromkeys(texts)), architectures.of(model)
     cond: dict[str, Any] = {"width": size, "height": size, "model_conds": {}}
     with torch.inference_mode():
-        if model.model.adm_channels:  # SDXL: the pooled output of each prompt is needed too
+        if family.uses_pooled_text():
             cond["cross_attn"], cond["pooled_output"] = _with_pooled(clip, texts, bar)
         else:
             states = text_encoding.encode(clip, texts, bar)
             cond["cross_attn"] = torch.stack([states[t] for t in texts])
-        key = next(k for k in model.model.state_dict().keys() if k.endswith("attn2.to_k.weight"))
-        text_encoding.check_width(cond["cross_attn"].shape[-1], weights.shape(model, key)[1])
+        text_encoding.check_width(cond["cross_attn"].shape[-1], family.text_width())
         room = torch.zeros(len(texts), *shape)
         (cond,) = comfy.samplers.encode_model_conds(
             model.model.extra_conds, [cond], room, torch.device("cpu"), "positive"
