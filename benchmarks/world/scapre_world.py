@@ -14,7 +14,7 @@ import torch
 
 from testbed import pack
 from testbed.judged import PLAIN, STYLED
-from testbed.worlds import captions
+from testbed.worlds import captions, catalogue
 from testbed.worlds.sprites import OBJECTS, STYLES, SUPERCLASS
 
 scapre = pack.module("unlearn.closed_form.solve")
@@ -22,21 +22,7 @@ patching = pack.module("unlearn.host.patching")
 text = pack.module("unlearn.concepts.notation")
 
 COUNTS = (1, 4, 8, 12)
-# one of each look-alike pair, superclass by superclass
-ORDER = (
-    "fox",
-    "house",
-    "truck",
-    "sword",
-    "tulip",
-    "pear",
-    "whale",
-    "castle",
-    "rocket",
-    "hammer",
-    "pine",
-    "mushroom",
-)
+ORDER = catalogue.SPRITES.order  # one of each look-alike pair, superclass by superclass
 
 
 class Shot(NamedTuple):

@@ -19,6 +19,7 @@ from ..analysis.contrasts import contrast
 from ..analysis.prior_words import Fetch
 from ..errors import UnlearnError
 from ..files import text_cache
+from ..files.tuning import KEPT_PAD_SAMPLES
 from ..host import text_encoding
 from ..host.model_types import Clip
 from ..host.progress import Progress
@@ -226,7 +227,7 @@ def kept_states(prompt: Prompt, state: torch.Tensor) -> torch.Tensor:
 
     These are the start token, every word, the end token, and samples of the padding.
     """
-    padding = text_cache.pads(prompt.end, len(state), text_cache.KEPT_PAD_SAMPLES)
+    padding = text_cache.pads(prompt.end, len(state), KEPT_PAD_SAMPLES)
     return state[[*range(prompt.end + 1), *padding]]
 
 

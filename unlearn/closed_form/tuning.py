@@ -6,7 +6,8 @@ solve and is written into the patch.
 """
 
 from ..analysis import tuning as analysis
-from ..files.text_cache import KEPT_PAD_SAMPLES, PAD_SAMPLES
+from ..files.tuning import KEPT_PAD_SAMPLES, PAD_SAMPLES
+from ..host.tuning import DENSE
 
 NEUTRAL_WEIGHT = 1.0
 """Weight of the sentences with the neutral word, relative to everything kept. No unit.
@@ -122,4 +123,5 @@ IN_PROVENANCE: dict[str, float | int | str] = {
     "points": POINTS,
     "pad_samples": PAD_SAMPLES,
     "kept_pad_samples": KEPT_PAD_SAMPLES,
+    "dense_positions": ", ".join(map(str, DENSE)),
 }

@@ -29,13 +29,10 @@ from ..host.model_types import Clip
 from ..host.progress import Progress
 from ..host.text_encoding import Prompt
 from . import safetensors_io
+from .tuning import PAD_SAMPLES
 
 FORMAT = 2  # of what a folder holds; another number gets a folder of its own
 MAX_BYTES = 512 * 2**20  # on disk, all text encoders together
-# Samples of the padding after a concept. Measured: with four, a forgotten house was still drawn by
-# the demo's model.
-PAD_SAMPLES = 6
-KEPT_PAD_SAMPLES = 3  # of these, after a kept sentence
 MAX_TOKENS = 4096  # tokens of a prompt, of any text encoder
 WAIT = 5  # seconds to wait for another process' lock, before going on without keeping states
 EMBEDDING = "embedding:"  # how ComfyUI's prompts name an embedding file

@@ -27,16 +27,8 @@ from . import text_encoding
 from .model_types import Clip
 from .progress import Progress
 from .text_encoding import Prompt
+from .tuning import DENSE, EXACT, NEAR, TREE
 
-# Positions after the end token that are computed besides those that are read. Measured: more of
-# them added nothing.
-DENSE = (2, 4, 9)
-# Positions of all texts in a batch. Each is compared with each other, so the cost grows with the
-# square. Not measured.
-TREE = 320
-EXACT = 1e-3  # largest relative RMS error of the states up to the end token
-# The same of the padding that is read. Measured: 0.09, and at 0.22 kept pictures changed more.
-NEAR = 0.15
 Positions = Callable[[int, int], list[int]]  # (end, length) -> positions that are read
 
 
