@@ -24,15 +24,15 @@ UNET |= {
 }
 
 
-def model(**config):
-    """A MODEL of the SD1.5 kind with random weights; `config` overrides entries of UNET.
+def model(kind="SD15", **config):
+    """A MODEL with random weights; `config` overrides entries of UNET.
 
-    It is made in inference mode, as ComfyUI makes models.
+    kind: a class of comfy.supported_models. It is made in inference mode, as ComfyUI makes models.
     """
     import comfy.model_patcher
     import comfy.supported_models
 
-    config = comfy.supported_models.SD15({**UNET, **config})
+    config = getattr(comfy.supported_models, kind)({**UNET, **config})
     config.set_inference_dtype(torch.float32, None)
     made, g = config.get_model({}, ""), torch.Generator().manual_seed(0)
     with torch.inference_mode():
@@ -42,6 +42,18 @@ def model(**config):
             elif name.startswith("diffusion_model."):
                 w.fill_(1.0 if name.endswith("weight") else 0.0)
     return comfy.model_patcher.ModelPatcher(made, torch.device("cpu"), torch.device("cpu"))
+
+
+SDXL_WIDTHS = (128, 384)  # of the two encoders
+
+
+def sdxl(kind="SDXL", numbers=6, widths=SDXL_WIDTHS, **config):
+    """A MODEL of the SDXL kind that goes with `sdxl_clip` of these widths.
+
+    numbers: how many sizes and the like are embedded behind the pooled text.
+    """
+    config |= {"adm_in_channels": widths[1] + 256 * numbers, "num_classes": "sequential"}
+    return model(kind, **{"context_dim": sum(widths), **config})
 
 
 @functools.cache
@@ -93,3 +105,33 @@ def defaults(inputs):
         elif getattr(i, "default", None) is not None:
             found[i.id] = i.default
     return found
+
+
+def sdxl_clip(seed=0, widths=SDXL_WIDTHS):
+    """A tiny CLIP of two encoders as SDXL's with random weights.
+
+    The last layer but one is read, one of them pads with zeros, and the second gives the pooled
+    vectors.
+    """
+    import comfy.sd
+    import comfy.sdxl_clip
+    import comfy.supported_models_base as base
+
+    options = {
+        f"clip_{name}_model_config": {
+            "hidden_size": width,
+            "intermediate_size": 2 * width,
+            "num_attention_heads": width // 32,
+            "num_hidden_layers": 3,
+        }
+        for name, width in zip("lg", widths, strict=True)
+    }
+    target = base.ClipTarget(comfy.sdxl_clip.SDXLTokenizer, comfy.sdxl_clip.SDXLClipModel)
+    clip = comfy.sd.CLIP(target, parameters=1, model_options=options)
+    g = torch.Generator().manual_seed(seed)
+    for name, p in clip.cond_stage_model.named_parameters():
+        size = p.shape[-1] ** -0.5 if p.dim() > 1 else 0.1
+        size = 0.02 if "position_embedding" in name else 0.5 if "embedding" in name else size
+        scale = "norm" in name and name.endswith("weight")
+        p.copy_(torch.ones(p.shape) if scale else torch.randn(p.shape, generator=g) * size)
+    return clip

@@ -9,7 +9,7 @@ import torch
 
 from ..errors import UnlearnError
 from ..host import batched_sampling
-from ..host.architectures import cross_attention, native_size
+from ..host.architectures import cross_attention, native_size, pooled_text
 from ..host.model_types import Clip, Model, Vae
 from ..host.sampling import SamplerSettings
 from ..types import ConceptSet
@@ -156,14 +156,15 @@ def _forecast(
 ) -> tuple[list[forecast.WordImpact], list[str]]:
     """What the edit does to words that nobody drew, and the lines on it.
 
-    Nothing where keys and values are alike. Whatever makes the forecast impossible is a line of
+    Nothing where the layers that text enters through are alike. Whatever makes the forecast impossible is a line of
     the report, because the pictures are drawn by now and are shown in any case.
     """
     edited = {layer.key for layer in changes.layers}
     if not edited:
         return [], []
     try:
-        if edited.isdisjoint(layer.key for layer in cross_attention(inputs.before)):
+        read = (*cross_attention(inputs.before), *pooled_text(inputs.before))
+        if edited.isdisjoint(layer.key for layer in read):
             return [], []
         forgotten = [name for concept in concepts.concepts for name in concept.names]
         impacts = forecast.of_models(

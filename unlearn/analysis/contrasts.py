@@ -48,7 +48,7 @@ def _token_pairs(concept: Spans, neutral: Spans, tokens: str) -> list[_TokenPair
     # Where nothing stands in the concept's place, the next token is compared.
     stand_in = max(neutral.own.stop - 1, neutral.own.start)
     found = []
-    for position in concept.own if tokens == "all" else [last]:
+    for position in concept.own if tokens == "all" else concept.own[-1:]:
         found.append(_TokenPair(("own", position - last), position, stand_in, 1.0))
     for position in concept.after:
         found.append(_TokenPair("word", position, position + shift, 1.0 / len(concept.after)))

@@ -17,9 +17,10 @@ from ...kernels import forecast as kernel
 from ..concepts import sentences
 from ..files.text_cache import TextStateCache, default_folder
 from ..host import batched_sampling, patching, text_encoding, weights
-from ..host.architectures import cross_attention, native_size
+from ..host.architectures import Layer, cross_attention, native_size, pooled_text
 from ..host.model_types import Clip, Model
 from ..host.progress import Progress
+from ..host.text_encoding import Prompt
 from ..types import UnlearnPatch
 from . import charts, contrasts, prior_words, tuning
 from .prior_words import Fetch
@@ -66,12 +67,30 @@ class ForecastSettings:
 
 
 def text_contrasts(clip: Clip, fetch: Fetch, names: Iterable[str]) -> dict[str, TextContrast]:
-    """name -> what it adds to a sentence."""
-    neutral = text_encoding.locate(clip, EXAMINED_IN, "")
+    """name -> what it adds to the token states of a sentence."""
+    neutral, examined = _examined(clip, names)
+    return _contrasts(neutral, examined, fetch)
+
+
+def pooled_contrasts(clip: Clip, fetch: Fetch, names: Iterable[str]) -> dict[str, TextContrast]:
+    """name -> what it adds to the pooled vector of a sentence. fetch: reads pooled vectors."""
+    neutral, examined = _examined(clip, names)
+    seen = {name: text_encoding.as_pooled(prompt) for name, prompt in examined.items()}
+    return _contrasts(text_encoding.as_pooled(neutral), seen, fetch)
+
+
+def _examined(clip: Clip, names: Iterable[str]) -> tuple[Prompt, dict[str, Prompt]]:
+    """The sentence in which names are examined, with nothing and with each name in it."""
     examined = {}
     for name in names:
         template = text_encoding.fix_article(EXAMINED_IN, name)
         examined[name] = text_encoding.locate(clip, template, name)
+    return text_encoding.locate(clip, EXAMINED_IN, ""), examined
+
+
+def _contrasts(
+    neutral: Prompt, examined: dict[str, Prompt], fetch: Fetch
+) -> dict[str, TextContrast]:
     states = fetch([neutral, *examined.values()])
     found = {}
     for name, prompt in examined.items():
@@ -82,7 +101,7 @@ def text_contrasts(clip: Clip, fetch: Fetch, names: Iterable[str]) -> dict[str, 
 
 
 def retention(contrast: TextContrast, grams: WeightGrams) -> float:
-    """The share of what a text adds to keys and values that the edit leaves."""
+    """The share of what a text adds to the outputs of the layers that the edit leaves."""
     left = kernel.retention(contrast.rows[None], grams.before, grams.cross, contrast.weights[None])
     return float(left)
 
@@ -103,7 +122,8 @@ def suspects(
 class WeightForecast:
     """The forecast from the weights alone, for one text encoder, keep list and list of words.
 
-    It keeps what it has read of a word, so that a second edit costs little.
+    It keeps what it has read of a word, so that a second edit costs little. pooled: it is of
+    layers that read pooled text vectors, and `fetch` reads these.
     """
 
     def __init__(
@@ -113,7 +133,9 @@ class WeightForecast:
         keep: Iterable[str],
         words: tuple[str, ...],
         word_states: torch.Tensor,
+        pooled: bool = False,
     ) -> None:
+        self._pooled = pooled
         self.contrasts: dict[str, TextContrast] = {}  # by name, as far as examined
         self._clip = clip
         self._fetch = fetch
@@ -125,14 +147,30 @@ class WeightForecast:
         """The impacts on the keep list and on the suspects among the words, worst first."""
         found = suspects(self._words, self._word_states, grams)
         names = list(dict.fromkeys([*self._keep, *found]))
-        new = [name for name in names if name not in self.contrasts]
-        if new:
-            self.contrasts |= text_contrasts(self._clip, self._fetch, new)
+        self.examine(names)
         impacts = []
         for name in names:
             left = retention(self.contrasts[name], grams)
             impacts.append(WordImpact(name, left, name in self._keep))
         return sorted(impacts, key=lambda impact: impact.retention)
+
+    def examine(self, names: Iterable[str]) -> None:
+        """Reads what each of the names adds to a sentence, where that is not known yet."""
+        new = [name for name in names if name not in self.contrasts]
+        if not new:
+            return
+        read = pooled_contrasts if self._pooled else text_contrasts
+        self.contrasts |= read(self._clip, self._fetch, new)
+
+    def worse_of(self, impacts: Iterable[WordImpact], grams: WeightGrams) -> list[WordImpact]:
+        """Impacts on other layers, or on those of this forecast where these are worse."""
+        impacts = list(impacts)
+        self.examine(impact.name for impact in impacts)
+        found = []
+        for impact in impacts:
+            left = retention(self.contrasts[impact.name], grams)
+            found.append(impact._replace(retention=min(impact.retention, left)))
+        return sorted(found, key=lambda impact: impact.retention)
 
 
 def impacts_on_predictions(
@@ -198,7 +236,8 @@ def of_patch(
     """
     patching.check_keys(model, patch)
     calls = _prediction_batches(keep) if settings.predict else 0
-    bar = Progress(len(cross_attention(model)) + 1 + calls, settings.node_id)
+    layers = [*cross_attention(model), *pooled_text(model)]
+    bar = Progress(len(layers) + 1 + calls, settings.node_id)
     changes = _patch_changes(model, patch, settings.strength)
     impacts = _of_changes(clip, changes, forgotten, keep, bar.step)
     if not settings.predict:
@@ -224,45 +263,54 @@ def of_models(
     return _of_changes(clip, changes, forgotten, keep, step)
 
 
-def _patch_changes(
-    model: Model, patch: UnlearnPatch, strength: float
-) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """(W0, W - W0), both [d_out, d], of every key and value layer."""
+Change = tuple[Layer, torch.Tensor, torch.Tensor]  # a layer, W0 and W - W0, both [d_out, d]
+
+
+def _patch_changes(model: Model, patch: UnlearnPatch, strength: float) -> Iterator[Change]:
+    """The Change of every layer that text enters through."""
     edits: dict[str, list] = {}
     for key, edit in patch.edits:
         edits.setdefault(key, []).append(edit)
-    for layer in cross_attention(model):
+    for layer in (*cross_attention(model), *pooled_text(model)):
         w0 = weights.read(model, layer.key)
         delta = torch.zeros_like(w0)
         for edit in edits.get(layer.key, ()):
             delta = delta + edit.change(w0, strength)
-        yield w0, delta
+        yield layer, w0, delta
 
 
-def _model_changes(before: Model, after: Model) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """(W0, W - W0), both [d_out, d], of every key and value layer."""
-    for layer in cross_attention(before):
+def _model_changes(before: Model, after: Model) -> Iterator[Change]:
+    """The Change of every layer that text enters through."""
+    for layer in (*cross_attention(before), *pooled_text(before)):
         w0 = weights.read(before, layer.key)
-        yield w0, weights.read(after, layer.key) - w0
+        yield layer, w0, weights.read(after, layer.key) - w0
 
 
 def _of_changes(
     clip: Clip,
-    changes: Iterable[tuple[torch.Tensor, torch.Tensor]],
+    changes: Iterable[Change],
     forgotten: Iterable[str],
     keep: Sequence[str],
     step: Callable[[], None],
 ) -> list[WordImpact]:
-    """The impacts of (W0, W - W0) of every layer, from the weights alone."""
-    grams, width = WeightGrams(), 0
-    for w0, delta in changes:
-        grams.add_edited(w0, delta)
-        width = w0.shape[1]
+    """The impacts of the Change of every layer, from the weights alone."""
+    grams, pooled_grams, width, pooled_width = WeightGrams(), WeightGrams(), 0, 0
+    for layer, w0, delta in changes:
+        if layer.columns is None:
+            grams.add_edited(w0, delta)
+            width = w0.shape[1]
+        else:
+            columns = slice(*layer.columns)
+            pooled_grams.add_edited(w0[:, columns], delta[:, columns])
+            pooled_width = layer.columns[1] - layer.columns[0]
         step()
-    fetch = TextStateCache(clip, default_folder()).get
-    words, states = prior_words.read_words(clip, fetch, forgotten)
-    text_encoding.check_width(states.shape[-1], width)
-    impacts = WeightForecast(clip, fetch, keep, words, states).impacts(grams)
+    states = TextStateCache(clip, default_folder(), pooled=pooled_width > 0)
+    words, rows = prior_words.read_words(clip, states.get, forgotten)
+    text_encoding.check_width(rows.shape[-1], width)
+    impacts = WeightForecast(clip, states.get, keep, words, rows).impacts(grams)
+    if pooled_width:
+        of_pooled = WeightForecast(clip, states.get_pooled, keep, (), rows[:0], pooled=True)
+        impacts = of_pooled.worse_of(impacts, pooled_grams)
     step()
     return impacts
 

@@ -53,7 +53,8 @@ class SolveContext:
 
     stats: the moments of what is erased and kept. row_weights: gives the Informax weights [d_out]
     of a layer, or None where they are off. hard_keep: the share of the keep list's energy that the
-    edit must not touch, 0 to 1.
+    edit must not touch, 0 to 1. pooled: whether the layers read the pooled text vector, and not
+    token states; the plan and what `fetch` gives are then those of pooled vectors.
     """
 
     stats: Statistics
@@ -62,6 +63,7 @@ class SolveContext:
     clip: Clip
     plan: SentencePlan
     fetch: Fetch
+    pooled: bool = False
 
     def name_states(self) -> NameStates:
         """The token states of every name alone."""
@@ -69,4 +71,4 @@ class SolveContext:
 
     def name_blocks(self) -> NameBlocks:
         """The token states of every name alone, from its last token to the end of the padding."""
-        return name_blocks(self.clip, self.plan)
+        return name_blocks(self.clip, self.plan, self.fetch, self.pooled)

@@ -16,7 +16,10 @@ if TYPE_CHECKING:
 
 
 class LayerWeights:
-    """The cross-attention matrices of a MODEL, as float32, in any number of passes.
+    """The matrices of one group of a MODEL's layers, as float32, in any number of passes.
+
+    All of them read the same input. Of a layer that reads other things beside it, only the columns
+    of that input are read.
 
     Reading may mean to dequantise a matrix and to apply LoRAs to it, so each matrix is kept after
     the first pass: in half precision where that is exact, as in most checkpoints. Matrices that do
@@ -34,12 +37,21 @@ class LayerWeights:
         Raises UnlearnError on NaN or infinite weights.
         """
         for layer in self.layers:
-            yield layer, self._read(layer.key)
+            yield layer, self._read(layer)
 
-    def _read(self, key: str) -> torch.Tensor:
+    @property
+    def width(self) -> int:
+        """Width d of the input that the layers read."""
+        first = self.layers[0]
+        if first.columns is not None:
+            return first.columns[1] - first.columns[0]
+        return weights.shape(self.model, first.key)[1]
+
+    def _read(self, layer: Layer) -> torch.Tensor:
+        key = layer.key
         if key in self._kept:
             return self._kept[key].float()
-        w0 = weights.read(self.model, key)
+        w0 = of_input(layer, weights.read(self.model, key))
         compact = smallest_exact(w0)
         size = compact.numel() * compact.element_size()
         if size <= self._budget:
@@ -49,11 +61,18 @@ class LayerWeights:
 
     def before_earlier_patches(self, layer: Layer) -> torch.Tensor:
         """The matrix of a layer as it was before all patches of this pack, float32 [d_out, d]."""
-        return weights.read(self.model, layer.key, edited=False)
+        return of_input(layer, weights.read(self.model, layer.key, edited=False))
 
     def have_earlier_patches(self) -> bool:
         """Whether a patch of this pack is on one of the layers."""
         return any(weights.edited(self.model, layer.key) for layer in self.layers)
+
+
+def of_input(layer: Layer, weight: torch.Tensor) -> torch.Tensor:
+    """The columns [d_out, d] of a layer's weight [d_out, d_in] that read the group's input."""
+    if layer.columns is None:
+        return weight
+    return weight[:, slice(*layer.columns)].contiguous()
 
 
 def smallest_exact(w0: torch.Tensor) -> torch.Tensor:

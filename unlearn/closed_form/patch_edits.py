@@ -1,16 +1,23 @@
 """From a variant's LayerEdit to the low-rank edits of a patch."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 
 from ..analysis.forecast import WeightGrams
 from ..errors import UnlearnError
+from ..host import weights
 from ..host.adapters import LowRank
 from . import tuning
 from .layer_edit import LayerEdit
 from .layer_weights import LayerWeights
+
+if TYPE_CHECKING:
+    from ..host.architectures import Layer
 
 
 @dataclass(frozen=True)
@@ -28,8 +35,24 @@ class PatchEdits:
 
     @property
     def rank(self) -> int:
-        """The rank that all layers share."""
+        """The rank that all keys and values share."""
         return self.edits[0][1].weights[1].shape[0]
+
+    def retention(self, concepts: torch.Tensor) -> torch.Tensor:
+        """The share that is left, 0 or more, of the outputs for each column of concepts [d, m]."""
+        whole = ((self.grams.before @ concepts) * concepts).sum(0).clamp_min(1e-30)
+        return (((self.grams.cross @ concepts) * concepts).sum(0) / whole).clamp_min(0)
+
+
+def together(parts: Sequence[PatchEdits]) -> PatchEdits:
+    """The edits of all groups of layers, with the Gram matrices of the first group.
+
+    The changes of the other groups come first, so that a report that shows some shows them.
+    """
+    changes = [change for part in (*parts[1:], parts[0]) for change in part.changes]
+    edits = [edit for part in parts for edit in part.edits]
+    lost = max(part.lost for part in parts)
+    return PatchEdits(tuple(edits), tuple(changes), parts[0].grams, lost)
 
 
 def build(
@@ -65,9 +88,19 @@ def build(
         wide = down.double()
         mixed, square = mixed @ wide, wide.T @ square @ wide
     edits = tuple(
-        (layer.key, LowRank.of(up, down)) for layer, up in zip(layers.layers, ups, strict=True)
+        (layer.key, LowRank.of(up, _whole(layers, layer, down)))
+        for layer, up in zip(layers.layers, ups, strict=True)
     )
     return PatchEdits(edits, tuple(changes), grams.after_edit(mixed, square), lost)
+
+
+def _whole(layers: LayerWeights, layer: Layer, down: torch.Tensor) -> torch.Tensor:
+    """`down` [r, d] over all columns of a layer: 0 where it reads other things than text."""
+    if layer.columns is None:
+        return down
+    out = down.new_zeros(len(down), weights.shape(layers.model, layer.key)[1])
+    out[:, slice(*layer.columns)] = down
+    return out
 
 
 def _change(edit: LayerEdit, w0: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -7,7 +7,7 @@ much of a concept an edit leaves.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import NamedTuple
 
@@ -81,6 +81,27 @@ class SentencePlan:
             found += [pair.prompt.text, pair.neutral.text]
         found += [prompt.text for prompt in self.bare_keep]
         return tuple(dict.fromkeys(found))
+
+    def as_pooled(self) -> "SentencePlan":
+        """The plan as pooled text vectors show it: one state for each prompt, and no words."""
+        seen = text_encoding.as_pooled
+
+        def names(pairs: Sequence[NamePair]) -> tuple[NamePair, ...]:
+            return tuple(NamePair(i, seen(prompt), seen(other)) for i, prompt, other in pairs)
+
+        return replace(
+            self,
+            pairs=tuple(
+                pair._replace(prompt=seen(pair.prompt), neutral=seen(pair.neutral))
+                for pair in self.pairs
+            ),
+            kept=tuple(map(seen, self.kept)),
+            listed=tuple(map(seen, self.listed)),
+            bare_names=names(self.bare_names),
+            bare_keep=tuple(map(seen, self.bare_keep)),
+            checked=names(self.checked),
+            packed=(),
+        )
 
 
 def plan(

@@ -1,4 +1,4 @@
-"""What the rounds of one solve share."""
+"""What the rounds of one solve share, and what its groups of layers do together."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -10,13 +10,13 @@ from ..analysis.forecast import WeightForecast, WeightGrams, WordImpact
 from ..host.model_types import Clip
 from ..host.progress import Progress
 from . import token_statistics, tuning
+from .input_groups import InputGroup
 from .layer_edit import LayerEdit
 from .overshoot import OvershootFit
-from .sentence_plan import SentencePlan
-from .token_statistics import Fetch, Statistics
+from .token_statistics import Statistics
 
 Solve = Callable[[Statistics], LayerEdit]
-LookAgain = Callable[[LayerEdit, list[WordImpact]], list[WordImpact]]
+LookAgain = Callable[[list[LayerEdit], list[WordImpact]], list[WordImpact]]
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Solution:
 
 
 class SolveSession:
-    """One solve: the statistics, the Gram matrices of the layers before it, and the forecast.
+    """One solve of one group of layers: their Gram matrices before it, and the forecast.
 
     solve: Statistics -> LayerEdit, the variant at its settings.
     """
@@ -41,13 +41,12 @@ class SolveSession:
     def __init__(
         self,
         clip: Clip,
-        plan: SentencePlan,
-        fetch: Fetch,
+        group: InputGroup,
         grams: WeightGrams,
         keep: Sequence[str],
         solve: Solve,
     ) -> None:
-        self.clip, self.plan, self.fetch = clip, plan, fetch
+        self.clip, self.group = clip, group
         self.grams, self.keep, self.solve = grams, tuple(keep), solve
         self._forecast: WeightForecast | None = None
 
@@ -55,11 +54,22 @@ class SolveSession:
         """What layers with these Gram matrices keep of each word at risk, the worst first."""
         return self._forecaster(stats).impacts(grams)
 
+    def worse_of(
+        self, impacts: Sequence[WordImpact], stats: Statistics, grams: WeightGrams
+    ) -> list[WordImpact]:
+        """The impacts of another group, or of this one where these are worse."""
+        return self._forecaster(stats).worse_of(impacts, grams)
+
     def _forecaster(self, stats: Statistics) -> WeightForecast:
         """The one forecast of this session, which keeps what it has read of a word."""
         if self._forecast is None:
             self._forecast = WeightForecast(
-                self.clip, self.fetch, self.keep, stats.words, stats.word_states
+                self.clip,
+                self.group.fetch,
+                self.keep,
+                stats.words,
+                stats.word_states,
+                self.group.pooled,
             )
         return self._forecast
 
@@ -74,7 +84,9 @@ class SolveSession:
         operator = found.edit.solution_operator
         if operator is None or most <= 0:
             return found
-        concepts, differences = token_statistics.in_new_sentences(self.plan, self.fetch, progress)
+        concepts, differences = token_statistics.in_new_sentences(
+            self.group.plan, self.group.fetch, progress
+        )
         fit = OvershootFit(found.stats, self.grams, operator, concepts, differences)
         shares, notes = fit.fit(most, drift)
         stats = found.stats.overshot(shares)
@@ -87,7 +99,7 @@ class SolveSession:
         first = found.stats
         damping = tuning.REVIVAL * float(self.grams.before.diagonal().mean())
         for number in range(1, rounds + 1):
-            after = self._after(found.edit)
+            after = self.after(found.edit)
             back = rece.revived(
                 self.grams.before, after.after, after.cross.T, found.stats.rows, damping
             )
@@ -102,29 +114,53 @@ class SolveSession:
             )
         return found
 
-    def protect(self, found: Solution, level: float, look_again: LookAgain) -> Solution:
-        """Keeps every word that stands out less than `level` as well, and solves again.
+    def protecting(self, found: Solution, names: Sequence[str]) -> Solution:
+        """Solved again with what these words and kept texts add to a sentence kept as well."""
+        forecaster = self._forecaster(found.stats)
+        forecaster.examine(names)
+        rows = torch.cat([forecaster.contrasts[name].rows for name in names]) / found.stats.scale
+        stats = found.stats.protecting(rows, tuning.PROTECTION)
+        return found.again(self.solve(stats), stats)
 
-        look_again: (edit, what the forecast says) -> what the edited model itself shows.
-        """
-        protected: dict[str, None] = {}
-        for _ in range(tuning.PROTECTION_ROUNDS if level > 0 else 0):
-            impacts = look_again(found.edit, self.impacts(found.stats, self._after(found.edit)))
-            at_risk = [i.name for i in impacts if i.retention < level and i.name not in protected]
-            if not at_risk:
-                break
-            protected |= dict.fromkeys(at_risk)
-            known = self._forecaster(found.stats).contrasts
-            rows = torch.cat([known[name].rows for name in protected]) / found.stats.scale
-            stats = found.stats.protecting(rows, tuning.PROTECTION)
-            found = found.again(self.solve(stats), stats)
-        if not protected:
-            return found
-        names = ", ".join([*protected][:20]) + " ..." * (len(protected) > 20)
-        note = f"Auto-protect holds {len(protected)} more: {names}."
-        return found.again(found.edit, found.stats, note)
-
-    def _after(self, edit: LayerEdit) -> WeightGrams:
+    def after(self, edit: LayerEdit) -> WeightGrams:
+        """The Gram matrices of the layers after an edit."""
         if edit.right_multiplier is None:
             raise ValueError("a LayerEdit with a solution_operator has a right_multiplier too")
         return self.grams.after_shared_edit(edit.right_multiplier)
+
+
+def impacts(
+    sessions: Sequence[SolveSession], stats: Sequence[Statistics], grams: Sequence[WeightGrams]
+) -> list[WordImpact]:
+    """What all groups keep of each word at risk, the worst first: of each word the worst group."""
+    found = sessions[0].impacts(stats[0], grams[0])
+    for session, own, after in zip(sessions[1:], stats[1:], grams[1:], strict=True):
+        found = session.worse_of(found, own, after)
+    return found
+
+
+def protect(
+    sessions: Sequence[SolveSession], found: list[Solution], level: float, look_again: LookAgain
+) -> list[Solution]:
+    """Keeps every word that stands out less than `level` as well, and solves all groups again.
+
+    look_again: (edits of all groups, what the forecast says) -> what the edited model itself shows.
+    """
+    protected: dict[str, None] = {}
+    for _ in range(tuning.PROTECTION_ROUNDS if level > 0 else 0):
+        grams = [session.after(one.edit) for session, one in zip(sessions, found, strict=True)]
+        expected = impacts(sessions, [one.stats for one in found], grams)
+        seen = look_again([one.edit for one in found], expected)
+        at_risk = [i.name for i in seen if i.retention < level and i.name not in protected]
+        if not at_risk:
+            break
+        protected |= dict.fromkeys(at_risk)
+        found = [
+            session.protecting(one, tuple(protected))
+            for session, one in zip(sessions, found, strict=True)
+        ]
+    if not protected:
+        return found
+    names = ", ".join([*protected][:20]) + " ..." * (len(protected) > 20)
+    note = f"Auto-protect holds {len(protected)} more: {names}."
+    return [found[0].again(found[0].edit, found[0].stats, note), *found[1:]]

@@ -1,10 +1,10 @@
 """ScaPre on a ComfyUI model.
 
-Statistics of token states are taken once; one solve serves all layers; then each layer needs a
-matrix product.
+Statistics of token states are taken once; one solve serves all layers that read them; then each
+layer needs a matrix product. SDXL's pooled text vector has statistics and a solve of its own.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -16,17 +16,19 @@ from ..analysis import forecast
 from ..analysis.forecast import WeightGrams, WordImpact
 from ..errors import UnlearnError
 from ..files.text_cache import TextStateCache, default_folder
-from ..host import patching, text_encoding, weights
-from ..host.architectures import cross_attention
+from ..host import patching, weights
+from ..host.architectures import pooled_text
 from ..host.model_types import Clip, Model
 from ..host.progress import Progress
 from ..types import ConceptSet, UnlearnPatch
-from . import patch_edits, sentence_plan, token_statistics, tuning, variants
+from . import patch_edits, sentence_plan, session, token_statistics, tuning, variants
 from .informax_weights import ESTIMATORS, InformaxWeights
+from .input_groups import InputGroup, input_groups
 from .layer_edit import LayerEdit, SolveContext
 from .layer_weights import LayerWeights
+from .patch_edits import PatchEdits
 from .report import ScaPreReport
-from .session import Solution, SolveSession
+from .session import Solution, SolveSession, protect
 
 __all__ = ["ESTIMATORS", "SolveSettings", "solve"]
 
@@ -118,7 +120,6 @@ def solve(
     """
     settings = settings or SolveSettings()
     variant = variants.find(settings.variant)
-    layers = LayerWeights(model, cross_attention(model))
     plan = sentence_plan.plan(
         clip,
         concepts,
@@ -127,42 +128,80 @@ def solve(
         settings.expand,
         check=settings.overshoot > 0,
     )
-    progress = Progress(len(plan.texts) + 2 * len(layers.layers), node_id)
     # What is not to move at all must be exactly what the encoder says, in the padding too.
-    states = TextStateCache(clip, folder or default_folder(), exact_padding=settings.hard_keep > 0)
-    _check_width(states, plan, model, layers)
-    stats = token_statistics.measure(plan, states.get, settings.tokens, progress)
-    row_weights = InformaxWeights(stats, settings.estimator) if settings.informax else None
-    grams = _grams(layers, progress)
-
-    def run_variant(stats: token_statistics.Statistics) -> LayerEdit:
-        context = SolveContext(stats, row_weights, settings.hard_keep, clip, plan, states.get)
-        return variant.solve(context, settings.chosen)
-
-    session = SolveSession(clip, plan, states.get, grams, concepts.keep, run_variant)
-    look_again = _look_again(layers, clip, grams, settings.glance_size)
-    found = _solution(session, stats, settings, look_again, progress)
-    edits = patch_edits.build(layers, found.edit, grams, progress.step)
+    exact, pooled = settings.hard_keep > 0, bool(pooled_text(model))
+    states = TextStateCache(clip, folder or default_folder(), exact_padding=exact, pooled=pooled)
+    groups = input_groups(model, plan, states)
+    layers = sum(len(group.layers.layers) for group in groups)
+    progress = Progress(len(plan.texts) + 2 * layers, node_id)
+    solves = [_GroupSolve(clip, group, settings, concepts.keep, progress) for group in groups]
+    found = [solve.found for solve in solves]
+    if all(one.edit.solution_operator is not None for one in found):
+        look_again = _look_again(model, clip, solves, settings.glance_size)
+        sessions = [solve.session for solve in solves]
+        found = protect(sessions, found, settings.protect, look_again)
+    parts = [
+        patch_edits.build(solve.group.layers, one.edit, solve.session.grams, progress.step)
+        for solve, one in zip(solves, found, strict=True)
+    ]
+    edits = patch_edits.together(parts)
     patch = UnlearnPatch(
         edits.edits,
-        weights.fingerprint(model, [layer.key for layer in layers.layers]),
+        weights.fingerprint(model, [key for key, _ in edits.edits]),
         (
             provenance.record(
                 f"ScaPre {variant.name}", settings.as_dict(), concepts, tuning.IN_PROVENANCE
             ),
         ),
     )
-    impacts = session.impacts(found.stats, edits.grams)
-    report = ScaPreReport.of(found.stats, edits, impacts, row_weights, found.notes)
+    impacts = session.impacts(
+        [solve.session for solve in solves],
+        [one.stats for one in found],
+        [part.grams for part in parts],
+    )
+    notes = [*found[0].notes, *_notes_of_pooled(found[1:], parts[1:])]
+    report = ScaPreReport.of(found[0].stats, edits, impacts, solves[0].row_weights, notes)
     return patch, report.picture(variant.name), report.text(patch)
 
 
-def _check_width(
-    states: TextStateCache, plan: sentence_plan.SentencePlan, model: Model, layers: LayerWeights
-) -> None:
-    """Raises UnlearnError when the text encoder does not go with the model."""
-    first = next(iter(states.get(plan.kept[:1]).values()))
-    text_encoding.check_width(first.shape[-1], weights.shape(model, layers.layers[0].key)[1])
+class _GroupSolve:
+    """The solve of one group of layers: the variant's solution, pushed past zero and closed
+    against revivals.
+
+    Raises UnlearnError when the text encoder does not go with the model.
+    """
+
+    def __init__(
+        self,
+        clip: Clip,
+        group: InputGroup,
+        settings: SolveSettings,
+        keep: Sequence[str],
+        progress: Progress,
+    ) -> None:
+        self.group = group
+        group.check_width()
+        variant = variants.find(settings.variant)
+        # The texts are read once, for the first group.
+        reading = None if group.pooled else progress
+        stats = token_statistics.measure(group.plan, group.fetch, settings.tokens, reading)
+        self.row_weights = InformaxWeights(stats, settings.estimator) if settings.informax else None
+        grams = _grams(group.layers, progress)
+
+        def run_variant(stats: token_statistics.Statistics) -> LayerEdit:
+            context = SolveContext(
+                stats,
+                self.row_weights,
+                settings.hard_keep,
+                clip,
+                group.plan,
+                group.fetch,
+                group.pooled,
+            )
+            return variant.solve(context, settings.chosen)
+
+        self.session = SolveSession(clip, group, grams, keep, run_variant)
+        self.found = _solution(self.session, stats, settings, reading)
 
 
 def _grams(layers: LayerWeights, progress: Progress) -> WeightGrams:
@@ -177,16 +216,20 @@ def _grams(layers: LayerWeights, progress: Progress) -> WeightGrams:
 
 
 def _look_again(
-    layers: LayerWeights, clip: Clip, grams: WeightGrams, size: int
-) -> Callable[[LayerEdit, list[WordImpact]], list[WordImpact]]:
-    """A function (edit, forecast) -> the same words as the model without and with the edit sees
-    them."""
+    model: Model, clip: Clip, solves: Sequence[_GroupSolve], size: int
+) -> Callable[[list[LayerEdit], list[WordImpact]], list[WordImpact]]:
+    """A function (edits of all groups, forecast) -> the same words as the model without and with
+    the edits sees them."""
 
-    def look_again(edit: LayerEdit, impacts: list[WordImpact]) -> list[WordImpact]:
-        edits = patch_edits.build(layers, edit, grams).edits
-        fingerprint = weights.fingerprint(layers.model, [key for key, _ in edits])
-        edited, _ = patching.apply(layers.model, UnlearnPatch(edits, fingerprint))
-        return forecast.impacts_on_predictions(layers.model, edited, clip, impacts, size)
+    def look_again(edits: list[LayerEdit], impacts: list[WordImpact]) -> list[WordImpact]:
+        parts = [
+            patch_edits.build(solve.group.layers, edit, solve.session.grams)
+            for solve, edit in zip(solves, edits, strict=True)
+        ]
+        made = patch_edits.together(parts).edits
+        fingerprint = weights.fingerprint(model, [key for key, _ in made])
+        edited, _ = patching.apply(model, UnlearnPatch(made, fingerprint))
+        return forecast.impacts_on_predictions(model, edited, clip, impacts, size)
 
     return look_again
 
@@ -195,10 +238,9 @@ def _solution(
     session: SolveSession,
     stats: token_statistics.Statistics,
     settings: SolveSettings,
-    look_again: Callable[[LayerEdit, list[WordImpact]], list[WordImpact]],
-    progress: Progress,
+    progress: Progress | None,
 ) -> Solution:
-    """The variant's solution, pushed past zero, closed against revivals and protected."""
+    """The variant's solution, pushed past zero and closed against revivals."""
     found = Solution(session.solve(stats), stats)
     if found.edit.solution_operator is None:
         if settings.rounds or settings.protect:
@@ -210,5 +252,18 @@ def _solution(
         return found
     drift = getattr(settings.chosen, "drift", 1.0)
     found = session.overshoot(found, settings.overshoot, drift, progress)
-    found = session.close_revivals(found, settings.rounds)
-    return session.protect(found, settings.protect, look_again)
+    return session.close_revivals(found, settings.rounds)
+
+
+def _notes_of_pooled(found: Sequence[Solution], parts: Sequence[PatchEdits]) -> list[str]:
+    """What the report says of the layers that read the pooled text vector."""
+    notes = []
+    for one, part in zip(found, parts, strict=True):
+        left, drift = part.retention(one.stats.concepts), part.grams.drift(one.stats.preserve_gram)
+        most, name = max(zip(left.tolist(), one.stats.names, strict=True))
+        notes.append(
+            f"What the concepts add to the pooled text is cut to {float(left.mean()):.0%} on "
+            f"average (most left: {name}, {most:.0%}); of kept prompts it moves by {drift:.1%}."
+        )
+        notes += [f"Pooled text: {note}" for note in one.notes]
+    return notes

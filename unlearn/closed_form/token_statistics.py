@@ -331,7 +331,7 @@ class NameBlocks:
 
     names: per name alone its states [n_k, d] from its last token to the end of the padding;
     replacements: as many states of the text ' ' from its start; empty [d]: the end token's state
-    of the empty prompt.
+    of the empty prompt. Of pooled text vectors there is one for each text.
     """
 
     names: list[torch.Tensor]
@@ -339,10 +339,17 @@ class NameBlocks:
     empty: torch.Tensor
 
 
-def name_blocks(clip: Clip, plan: SentencePlan) -> NameBlocks:
-    """The NameBlocks of a SentencePlan. They need all of the padding, which is not kept on disk."""
+def name_blocks(clip: Clip, plan: SentencePlan, fetch: Fetch, pooled: bool = False) -> NameBlocks:
+    """The NameBlocks of a SentencePlan. They need all of the padding, which is not kept on disk.
+
+    pooled: the plan and `fetch` are those of pooled text vectors.
+    """
     prompts = [pair.prompt for pair in plan.bare_names]
-    states = text_encoding.encode(clip, [" ", "", *(prompt.text for prompt in prompts)])
+    if pooled:
+        others = [text_encoding.as_pooled(text_encoding.whole(clip, text)) for text in (" ", "")]
+        states = fetch([*others, *prompts])
+    else:
+        states = text_encoding.encode(clip, [" ", "", *(prompt.text for prompt in prompts)])
     names = [states[prompt.text][prompt.last :].double() for prompt in prompts]
     replacements = [states[" "][: len(block)].double() for block in names]
-    return NameBlocks(names, replacements, states[""][1].double())
+    return NameBlocks(names, replacements, states[""][: 2 - pooled][-1].double())

@@ -33,6 +33,7 @@ from .tuning import PAD_SAMPLES
 
 FORMAT = 2  # of what a folder holds; another number gets a folder of its own
 MAX_BYTES = 512 * 2**20  # on disk, all text encoders together
+MAX_POOLED = 20_000  # pooled vectors in memory
 MAX_TOKENS = 4096  # tokens of a prompt, of any text encoder
 WAIT = 5  # seconds to wait for another process' lock, before going on without keeping states
 EMBEDDING = "embedding:"  # how ComfyUI's prompts name an embedding file
@@ -42,6 +43,7 @@ PROBES = (
 )
 Result = TypeVar("Result")
 Place = tuple[Path, int, int, int]  # file, first row, position of the end token, length
+ROWS, POOLED = "rows", "pooled"  # tensors of a file: states [n, d], and a vector [d] of each text
 
 
 @cache
@@ -72,14 +74,18 @@ def default_folder() -> Path | None:
     return folders.text_states()
 
 
-def fingerprint(clip: Clip, probes: Mapping[str, torch.Tensor]) -> str:
+def fingerprint(
+    clip: Clip, probes: Mapping[str, torch.Tensor], pooled_by: str | None = None
+) -> str:
     """The name of a text encoder's folder: a digest of what decides its states.
+
+    pooled_by: the encoder whose pooled vectors are kept too, None where none are.
 
     These are its weights, patches and options, and which positions are kept and computed. Where
     they cannot be read, the states of two probe sentences, rounded to three decimals, stand for
     them; such a name may differ between devices.
     """
-    encoder = clip_identity.identity(clip, PROBES)
+    encoder = clip_identity.identity(clip, PROBES, pooled_by)
     rule = (FORMAT, kept_positions(1, 77), fast_text_encoder.DENSE, encoder)
     h = hashlib.blake2b(repr(rule).encode(), digest_size=12)
     if encoder is None:
@@ -100,13 +106,16 @@ class TextStateCache:
         folder: Path | None = None,
         limit: int = MAX_BYTES,
         exact_padding: bool = False,
+        pooled: bool = False,
     ) -> None:
         """folder: where states are kept, None for nowhere. limit: bytes on disk.
 
         exact_padding: every position of the padding is computed, which takes four times as long
-        (see fast_text_encoder.py). Such states have a folder of their own.
+        (see fast_text_encoder.py). pooled: the pooled vectors are read too. Such states have
+        folders of their own.
         """
         self.clip, self.limit = clip, limit
+        self._pooled: dict[str, torch.Tensor] | None = {} if pooled else None
         probes = text_encoding.encode(clip, PROBES)
         self.folder: Path | None = None
         self.width = probes[PROBES[0]].shape[1]
@@ -116,7 +125,9 @@ class TextStateCache:
         if not exact_padding:
             self.fast_encoder = fast_text_encoder.build(clip, kept_positions, probes)
         if folder is not None:
-            self.folder = Path(folder) / (fingerprint(clip, probes) + "-whole" * exact_padding)
+            source = text_encoding.pooled_source(clip, PROBES[0]) if pooled else None
+            name = fingerprint(clip, probes, source)
+            self.folder = Path(folder) / (name + "-whole" * exact_padding + "-pooled" * pooled)
             for file in self._files(self.folder):
                 self._note(file, self._open(file, self._texts) or [])
 
@@ -142,9 +153,14 @@ class TextStateCache:
 
         Raises ValueError where this is not what `_keep` writes.
         """
-        texts, (dtype, (n, width)) = json.loads(metadata["texts"]), header["rows"]
-        if dtype != "F32" or width != self.width or len(header) != 1:
+        texts, (dtype, (n, width)) = json.loads(metadata["texts"]), header[ROWS]
+        if dtype != "F32" or width != self.width or len(header) != 1 + (self._pooled is not None):
             raise ValueError("rows")
+        if self._pooled is not None and (header[POOLED][0], header[POOLED][1][0]) != (
+            "F32",
+            len(texts),
+        ):
+            raise ValueError("pooled")
         for text, offset, end, length in texts:
             if not isinstance(text, str) or any(type(x) is not int for x in (offset, end, length)):
                 raise ValueError("texts")
@@ -181,6 +197,7 @@ class TextStateCache:
         fast_text_encoder.py). What stands elsewhere in the padding has no meaning.
         """
         prompts = {p.text: p for p in wanted}
+        self._forget_oldest()
         found = self._read(prompts)
         if progress is not None and found:
             progress.step(len(found))
@@ -191,6 +208,27 @@ class TextStateCache:
             self._keep({p.text: (p.end, states[p.text]) for p in new if EMBEDDING not in p.text})
             found |= states
         return found
+
+    def _forget_oldest(self) -> None:
+        """Bounds the memory that pooled vectors take."""
+        while self._pooled and len(self._pooled) > MAX_POOLED:
+            del self._pooled[next(iter(self._pooled))]
+
+    def get_pooled(
+        self, wanted: Iterable[Prompt], progress: Progress | None = None
+    ) -> dict[str, torch.Tensor]:
+        """Text -> pooled vector, float32 [1, d], of Prompts; only the texts of these are read.
+
+        Those that `get` has read lately are in memory. Raises ValueError where the cache was not
+        made for pooled vectors.
+        """
+        if self._pooled is None:
+            raise ValueError("this cache was not made for pooled vectors")
+        texts = dict.fromkeys(prompt.text for prompt in wanted)
+        missing = [text for text in texts if text not in self._pooled]
+        if missing:
+            self.get([text_encoding.whole(self.clip, text) for text in missing], progress)
+        return {text: self._pooled[text][None] for text in texts}
 
     def _read(self, texts: Iterable[str]) -> dict[str, torch.Tensor]:
         """Text -> states [length, d] of those that lie on disk."""
@@ -203,37 +241,45 @@ class TextStateCache:
             contents = self._open(file, self._rows)
             if contents is None:
                 continue
-            held, rows = contents
-            for text in held.keys() & wanted:
-                offset, end, length = held[text]
+            held, rows, pooled = contents
+            for number, (text, (offset, end, length)) in enumerate(held.items()):
+                if text not in wanted:
+                    continue
                 positions = kept_positions(end, length)
                 found[text] = torch.zeros(length, rows.shape[1])
                 found[text][positions] = rows[offset : offset + len(positions)]
+                if self._pooled is not None and pooled is not None:
+                    self._pooled[text] = pooled[number].clone()
         return found
 
     def _encode(
         self, wanted: Sequence[Prompt], progress: Progress | None
     ) -> dict[str, torch.Tensor]:
         """Text -> states of Prompts, by an encoder that skips most of the padding where it can."""
+        # Test doubles and CLIPs of other packs' making know no pooled vectors.
+        rest = () if self._pooled is None else (self._pooled,)
         if self.fast_encoder is not None:
-            return self.fast_encoder.encode(wanted, progress)
-        return text_encoding.encode(self.clip, [p.text for p in wanted], progress)
+            return self.fast_encoder.encode(wanted, progress, *rest)
+        return text_encoding.encode(self.clip, [p.text for p in wanted], progress, *rest)
 
     def _rows(
         self,
         metadata: dict[str, str],
         header: safetensors_io.Header,
         read: safetensors_io.Reader,
-    ) -> tuple[dict[str, tuple[int, int, int]], torch.Tensor]:
-        """({text: (first row, end, length)}, states [n, d]) of a file.
+    ) -> tuple[dict[str, tuple[int, int, int]], torch.Tensor, torch.Tensor | None]:
+        """({text: (first row, end, length)}, states [n, d], pooled vectors or None) of a file.
 
         Raises ValueError where the states are not numbers.
         """
         held = {text: (a, b, c) for text, a, b, c in self._texts(metadata, header, read)}
-        rows = read("rows")
+        rows = read(ROWS)
+        pooled = None if self._pooled is None else read(POOLED)
         if not torch.isfinite(rows).all():
             raise ValueError("rows")
-        return held, rows
+        if pooled is not None and not (len(held) == len(pooled) and torch.isfinite(pooled).all()):
+            raise ValueError("pooled")
+        return held, rows, pooled
 
     def _keep(self, states: Mapping[str, tuple[int, torch.Tensor]]) -> None:
         """Writes one file with text -> (end, states); a full or read-only disk is no error."""
@@ -248,10 +294,13 @@ class TextStateCache:
         name = hashlib.blake2b("\0".join(states).encode(), digest_size=12).hexdigest()
         file = self.folder / f"{name}{folders.ENDING}"
         metadata = {"texts": json.dumps(texts)}
+        tensors = {ROWS: torch.cat(rows)}
+        if self._pooled is not None:
+            tensors[POOLED] = torch.stack([self._pooled[text] for text in states])
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             with FileLock(self.folder.parent / "lock", timeout=WAIT):
-                safetensors_io.write(file, {"rows": torch.cat(rows)}, metadata)
+                safetensors_io.write(file, tensors, metadata)
                 self._prune(self.folder.parent)
         except (OSError, UnlearnError, NotImplementedError):
             return  # NotImplementedError: this file system knows no locks

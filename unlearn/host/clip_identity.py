@@ -28,13 +28,14 @@ class _Unknown(Exception):
     """Something decides the states that cannot be read."""
 
 
-def identity(clip: Clip, probes: Sequence[str]) -> str | None:
+def identity(clip: Clip, probes: Sequence[str], pooled_by: str | None = None) -> str | None:
     """Hex digest of what decides the token states of a CLIP, or None where that cannot be read.
 
     It covers the weights (one entry of each row of every matrix), the patches on them with their
     strengths, the clip skip, the classes and options of the encoders, and how the tokenizer reads
     `probes`. The rounding of float32 weights to float16, which ComfyUI does on GPUs, makes no
-    difference. Nothing is loaded or moved. None for hooks, injections and replaced modules, and
+    difference. Nothing is loaded or moved. pooled_by: the encoder whose pooled vectors are read too,
+    so that its projection counts. None for hooks, injections and replaced modules, and
     for what is no CLIP of ComfyUI's.
     """
     patcher = getattr(clip, "patcher", None)
@@ -48,7 +49,7 @@ def identity(clip: Clip, probes: Sequence[str]) -> str | None:
     try:
         _add_tokenizer(h.update, clip, probes)
         _add_options(h.update, clip, model)
-        _add_weights(h.update, patcher, model)
+        _add_weights(h.update, patcher, model, pooled_by)
         for key in sorted(patcher.patches):
             _add(h.update, (key, patcher.patches[key]))
     except (_Unknown, AttributeError, TypeError, RuntimeError):  # a CLIP of another pack's making
@@ -78,10 +79,13 @@ def _add_options(update: Callable[[bytes], None], clip: Clip, model: torch.nn.Mo
             _add(update, (option, getattr(encoder, option, None)))
 
 
-def _add_weights(update: Callable[[bytes], None], patcher: Any, model: torch.nn.Module) -> None:
+def _add_weights(
+    update: Callable[[bytes], None], patcher: Any, model: torch.nn.Module, pooled_by: str | None
+) -> None:
     """All parameters without patches: the patcher's backup where a patch is in place."""
     for name, parameter in sorted(model.named_parameters()):
-        if name.endswith(UNUSED):
+        projects = pooled_by is not None and name.startswith(f"{pooled_by}.")
+        if name.endswith(UNUSED) and not (projects and "text_projection" in name):
             continue
         backup = patcher.backup.get(name) or patcher.hook_backup.get(name)
         _add(update, name)

@@ -25,6 +25,7 @@ import torch
 
 from . import text_encoding
 from .model_types import Clip
+from .pooled_text import shallow_copy
 from .progress import Progress
 from .text_encoding import Prompt
 from .tuning import DENSE, EXACT, NEAR, TREE
@@ -92,13 +93,6 @@ def _counts(at: torch.Tensor) -> torch.Tensor:
     return at.diff(prepend=at.new_tensor([-1]))
 
 
-def _copied(module: Any, **parts: torch.nn.Module) -> Any:
-    """A shallow copy of a module that shares everything with it except the named `parts`."""
-    out = copy.copy(module)
-    out._modules = {**module._modules, **parts}
-    return out
-
-
 def _cut(clip: Clip) -> tuple[Clip, list[PrefixTreeEncoder]] | None:
     """(a CLIP that shares its weights with `clip`, its prefix tree encoders).
 
@@ -114,12 +108,14 @@ def _cut(clip: Clip) -> tuple[Clip, list[PrefixTreeEncoder]] | None:
         if full is None or getattr(text_model, "embeddings", None) is None:
             return None
         stacks.append(PrefixTreeEncoder(full))
-        text_model = _copied(text_model, encoder=stacks[-1])
-        encoders[name] = _copied(encoder, transformer=_copied(transformer, text_model=text_model))
+        text_model = shallow_copy(text_model, encoder=stacks[-1])
+        encoders[name] = shallow_copy(
+            encoder, transformer=shallow_copy(transformer, text_model=text_model)
+        )
     if not stacks:
         return None
     out = copy.copy(clip)  # with its patcher, so that ComfyUI knows that it is loaded
-    out.cond_stage_model = _copied(model, **encoders)
+    out.cond_stage_model = shallow_copy(model, **encoders)
     return out, stacks
 
 
@@ -150,19 +146,22 @@ class FastTextEncoder:
         self.positions = positions
 
     def encode(
-        self, wanted: Sequence[Prompt], progress: Progress | None = None
+        self,
+        wanted: Sequence[Prompt],
+        progress: Progress | None = None,
+        pooled: dict[str, torch.Tensor] | None = None,
     ) -> dict[str, torch.Tensor]:
         """Text -> token states float32 [length, d] of Prompts.
 
-        A position that was not computed holds the state of the next one that was. Raises what
-        `text_encoding.encode` raises.
+        A position that was not computed holds the state of the next one that was. pooled: where
+        given, text -> pooled vector is added to it. Raises what `text_encoding.encode` raises.
         """
         found: dict[str, torch.Tensor] = {}
         chosen = {p.text: self._chosen(p) for p in wanted}
         for batch in _batches(chosen):
             for stack in self.stacks:
                 stack.chosen = [chosen[text] for text in batch]
-            found |= text_encoding.encode(self.clip, batch, progress)
+            found |= text_encoding.encode(self.clip, batch, progress, pooled)
         return found
 
     def _chosen(self, prompt: Prompt) -> list[int]:

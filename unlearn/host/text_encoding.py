@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import torch
 
 from ..errors import UnlearnError
+from . import pooled_text
 from .memory import raise_if_cancelled
 from .model_types import Clip
 from .progress import Progress
@@ -141,12 +142,17 @@ def check_width(found: int, width: int) -> None:
 
 
 def encode(
-    clip: Clip, texts: Iterable[str], progress: Progress | None = None
+    clip: Clip,
+    texts: Iterable[str],
+    progress: Progress | None = None,
+    pooled: dict[str, torch.Tensor] | None = None,
 ) -> dict[str, torch.Tensor]:
     """Text -> token states float32 [77, d] on the CPU, each text encoded once.
 
+    pooled: where given, text -> pooled vector float32 [d] is added to it.
     ComfyUI encodes the chunks of one long prompt as a batch; here each chunk is a prompt of its
-    own. Raises UnlearnError for a prompt of several chunks and for NaN.
+    own. Raises UnlearnError for a prompt of several chunks and for NaN, and where pooled vectors
+    are wanted and there are none.
     """
     texts = list(dict.fromkeys(texts))
     states = {}
@@ -162,10 +168,13 @@ def encode(
                         "encoder reads; shorten it."
                     )
                 tokens.setdefault(encoder, []).append([entry[:2] for entry in chunks[0]])
-        out: Any = clip.encode_from_tokens(tokens)
-        out = out.float().cpu().view(len(batch), -1, out.shape[-1])
-        for text, state in zip(batch, out, strict=True):
-            if not torch.isfinite(state).all():
+        out, vectors = _encode_batch(clip, tokens, len(batch), pooled is not None)
+        for number, (text, state) in enumerate(zip(batch, out, strict=True)):
+            finite = bool(torch.isfinite(state).all())
+            if vectors is not None and pooled is not None:
+                finite = finite and bool(torch.isfinite(vectors[number]).all())
+                pooled[text] = vectors[number].clone()
+            if not finite:
                 raise UnlearnError(
                     f"The input 'clip' gives NaN for '{text[:SHOWN]}'; load an undamaged text "
                     "encoder."
@@ -174,3 +183,35 @@ def encode(
         if progress is not None:
             progress.step(len(batch))
     return states
+
+
+def _encode_batch(
+    clip: Clip, tokens: dict[str, list], count: int, pooled: bool
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """(token states [count, 77, d], pooled vectors [count, d] where they are wanted), on the CPU."""
+    out: Any
+    vectors = None
+    if pooled:
+        out, vectors, _ = pooled_text.encode(clip, tokens, count)
+    else:
+        out = clip.encode_from_tokens(tokens)
+    return out.float().cpu().view(count, -1, out.shape[-1]), vectors
+
+
+def pooled_source(clip: Clip, text: str) -> str | None:
+    """The name of the encoder of a CLIP that its pooled vectors come from, None if not known."""
+    chunks = {
+        name: [[entry[:2] for entry in found[0]]] for name, found in _chunks(clip, text).items()
+    }
+    return pooled_text.encode(clip, chunks, 1)[2]
+
+
+def whole(clip: Clip, text: str) -> Prompt:
+    """The Prompt of a text without a concept in it."""
+    total, _ = _count(clip, text)
+    return Prompt(text, "", total + 1, total, total + 1)
+
+
+def as_pooled(prompt: Prompt) -> Prompt:
+    """The Prompt as its pooled vector shows it: one state, at position 0, that holds all of it."""
+    return prompt._replace(first=0, last=-1, end=0)

@@ -13,7 +13,8 @@ from .unet import UNet, label, native_size, part, reads_text, text_spans
 
 __all__ = [
     "TRAINABLE", "Architecture", "Layer", "Spans", "cross_attention", "feed_forward",
-    "families", "kind", "label", "native_size", "of", "part", "reads_text", "text_spans",
+    "families", "kind", "label", "native_size", "of", "part", "pooled_text", "reads_text",
+    "text_spans",
 ]  # fmt: skip
 
 
@@ -39,6 +40,11 @@ def cross_attention(model: Model) -> list[Layer]:
     Raises UnlearnError when there are none.
     """
     return of(model).cross_attention_layers()
+
+
+def pooled_text(model: Model) -> list[Layer]:
+    """The matrices of a MODEL through which the pooled text vector enters, none in most models."""
+    return of(model).pooled_text_layers()
 
 
 def feed_forward(model: Model) -> list[Layer]:

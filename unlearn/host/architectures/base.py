@@ -19,9 +19,10 @@ class Layer(NamedTuple):
     """One weight matrix [d_out, d_in], or some rows of it.
 
     key: of the patcher. label: short name for reports. role: what the matrix computes; 'entry' is
-    the one layer through which text enters a model without cross-attention. group: layers of one
-    group read the same input, so what is measured there can be shared. rows: (first, one past the
-    last) where several matrices are stored as one, None for all rows.
+    the one layer through which text, or the pooled text vector, enters beside or without
+    cross-attention. group: layers of one group read the same input, so what is measured there can
+    be shared. rows: (first, one past the last) where several matrices are stored as one, None for
+    all rows. columns: the same where a part of the input alone is text.
     """
 
     key: str
@@ -29,6 +30,7 @@ class Layer(NamedTuple):
     role: Role
     group: str
     rows: tuple[int, int] | None = None
+    columns: tuple[int, int] | None = None
 
 
 class Spans(NamedTuple):
@@ -66,6 +68,10 @@ class Architecture(ABC):
     @abstractmethod
     def cross_attention_layers(self) -> list[Layer]:
         """The matrices through which text enters."""
+
+    def pooled_text_layers(self) -> list[Layer]:
+        """The matrices through which the pooled text vector enters; none in most families."""
+        return []
 
     @abstractmethod
     def feed_forward_layers(self) -> list[Layer]:

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import comfy.model_base
 import comfy.utils
 
+from .. import weights
 from ..model_types import Model
 from ..text_encoding import Prompt
 from .base import Architecture, Layer, Role, Spans
@@ -36,6 +37,14 @@ _TRAINABLE = {
 # Side in pixels, by ComfyUI's class of model. Others were made for 512.
 _NATIVE_SIZES = {"SDXL": 1024, "SD20": 768}
 _SMALLEST_NATIVE_SIZE = 512
+_POOLED = "diffusion_model.label_emb.0.0.weight"
+_POOLED_LABEL = "pooled text"
+# How many embedded numbers (sizes, crops, a score) stand behind the pooled text vector, by the
+# host's function that writes them. In other models with such a layer no text is in it.
+_NUMBERS_BEHIND_POOLED = {
+    comfy.model_base.SDXL.encode_adm: 6,
+    comfy.model_base.SDXLRefiner.encode_adm: 5,
+}
 
 
 class _Matrix(NamedTuple):
@@ -103,6 +112,9 @@ class UNet(Architecture):
     def cross_attention_layers(self) -> list[Layer]:
         return self._layers(("attn2",), ("to_k", "to_v"), "text cross-attention layers to edit")
 
+    def pooled_text_layers(self) -> list[Layer]:
+        return pooled_text_layers(self.model, self.keys)
+
     def feed_forward_layers(self) -> list[Layer]:
         return self._layers(("ff",), ("net.2",), "transformer feed-forward layers to prune")
 
@@ -148,8 +160,20 @@ class UNet(Architecture):
 
 def label(key: str) -> str:
     """Short name of a weight for reports, as in `input 4.0 k`; other weights keep their key."""
+    if key == _POOLED:
+        return _POOLED_LABEL
     found = _matrix(key)
     return key if found is None else found.layer(with_module=found.module == "attn1").label
+
+
+def pooled_text_layers(model: Model, keys: tuple[str, ...]) -> list[Layer]:
+    """The layer that reads the pooled text vector in its first columns, of SDXL and its kin."""
+    inner: Any = model.model
+    numbers = _NUMBERS_BEHIND_POOLED.get(getattr(type(inner), "encode_adm", None))
+    if numbers is None or _POOLED not in keys:
+        return []
+    width = weights.shape(model, _POOLED)[1] - numbers * inner.embedder.dim
+    return [Layer(_POOLED, _POOLED_LABEL, "entry", "pooled text", columns=(0, width))]
 
 
 def text_spans(prompt: Prompt, length: int) -> Spans:

@@ -1,0 +1,49 @@
+"""Groups of layers that read the same input: each is solved on its own, from its own statistics.
+
+Keys and values of a UNet read the token states. Of SDXL and its kin one layer more reads the pooled
+text vector. Both groups are studied in the same sentences.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ..files.text_cache import TextStateCache
+from ..host import text_encoding
+from ..host.architectures import cross_attention, pooled_text
+from ..host.model_types import Model
+from .layer_weights import LayerWeights
+from .sentence_plan import SentencePlan
+from .token_statistics import Fetch
+
+
+@dataclass(frozen=True)
+class InputGroup:
+    """Layers that read the same input, and how this input is read of a prompt.
+
+    plan, fetch: fetch(prompts of the plan) gives text -> states [n, d], in which the positions of
+    these prompts stand. pooled: whether the states are pooled text vectors, one for each prompt.
+    """
+
+    layers: LayerWeights
+    plan: SentencePlan
+    fetch: Fetch
+    pooled: bool = False
+
+    def check_width(self) -> None:
+        """Raises UnlearnError when the text encoder does not go with the model."""
+        first = next(iter(self.fetch(self.plan.kept[:1]).values()))
+        text_encoding.check_width(first.shape[-1], self.layers.width)
+
+
+def input_groups(model: Model, plan: SentencePlan, states: TextStateCache) -> list[InputGroup]:
+    """The groups of a MODEL, that of token states first.
+
+    states: made for pooled vectors where the MODEL has layers that read them.
+    """
+    groups = [InputGroup(LayerWeights(model, cross_attention(model)), plan, states.get)]
+    pooled = pooled_text(model)
+    if pooled:
+        layers = LayerWeights(model, pooled)
+        groups.append(InputGroup(layers, plan.as_pooled(), states.get_pooled, pooled=True))
+    return groups
