@@ -108,7 +108,7 @@ def defaults(inputs):
 
 
 def sdxl_clip(seed=0, widths=SDXL_WIDTHS):
-    """A tiny CLIP of two encoders as SDXL's with random weights.
+    """A tiny CLIP of two encoders as SDXL's with random weights, spread as in worlds/encoder.py.
 
     The last layer but one is read, one of them pads with zeros, and the second gives the pooled
     vectors.
@@ -130,8 +130,7 @@ def sdxl_clip(seed=0, widths=SDXL_WIDTHS):
     clip = comfy.sd.CLIP(target, parameters=1, model_options=options)
     g = torch.Generator().manual_seed(seed)
     for name, p in clip.cond_stage_model.named_parameters():
-        size = p.shape[-1] ** -0.5 if p.dim() > 1 else 0.1
-        size = 0.02 if "position_embedding" in name else 0.5 if "embedding" in name else size
+        size = 0.005 if "position_embedding" in name else 0.02 if p.dim() > 1 else 0.0
         scale = "norm" in name and name.endswith("weight")
         p.copy_(torch.ones(p.shape) if scale else torch.randn(p.shape, generator=g) * size)
     return clip

@@ -156,8 +156,9 @@ def _forecast(
 ) -> tuple[list[forecast.WordImpact], list[str]]:
     """What the edit does to words that nobody drew, and the lines on it.
 
-    Nothing where the layers that text enters through are alike. Whatever makes the forecast impossible is a line of
-    the report, because the pictures are drawn by now and are shown in any case.
+    Nothing where the layers that text enters through are alike. Whatever makes the forecast
+    impossible is a line of the report, because the pictures are drawn by now and are shown in any
+    case.
     """
     edited = {layer.key for layer in changes.layers}
     if not edited:

@@ -6,6 +6,7 @@ captions and common words (the general prior). Sentences that are not studied se
 much of a concept an edit leaves.
 """
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
@@ -83,23 +84,32 @@ class SentencePlan:
         return tuple(dict.fromkeys(found))
 
     def as_pooled(self) -> "SentencePlan":
-        """The plan as pooled text vectors show it: one state for each prompt, and no words."""
+        """The plan as pooled text vectors show it: one state for each prompt, and no words.
+
+        A sentence changes the whole vector, so what a concept adds is not averaged over sentences.
+        The sentences that check how much is left are studied too: a push past zero, which they
+        serve, would be all that is left of a concept in a vector of one state.
+        """
         seen = text_encoding.as_pooled
-
-        def names(pairs: Sequence[NamePair]) -> tuple[NamePair, ...]:
-            return tuple(NamePair(i, seen(prompt), seen(other)) for i, prompt, other in pairs)
-
+        found = [(pair.concept, pair.prompt, pair.neutral) for pair in (*self.pairs, *self.checked)]
+        sentences = Counter(concept for concept, _, _ in found)
+        total: dict[int, float] = {}
+        for pair in self.pairs:
+            total[pair.concept] = total.get(pair.concept, 0.0) + pair.weight
+        pairs = [
+            SentencePair(i, total[i] / sentences[i], seen(prompt), seen(neutral))
+            for i, prompt, neutral in sorted(found, key=lambda pair: pair[0])
+        ]
         return replace(
             self,
-            pairs=tuple(
-                pair._replace(prompt=seen(pair.prompt), neutral=seen(pair.neutral))
-                for pair in self.pairs
-            ),
+            pairs=tuple(pairs),
             kept=tuple(map(seen, self.kept)),
             listed=tuple(map(seen, self.listed)),
-            bare_names=names(self.bare_names),
+            bare_names=tuple(
+                NamePair(i, seen(prompt), seen(neutral)) for i, prompt, neutral in self.bare_names
+            ),
             bare_keep=tuple(map(seen, self.bare_keep)),
-            checked=names(self.checked),
+            checked=(),
             packed=(),
         )
 

@@ -79,10 +79,11 @@ class SolveSession:
         """The solution with concepts pushed past zero; see overshoot.py.
 
         most: the largest share of itself by which a concept is pushed; drift: how far what is kept
-        may move. Nothing is solved again where the edit has `for_target`.
+        may move. Nothing is solved again where the edit has `for_target`, and nothing is pushed
+        where the plan has no sentences to check it in.
         """
         operator = found.edit.solution_operator
-        if operator is None or most <= 0:
+        if operator is None or most <= 0 or not self.group.plan.checked:
             return found
         concepts, differences = token_statistics.in_new_sentences(
             self.group.plan, self.group.fetch, progress

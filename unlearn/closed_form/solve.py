@@ -16,7 +16,7 @@ from ..analysis import forecast
 from ..analysis.forecast import WeightGrams, WordImpact
 from ..errors import UnlearnError
 from ..files.text_cache import TextStateCache, default_folder
-from ..host import patching, weights
+from ..host import patching, text_encoding, weights
 from ..host.architectures import pooled_text
 from ..host.model_types import Clip, Model
 from ..host.progress import Progress
@@ -151,7 +151,8 @@ def solve(
         (
             provenance.record(
                 f"ScaPre {variant.name}", settings.as_dict(), concepts, tuning.IN_PROVENANCE
-            ),
+            )
+            | text_encoding.clip_layer(clip),
         ),
     )
     impacts = session.impacts(
@@ -159,7 +160,11 @@ def solve(
         [one.stats for one in found],
         [part.grams for part in parts],
     )
-    notes = [*found[0].notes, *_notes_of_pooled(found[1:], parts[1:])]
+    notes = [
+        *found[0].notes,
+        *_notes_of_pooled(found[1:], parts[1:]),
+        *_notes_of_clip(clip),
+    ]
     report = ScaPreReport.of(found[0].stats, edits, impacts, solves[0].row_weights, notes)
     return patch, report.picture(variant.name), report.text(patch)
 
@@ -267,3 +272,11 @@ def _notes_of_pooled(found: Sequence[Solution], parts: Sequence[PatchEdits]) -> 
         )
         notes += [f"Pooled text: {note}" for note in one.notes]
     return notes
+
+
+def _notes_of_clip(clip: Clip) -> list[str]:
+    """What the report says of a CLIP that is read at another layer than the usual one."""
+    return [
+        f"The text encoder was read at the layer {layer} that CLIP Set Last Layer names."
+        for layer in text_encoding.clip_layer(clip).values()
+    ]

@@ -34,9 +34,9 @@ def identity(clip: Clip, probes: Sequence[str], pooled_by: str | None = None) ->
     It covers the weights (one entry of each row of every matrix), the patches on them with their
     strengths, the clip skip, the classes and options of the encoders, and how the tokenizer reads
     `probes`. The rounding of float32 weights to float16, which ComfyUI does on GPUs, makes no
-    difference. Nothing is loaded or moved. pooled_by: the encoder whose pooled vectors are read too,
-    so that its projection counts. None for hooks, injections and replaced modules, and
-    for what is no CLIP of ComfyUI's.
+    difference. Nothing is loaded or moved. pooled_by: the encoder whose pooled vectors are read
+    too, so that its projection counts. None for hooks, injections and replaced modules, and for
+    what is no CLIP of ComfyUI's.
     """
     patcher = getattr(clip, "patcher", None)
     model = getattr(clip, "cond_stage_model", None)

@@ -188,7 +188,7 @@ def encode(
 def _encode_batch(
     clip: Clip, tokens: dict[str, list], count: int, pooled: bool
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """(token states [count, 77, d], pooled vectors [count, d] where they are wanted), on the CPU."""
+    """(token states [count, 77, d], pooled vectors [count, d] where wanted), on the CPU."""
     out: Any
     vectors = None
     if pooled:
@@ -213,5 +213,17 @@ def whole(clip: Clip, text: str) -> Prompt:
 
 
 def as_pooled(prompt: Prompt) -> Prompt:
-    """The Prompt as its pooled vector shows it: one state, at position 0, that holds all of it."""
-    return prompt._replace(first=0, last=-1, end=0)
+    """The Prompt as its pooled vector shows it: one state, at position 0, that holds all of it.
+
+    All of the text is then what the state belongs to.
+    """
+    return Prompt(prompt.text, prompt.text, first=0, last=-1, end=0)
+
+
+def clip_layer(clip: Clip) -> dict[str, int]:
+    """{"clip_layer": n} of a CLIP behind CLIP Set Last Layer, for a provenance; {} of any other.
+
+    n counts from the end: -1 is the last layer.
+    """
+    layer = getattr(clip, "layer_idx", None)
+    return {} if layer is None else {"clip_layer": int(layer)}

@@ -85,7 +85,8 @@ def released_b(context: SolveContext, settings: ReleasedBSettings) -> LayerEdit:
         masks, blocks, neutral, concepts, entropy = prepare(w0)
         penalty = None
         if settings.spectral:
-            penalty = released.ased(concepts, float(entropy.mean()), 1.0, settings.power)
+            # The release has exponents of its own for the mask and for this: 1 in all of its runs.
+            penalty = released.ased(concepts, float(entropy.mean()))
         new = released.editor_b(
             w0,
             masks,
