@@ -14,9 +14,11 @@ from ..errors import UnlearnError
 from ..host import model_file, patching, tuning
 from ..host.model_types import Model
 from ..host.patch_match import Match
+from ..provenance import FIA, family
 from ..types import Concept, UnlearnPatch
 
-Known = Mapping[str, frozenset[str]]  # name of a concept as shown -> all forms it is written in
+Names = tuple[frozenset[str], ...]  # for a concept's name and each alias all ways to write it
+Known = Mapping[str, Names]  # name of a concept as shown -> its names
 
 
 @dataclass(frozen=True)
@@ -69,8 +71,9 @@ def find(
         return Repeats(tuple(range(len(stack))), (), ())
     left_out: dict[int, str] = {}
     if once:
+        there = [source for source in on_model if source.strength >= strength]
         for i in reversed(range(len(stack))):
-            others = on_model + [s for j, s in enumerate(stack) if j != i and j not in left_out]
+            others = there + [s for j, s in enumerate(stack) if j != i and j not in left_out]
             reason = _why_left_out(stack[i], others, matches[i])
             if reason:
                 left_out[i] = reason
@@ -83,8 +86,10 @@ def concepts_on_record(record: Mapping) -> Known:
     """The concepts that a provenance names, with aliases, plurals and joined forms."""
     found = {}
     for concept in _concepts(record):
-        forms = [form for name in concept.names for form in (name, *name_variants(name))]
-        found[concept.name] = frozenset(form.casefold() for form in forms)
+        found[concept.name] = tuple(
+            frozenset(form.casefold() for form in (name, *name_variants(name)))
+            for name in concept.names
+        )
     return found
 
 
@@ -96,13 +101,6 @@ def _concepts(record: Mapping) -> list[Concept]:
         except UnlearnError:  # a file that somebody else wrote
             continue
     return found or [Concept(clean(name)) for name in record.get("concepts") or () if clean(name)]
-
-
-def family(record: Mapping) -> str:
-    """The method of a provenance without its variant, such as `ScaPre`."""
-    method = record["method"]
-    known = [name for name in ("ScaPre", "FIA", "Sculpting Memory") if method.startswith(name)]
-    return known[0] if known else method
 
 
 def _on_model(model: Model) -> list[Source]:
@@ -119,6 +117,23 @@ def _on_model(model: Model) -> list[Source]:
     return found
 
 
+def refuse_on_model(model: Model, patch: UnlearnPatch, match: Match) -> None:
+    """Raises UnlearnError where a MODEL has the patch, or another for its concepts, already.
+
+    A patch that is made on such a model would forget only what is left.
+    """
+    source = Source("the patch", patch.provenance, patch.digest, 1.0, False)
+    where, names = "its own weights", _named(source)
+    if not match.baked:
+        found = [other for other in _on_model(model) if _common(source, other)]
+        if not found:
+            return
+        where, names = found[0].where, _list(name for _, name in _common(source, found[0]))
+    raise UnlearnError(
+        f"The input 'model' forgets {names} already ({where}); connect the model without it."
+    )
+
+
 def _why_left_out(source: Source, others: Sequence[Source], match: Match) -> str:
     """A sentence why a patch is left out in favour of the others, '' where it is not."""
     called = f"Left out: {source.where} ({_named(source)}), "
@@ -132,9 +147,14 @@ def _why_left_out(source: Source, others: Sequence[Source], match: Match) -> str
         return f"{called}which is on {on_model} already."
     needed = _forms(source)
     covering = [other for other in others if _common(source, other)]
-    had = [(kind, forms) for other in covering for kind, _, forms in _forms(other)]
+    had = {
+        (kind, form)
+        for other in covering
+        for kind, _, names in _forms(other)
+        for form in _all(names)
+    }
     if not needed or not all(
-        any(kind == k and forms & f for k, f in had) for kind, _, forms in needed
+        any((kind, form) in had for form in name) for kind, _, names in needed for name in names
     ):
         return ""
     by = " and ".join(dict.fromkeys(other.where for other in covering))
@@ -159,13 +179,17 @@ def _identical(a: Source, b: Source) -> bool:
     return bool(a.digest) and a.digest == b.digest
 
 
-def _forms(source: Source) -> list[tuple[str, str, frozenset[str]]]:
-    """(method, name, all its forms) of each concept that a source forgets."""
+def _forms(source: Source) -> list[tuple[str, str, Names]]:
+    """(method, name, all its names) of each concept that a source forgets."""
     found = []
     for record in source.records:
-        for name, forms in concepts_on_record(record).items():
-            found.append((family(record), name, forms))
+        for name, names in concepts_on_record(record).items():
+            found.append((family(record), name, names))
     return found
+
+
+def _all(names: Names) -> frozenset[str]:
+    return frozenset().union(*names)
 
 
 def _common(a: Source, b: Source) -> list[tuple[str, str]]:
@@ -180,9 +204,9 @@ def _common(a: Source, b: Source) -> list[tuple[str, str]]:
                 continue
             if _follows(other, record, a):
                 continue
-            theirs = concepts_on_record(other).values()
-            for name, forms in concepts_on_record(record).items():
-                if any(forms & those for those in theirs):
+            theirs = frozenset().union(*map(_all, concepts_on_record(other).values()))
+            for name, names in concepts_on_record(record).items():
+                if _all(names) & theirs:
                     found.append((family(record), name))
     return list(dict.fromkeys(found))
 
@@ -215,16 +239,17 @@ def _warnings(sources: Sequence[Source]) -> list[str]:
 def _sentence(later: str, earlier: str, common: Sequence[tuple[str, str]], same: bool) -> str:
     """A warning; common: (method, name) of each concept that both forget."""
     names = _list(name for _, name in common) or "What is in the patch"
+    names += " are" if len(common) > 1 else " is"
     harm = "what is drawn instead is likely lost too"
-    if common and all(method == "FIA" for method, _ in common):
+    if common and all(method == FIA for method, _ in common):
         harm = "more may be pruned than was meant"
     if same:
         return (
-            f"{names} is forgotten twice, because {later} is the same patch as {earlier}, and "
+            f"{names} forgotten twice, because {later} is the same patch as {earlier}, and "
             f"{harm}; take one out, or set 'repeated' to 'once'."
         )
     return (
-        f"{names} is forgotten twice, by {earlier} and by {later}, and {harm}; take it out of one, "
+        f"{names} forgotten twice, by {earlier} and by {later}, and {harm}; take it out of one, "
         "or set 'repeated' to 'once', which leaves out patches that the others cover."
     )
 

@@ -36,8 +36,9 @@ def _path(model: Model) -> str | None:
     """The .safetensors file that a MODEL was loaded from, if it is known and still there."""
     reload = getattr(model, "cached_patcher_init", None)
     first = reload[1][0] if reload and reload[1] else None
-    known = isinstance(first, str) and first.lower().endswith((".safetensors", ".sft"))
-    return first if known and os.path.isfile(first) else None
+    if not isinstance(first, str) or not first.lower().endswith((".safetensors", ".sft")):
+        return None
+    return first if os.path.isfile(first) else None
 
 
 def _is_record(record: Any) -> bool:

@@ -101,7 +101,8 @@ def train(
     """
     start = time.time()
     settings = replace(settings, size=settings.size or native_size(model))
-    origin = Origin(concepts, settings, inputs.templates)
+    images = 0 if inputs.images is None else len(inputs.images)
+    origin = Origin(concepts, settings, inputs.templates, images)
     prepared, notes = _prepare(model, clip, origin, inputs)
     try:
         with torch.inference_mode(False), torch.enable_grad():
