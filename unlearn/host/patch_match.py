@@ -125,10 +125,9 @@ def _match(model: Model, patch: UnlearnPatch, found: Fingerprint) -> Match:
                 "The patch holds a fingerprint of weights of another size than the input 'model' "
                 "has; make the patch again."
             )
-    difference = patch.fingerprint.difference(found)
-    share = _pruned_share(model, patch)
-    if difference > 0 and not share:
-        share, difference = _added_share(patch, found, difference)
+    own, seen, size = _changes(patch, found)
+    share = _pruned_share(model, patch) or _added_share(own, seen)
+    difference = float((seen - share * own).norm()) / max(size, 1e-12)
     return Match(_grade(difference), difference, share)
 
 
@@ -138,28 +137,34 @@ def _grade(difference: float) -> str:
     return RELATIVE if difference <= tuning.RELATIVE else STRANGER
 
 
-def _added_share(patch: UnlearnPatch, found: Fingerprint, difference: float) -> tuple[float, float]:
-    """(share of the patch that is in the sampled weights, difference that is left without it).
+def _changes(patch: UnlearnPatch, found: Fingerprint) -> tuple[torch.Tensor, torch.Tensor, float]:
+    """(what the patch adds to its samples, what differs in those found, norm of its samples).
 
-    It is the share a for which a times the patch's own change explains best what differs; 0 where
-    what differs is not clearly of the patch's making.
+    The first two are float64 [n], over all weights of the patch's fingerprint.
     """
-    own, seen, size = [], [], 0.0
+    edits: dict[str, list[Edit]] = {}
+    for key, edit in patch.edits:
+        edits.setdefault(key, []).append(edit)
+    own, seen, size = [torch.zeros(0)], [torch.zeros(0)], 0.0
     for key, sample in patch.fingerprint.samples.items():
-        edits = [edit for k, edit in patch.edits if k == key]
-        own.append(_sampled_change(edits, sample))
+        own.append(_sampled_change(edits.get(key, ()), sample))
         seen.append(found.samples[key] - sample)
         size += float(sample.double().square().sum())
-    a, b = torch.cat(own).double(), torch.cat(seen).double()
-    if not a.any():
-        return 0.0, difference
-    share = float(a @ b / (a @ a))
-    alike = float(a @ b / (a.norm() * b.norm()))
+    return torch.cat(own).double(), torch.cat(seen).double(), size**0.5
+
+
+def _added_share(own: torch.Tensor, seen: torch.Tensor) -> float:
+    """Share of the patch's own change [n] that is in what differs [n], by least squares.
+
+    It is 0 where what differs is not clearly of the patch's making.
+    """
+    if not own.any() or not seen.any():
+        return 0.0
+    share = float(own @ seen / (own @ own))
+    alike = float(own @ seen / (own.norm() * seen.norm()))
     # Chance alone makes vectors of n entries alike by about 1 / sqrt(n).
-    least = max(tuning.BAKED_ALIKE, tuning.BAKED_SIGMAS / len(a) ** 0.5)
-    if share < tuning.BAKED_SHARE or alike < least:
-        return 0.0, difference
-    return share, float((b - share * a).norm()) / max(size**0.5, 1e-12)
+    least = max(tuning.BAKED_ALIKE, tuning.BAKED_SIGMAS / len(own) ** 0.5)
+    return share if share >= tuning.BAKED_SHARE and alike >= least else 0.0
 
 
 def _sampled_change(edits: Sequence[Edit], sample: torch.Tensor) -> torch.Tensor:
