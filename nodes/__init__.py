@@ -11,8 +11,9 @@ from .patch_files import LoadUnlearnPatch, SaveUnlearnPatch, UnlearnPatchInfo
 from .saliency_sharing import LoadConceptSaliency, MergeConceptSaliency, SaveConceptSaliency
 from .scapre_solve import ScaPreSolve
 from .unlearn_concepts import UnlearnConcepts
+from .wires import checked
 
-NODES = [
+_NODES = [
     UnlearnConcepts,
     ScaPreSolve,
     ApplyUnlearnPatch,
@@ -30,3 +31,4 @@ NODES = [
     CollateralForecast,
     DynamicMaskTrainer,
 ]
+NODES = [checked(node) for node in _NODES]

@@ -12,6 +12,7 @@ from ..unlearn.concepts.notation import split_lines
 from ..unlearn.errors import UnlearnError, finite
 from ..unlearn.files import saliency_file
 from ..unlearn.host import folders, progress
+from ..unlearn.host.matching import check_clip
 from ..unlearn.host.model_types import Clip, Model
 from ..unlearn.pruning import collection
 from ..unlearn.pruning.prompts import OwnLines
@@ -218,6 +219,7 @@ class ConceptSaliency(io.ComfyNode):
         **settings: Any,
     ) -> io.NodeOutput:
         finite(**{k: float(settings[k]) for k in ("cfg", "ceiling", "r1")})
+        check_clip(model, clip)
         folder = None
         if raw_statistics:
             if settings["score"] == "wanda":
