@@ -219,7 +219,6 @@ class ConceptSaliency(io.ComfyNode):
         **settings: Any,
     ) -> io.NodeOutput:
         finite(**{k: float(settings[k]) for k in ("cfg", "ceiling", "r1")})
-        check_clip(model, clip)
         folder = None
         if raw_statistics:
             if settings["score"] == "wanda":
@@ -228,6 +227,7 @@ class ConceptSaliency(io.ComfyNode):
                     "so leave it empty."
                 )
             folder = folders.new_in(saliency_file.models_folder(), raw_statistics, ".raw")
+        check_clip(model, clip)
         found, report = collection.collect(
             model,
             clip,
