@@ -14,6 +14,7 @@ from ..unlearn.concepts.notation import split_lines
 from ..unlearn.errors import UnlearnError, finite
 from ..unlearn.files import saliency_file
 from ..unlearn.host import folders, progress, saved_files
+from ..unlearn.host.matching import check_clip
 from ..unlearn.host.model_types import Clip, Model
 from ..unlearn.pruning import collection
 from ..unlearn.pruning.prompts import OwnLines
@@ -242,6 +243,7 @@ class ConceptSaliency(io.ComfyNode):
                     "so leave it empty."
                 )
             folder = _raw_folder(raw_statistics)
+        check_clip(model, clip)
         found, report = collection.collect(
             model,
             clip,
