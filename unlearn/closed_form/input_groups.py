@@ -6,15 +6,19 @@ text vector. Both groups are studied in the same sentences.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from ..files.text_cache import TextStateCache
 from ..host import text_encoding
-from ..host.architectures import cross_attention, pooled_text
 from ..host.model_types import Model
 from .layer_weights import LayerWeights
 from .sentence_plan import SentencePlan
 from .token_statistics import Fetch
+
+if TYPE_CHECKING:
+    from ..host.architectures import Layer
 
 
 @dataclass(frozen=True)
@@ -36,14 +40,20 @@ class InputGroup:
         text_encoding.check_width(first.shape[-1], self.layers.width)
 
 
-def input_groups(model: Model, plan: SentencePlan, states: TextStateCache) -> list[InputGroup]:
+def input_groups(
+    model: Model,
+    layers: tuple[Sequence[Layer], Sequence[Layer]],
+    plan: SentencePlan,
+    states: TextStateCache,
+) -> list[InputGroup]:
     """The groups of a MODEL, that of token states first.
 
-    states: made for pooled vectors where the MODEL has layers that read them.
+    layers: those that read token states, and those that read pooled vectors, if any. states: made
+    for pooled vectors where there are such layers.
     """
-    groups = [InputGroup(LayerWeights(model, cross_attention(model)), plan, states.get)]
-    pooled = pooled_text(model)
+    text, pooled = layers
+    groups = [InputGroup(LayerWeights(model, text), plan, states.get)]
     if pooled:
-        layers = LayerWeights(model, pooled)
-        groups.append(InputGroup(layers, plan.as_pooled(), states.get_pooled, pooled=True))
+        of_pooled = LayerWeights(model, pooled)
+        groups.append(InputGroup(of_pooled, plan.as_pooled(), states.get_pooled, pooled=True))
     return groups

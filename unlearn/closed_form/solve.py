@@ -17,7 +17,7 @@ from ..analysis.forecast import WeightGrams, WordImpact
 from ..errors import UnlearnError
 from ..files.text_cache import TextStateCache, default_folder
 from ..host import patching, text_encoding, weights
-from ..host.architectures import pooled_text
+from ..host.architectures import cross_attention, pooled_text
 from ..host.model_types import Clip, Model
 from ..host.progress import Progress
 from ..types import ConceptSet, UnlearnPatch
@@ -120,6 +120,7 @@ def solve(
     """
     settings = settings or SolveSettings()
     variant = variants.find(settings.variant)
+    text_layers, pooled_layers = cross_attention(model), pooled_text(model)
     plan = sentence_plan.plan(
         clip,
         concepts,
@@ -129,11 +130,10 @@ def solve(
         check=settings.overshoot > 0,
     )
     # What is not to move at all must be exactly what the encoder says, in the padding too.
-    exact, pooled = settings.hard_keep > 0, bool(pooled_text(model))
+    exact, pooled = settings.hard_keep > 0, bool(pooled_layers)
     states = TextStateCache(clip, folder or default_folder(), exact_padding=exact, pooled=pooled)
-    groups = input_groups(model, plan, states)
-    layers = sum(len(group.layers.layers) for group in groups)
-    progress = Progress(len(plan.texts) + 2 * layers, node_id)
+    groups = input_groups(model, (text_layers, pooled_layers), plan, states)
+    progress = Progress(len(plan.texts) + 2 * len(text_layers + pooled_layers), node_id)
     solves = [_GroupSolve(clip, group, settings, concepts.keep, progress) for group in groups]
     found = [solve.found for solve in solves]
     if all(one.edit.solution_operator is not None for one in found):
@@ -150,7 +150,11 @@ def solve(
         weights.fingerprint(model, [key for key, _ in edits.edits]),
         (
             provenance.record(
-                f"ScaPre {variant.name}", settings.as_dict(), concepts, tuning.IN_PROVENANCE
+                f"{provenance.SCAPRE} {variant.name}",
+                settings.as_dict(),
+                concepts,
+                tuning.IN_PROVENANCE,
+                patching.manifest(model),
             )
             | text_encoding.clip_layer(clip),
         ),
