@@ -16,7 +16,7 @@ import torch
 from ...kernels import forecast as kernel
 from ..concepts import sentences
 from ..files.text_cache import TextStateCache, default_folder
-from ..host import batched_sampling, patching, text_encoding, weights
+from ..host import batched_sampling, patch_match, patching, text_encoding, weights
 from ..host.architectures import Layer, cross_attention, native_size, pooled_text
 from ..host.model_types import Clip, Model
 from ..host.progress import Progress
@@ -234,7 +234,7 @@ def of_patch(
     forgotten: names to leave out. Raises UnlearnError for a patch of another architecture and for
     a CLIP of another width.
     """
-    patching.check_keys(model, patch)
+    patch_match.check_keys(model, patch)
     calls = _prediction_batches(keep) if settings.predict else 0
     layers = [*cross_attention(model), *pooled_text(model)]
     bar = Progress(len(layers) + 1 + calls, settings.node_id)

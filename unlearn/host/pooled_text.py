@@ -80,7 +80,8 @@ def encode(clip: Clip, tokens: Tokens, count: int) -> tuple[torch.Tensor, torch.
 
 
 def _read(clip: Clip, tokens: Tokens) -> tuple[torch.Tensor, torch.Tensor]:
-    states, pooled = clip.encode_from_tokens(tokens, return_pooled=True)
+    found: Any = clip.encode_from_tokens(tokens, return_pooled=True)
+    states, pooled = found
     if not isinstance(pooled, torch.Tensor):
         raise UnlearnError(
             "The input 'clip' gives no pooled text vector and the model reads one; connect the "
