@@ -164,11 +164,8 @@ def solve(
         [one.stats for one in found],
         [part.grams for part in parts],
     )
-    notes = [
-        *found[0].notes,
-        *_notes_of_pooled(found[1:], parts[1:]),
-        *_notes_of_clip(clip),
-    ]
+    of_pooled = _notes_of_pooled(found[1:], parts[1:])
+    notes = [*found[0].notes, *of_pooled, *_notes_of_clip(clip)]
     report = ScaPreReport.of(found[0].stats, edits, impacts, solves[0].row_weights, notes)
     return patch, report.picture(variant.name), report.text(patch)
 
@@ -257,7 +254,7 @@ def _solution(
                 "Robustness rounds and auto-protect are for the variant 'anchored'; they were "
                 "left out."
             )
-            return found.again(found.edit, stats, note)
+            return found if session.group.pooled else found.again(found.edit, stats, note)
         return found
     drift = getattr(settings.chosen, "drift", 1.0)
     found = session.overshoot(found, settings.overshoot, drift, progress)

@@ -225,10 +225,12 @@ class TextStateCache:
         if self._pooled is None:
             raise ValueError("this cache was not made for pooled vectors")
         texts = dict.fromkeys(prompt.text for prompt in wanted)
-        missing = [text for text in texts if text not in self._pooled]
+        found = {text: self._pooled[text] for text in texts if text in self._pooled}
+        missing = [text for text in texts if text not in found]
         if missing:
             self.get([text_encoding.whole(self.clip, text) for text in missing], progress)
-        return {text: self._pooled[text][None] for text in texts}
+            found |= {text: self._pooled[text] for text in missing}
+        return {text: found[text][None] for text in texts}
 
     def _read(self, texts: Iterable[str]) -> dict[str, torch.Tensor]:
         """Text -> states [length, d] of those that lie on disk."""
