@@ -119,7 +119,6 @@ def solve(
     weights, or text that cannot be used.
     """
     settings = settings or SolveSettings()
-    variant = variants.find(settings.variant)
     text_layers, pooled_layers = cross_attention(model), pooled_text(model)
     plan = sentence_plan.plan(
         clip,
@@ -145,20 +144,7 @@ def solve(
         for solve, one in zip(solves, found, strict=True)
     ]
     edits = patch_edits.together(parts)
-    patch = UnlearnPatch(
-        edits.edits,
-        weights.fingerprint(model, [key for key, _ in edits.edits]),
-        (
-            provenance.record(
-                f"{provenance.SCAPRE} {variant.name}",
-                settings.as_dict(),
-                concepts,
-                tuning.IN_PROVENANCE,
-                patching.manifest(model),
-            )
-            | text_encoding.clip_layer(clip),
-        ),
-    )
+    patch = _patch(model, clip, concepts, settings, edits)
     impacts = session.impacts(
         [solve.session for solve in solves],
         [one.stats for one in found],
@@ -167,7 +153,26 @@ def solve(
     of_pooled = _notes_of_pooled(found[1:], parts[1:])
     notes = [*found[0].notes, *of_pooled, *_notes_of_clip(clip)]
     report = ScaPreReport.of(found[0].stats, edits, impacts, solves[0].row_weights, notes)
-    return patch, report.picture(variant.name), report.text(patch)
+    return patch, report.picture(settings.variant), report.text(patch)
+
+
+def _patch(
+    model: Model, clip: Clip, concepts: ConceptSet, settings: SolveSettings, edits: PatchEdits
+) -> UnlearnPatch:
+    """The edits with the fingerprint of the MODEL and their provenance."""
+    record = provenance.record(
+        f"{provenance.SCAPRE} {settings.variant}",
+        settings.as_dict(),
+        concepts,
+        tuning.IN_PROVENANCE,
+        patching.manifest(model),
+    )
+    keys = [key for key, _ in edits.edits]
+    return UnlearnPatch(
+        edits.edits,
+        weights.fingerprint(model, keys),
+        (record | text_encoding.clip_layer(clip),),
+    )
 
 
 class _GroupSolve:
