@@ -1,4 +1,4 @@
-"""Constants of the fast text encoder.
+"""Constants of the fast text encoder, and of how a patch is compared with a model.
 
 A date is the day of the commit that set the value. "Sprites" is the sprite world of
 `testbed/worlds`.
