@@ -12,8 +12,9 @@ from .refit_unlearn_patch import RefitUnlearnPatch
 from .saliency_sharing import LoadConceptSaliency, MergeConceptSaliency, SaveConceptSaliency
 from .scapre_solve import ScaPreSolve
 from .unlearn_concepts import UnlearnConcepts
+from .wires import checked
 
-NODES = [
+_NODES = [
     UnlearnConcepts,
     ScaPreSolve,
     ApplyUnlearnPatch,
@@ -32,3 +33,4 @@ NODES = [
     DynamicMaskTrainer,
     RefitUnlearnPatch,
 ]
+NODES = [checked(node) for node in _NODES]

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -170,6 +170,11 @@ def _metadata(patch: UnlearnPatch, written: Sequence[_Written]) -> dict[str, str
         "unlearn": json.dumps(patch.provenance, default=str),
         "unlearn_version": VERSION,
     }
+
+
+def is_ours(metadata: Mapping[str, str]) -> bool:
+    """Whether the metadata is that of a LoRA which this pack exported."""
+    return "unlearn" in metadata and "ss_network_module" in metadata
 
 
 def _share(part: float, whole: float) -> float:

@@ -3,6 +3,7 @@
 A mask says which connections each concept needs. Connections that most concepts need are left out.
 """
 
+import contextlib
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -13,6 +14,7 @@ import torch
 from ...kernels import fia
 from .. import provenance
 from ..concepts.notation import split_lines
+from ..concepts.pasted import name_of
 from ..errors import UnlearnError
 from ..host import architectures
 from ..host.adapters import Prune
@@ -58,7 +60,8 @@ def shares(text: str, concepts: Sequence[Concept]) -> dict[str, float]:
     names = [c.name for c in concepts]
     found = {}
     for line in split_lines(text):
-        name, _, value = (part.strip() for part in line.rpartition("="))
+        said, _, value = (part.strip() for part in line.rpartition("="))
+        name = _read(said, names)
         if name not in names:
             raise UnlearnError(
                 f"The line '{line}' of 'per_concept' names no concept of the saliency "
@@ -73,6 +76,16 @@ def shares(text: str, concepts: Sequence[Concept]) -> dict[str, float]:
             )
         found[name] = share
     return found
+
+
+def _read(said: str, names: Sequence[str]) -> str:
+    """The one of `names` that is meant, as the forget list reads it; `said` where none is."""
+    if said in names:
+        return said
+    with contextlib.suppress(UnlearnError):
+        said = name_of(said)
+    folded = {name.casefold(): name for name in names}
+    return folded.get(said.casefold(), said)
 
 
 def fuse(
