@@ -165,7 +165,7 @@ def test_own_pictures_are_asked_for(clip):
     model, chosen = tiny.model(), settings.TrainingSettings(**TRAINING)
     images = torch.rand(2, 64, 64, 3, generator=torch.Generator().manual_seed(1))
 
-    class Vae:
+    class Vae(tiny.Vae):
         def encode(self, pixels):
             return torch.nn.functional.avg_pool2d(pixels.movedim(-1, 1), 8)[:, [0, 1, 2, 0]]
 

@@ -71,7 +71,9 @@ def saliency(model, clip):
 def patch_of(key, shape):
     edit = adapters.LowRank.of(torch.full((shape[0], 1), 0.1), torch.full((1, shape[1]), 0.1))
     samples = types.Fingerprint({key: torch.zeros(64)})
-    return types.UnlearnPatch(((key, edit),), samples, ({"method": "m", "concepts": ["fox"]},))
+    # A method with a recipe, which Refit Unlearn Patch follows.
+    said = {"method": "ScaPre uce", "settings": {"prior": False}, "concepts": ["fox"]}
+    return types.UnlearnPatch(((key, edit),), samples, (said,))
 
 
 @pytest.fixture(scope="module")
