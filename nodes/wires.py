@@ -7,14 +7,14 @@ gives nothing where the file has no text encoder, and a linked number may be any
 import functools
 import inspect
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from numbers import Real
 from typing import Any, NamedTuple
 
 import torch
 from comfy_api.latest import io
 
-from ..unlearn.errors import UnlearnError
+from ..unlearn.errors import UnlearnError, quoted
 from ..unlearn.types import ConceptSet, SaliencyMap, UnlearnPatch
 from .sockets import Concepts, Patch, Saliency
 
@@ -136,6 +136,11 @@ def _check_wire(name: str, wire: _Wire, value: Any, optional: bool = False) -> N
             f"The input '{name}' brings {_kind(value)}, which is not {wire.called}; "
             f"connect {wire.source}."
         )
+    if isinstance(value, ConceptSet) and not optional and not value.concepts:
+        raise UnlearnError(
+            f"The input '{name}' brings a list without any concept to forget; write one in "
+            "Concepts to Forget."
+        )
 
 
 def _kind(value: Any) -> str:
@@ -162,7 +167,7 @@ def _check_choice_with_settings(item: Any, value: Any) -> None:
     keys = [option.key for option in item.options]
     chosen = value.get(item.id) if isinstance(value, Mapping) else value
     if not isinstance(value, Mapping) or chosen not in keys:
-        raise UnlearnError(f"The input '{item.id}' is {chosen!r}; choose one of {', '.join(keys)}.")
+        raise _not_among(item.id, chosen, keys)
     for setting in item.options[keys.index(chosen)].inputs:
         _check(setting, value)
 
@@ -173,10 +178,17 @@ def _check_widget(item: Any, value: Any) -> None:
         _check_number(item, value)
     elif kind == io.String.io_type and not isinstance(value, str):
         raise UnlearnError(f"The input '{name}' is {_kind(value)}; give it a text.")
-    elif kind == io.Combo.io_type and name not in _LISTS_OF_FILES and value not in item.options:
-        raise UnlearnError(
-            f"The input '{name}' is {value!r}; choose one of {', '.join(map(str, item.options))}."
-        )
+    elif kind == io.Combo.io_type and name in _LISTS_OF_FILES:
+        if not isinstance(value, str | None):
+            raise UnlearnError(f"The input '{name}' is {_kind(value)}; choose a name in the list.")
+    elif kind == io.Combo.io_type and value not in item.options:
+        raise _not_among(name, value, item.options)
+
+
+def _not_among(name: str, value: Any, options: Sequence[str]) -> UnlearnError:
+    return UnlearnError(
+        f"The input '{name}' is {quoted(str(value))}; choose one of {', '.join(options)}."
+    )
 
 
 def _check_number(item: Any, value: Any) -> None:

@@ -35,7 +35,7 @@ QUICK = {
     },
     "ErasureReport": {"size": 64, "steps": 1, "seeds": 1, "kept": 0},
     "CollateralForecast": {"size": 64, "glance": False},
-    "UnlearnConcepts": {"forget": "fox", "keep": "cat"},
+    "UnlearnConcepts": {"forget": "cow", "keep": "pig"},
 }
 
 
@@ -232,7 +232,7 @@ def test_every_wire_of_every_node(node, brought, folder, tally):
             if thing is None and not item.optional and not several:
                 assert said.startswith(f"The input '{item.id}' brings nothing"), (what, said)
             elif thing is not None and name != kind and OF_TYPE.get(name) != kind:
-                assert said.startswith(f"The input '{item.id}") and "brings" in said, (what, said)
+                assert f"input '{item.id}" in said and "brings" in said, (what, said)
     assert digest(found) == before
 
 
@@ -249,7 +249,10 @@ READS_TEXT = (
 @pytest.mark.parametrize(
     "name, said",
     [
-        ("another encoder", "'clip' reads text with t5xxl, and the model (SD15) was made for CLIP-L"),
+        (
+            "another encoder",
+            "'clip' reads text with t5xxl, and the model (SD15) was made for CLIP-L",
+        ),
         ("a wider CLIP", "'clip' reads text with CLIP-G and CLIP-L, and the model (SD15) was made"),
         ("wide", "'clip' gives states of width 64 and the model reads width 48"),
     ],
@@ -298,7 +301,9 @@ def test_a_vae_of_other_latents(name, said, brought):
     ],
 )
 def test_settings_that_a_link_may_bring(given, said, brought):
-    assert said in outcome("", nodes.ConceptSaliency, {**right(nodes.ConceptSaliency, brought[0]), **given})
+    assert said in outcome(
+        "", nodes.ConceptSaliency, {**right(nodes.ConceptSaliency, brought[0]), **given}
+    )
 
 
 @pytest.mark.parametrize("node", CHECKED, ids=lambda node: node.__name__)
@@ -321,7 +326,7 @@ def test_fuzz(node, brought, folder, tally):
                 given[item.id] = rng.choice(NUMBERS)
             elif item.io_type != "BOOLEAN":
                 given[item.id] = rng.choice(WORDS)
-            if rng.random() < 0.1:
+            if item.optional and rng.random() < 0.3:
                 given.pop(item.id)
         refused += outcome(f"{node.__name__} {i}", node, given) != "works"
     tally("inputs", count)
