@@ -96,8 +96,8 @@ def locate(clip: Clip, template: str, concept: str) -> Prompt:
     before, found, _ = template.partition("{concept}")
     if not found:
         raise UnlearnError(
-            f"The template {quoted(template)} has no {{concept}} in it; write {{concept}} where the "
-            "concept goes."
+            f"The template {quoted(template)} has no {{concept}} in it; write {{concept}} where "
+            "the concept goes."
         )
     text = template.replace("{concept}", concept)
     start, _ = _count(clip, before)
