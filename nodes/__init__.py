@@ -8,6 +8,7 @@ from .erasure_report import ErasureReport
 from .export import SaveUnlearnedCheckpoint, SaveUnlearnLoRA
 from .neuron_mask_fuse import NeuronMaskFuse
 from .patch_files import LoadUnlearnPatch, SaveUnlearnPatch, UnlearnPatchInfo
+from .refit_unlearn_patch import RefitUnlearnPatch
 from .saliency_sharing import LoadConceptSaliency, MergeConceptSaliency, SaveConceptSaliency
 from .scapre_solve import ScaPreSolve
 from .unlearn_concepts import UnlearnConcepts
@@ -30,5 +31,6 @@ _NODES = [
     ErasureReport,
     CollateralForecast,
     DynamicMaskTrainer,
+    RefitUnlearnPatch,
 ]
 NODES = [checked(node) for node in _NODES]

@@ -109,7 +109,7 @@ class MergeConceptSaliency(io.ComfyNode):
                             "appears when it is connected.",
                         ),
                         prefix="saliency",
-                        min=1,
+                        min=0,  # the host would insist on the first socket, also where it is muted
                         max=64,
                     ),
                     tooltip="Saliency maps to join.",

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import torch
 
 from ..errors import UnlearnError
-from ..host import architectures, patching, weights
+from ..host import architectures, patch_match, weights
 from ..host.adapters import LowRank
 from ..host.model_types import Model
 from ..host.progress import Progress
@@ -58,7 +58,7 @@ def export(
     Raises UnlearnError on keys that do not match, on a model that has the patch already, and where
     `dtype` cannot hold the numbers.
     """
-    warning = patching.check(model, patch)
+    warning = patch_match.check(model, patch)
     _refuse_patched(model, patch)
     if not patch.edits:
         raise UnlearnError(
