@@ -8,7 +8,6 @@ import functools
 import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
-from numbers import Real
 from typing import Any, NamedTuple
 
 import torch
@@ -193,9 +192,9 @@ def _not_among(name: str, value: Any, options: Sequence[str]) -> UnlearnError:
 
 def _check_number(item: Any, value: Any) -> None:
     whole = item.io_type == io.Int.io_type
-    number = isinstance(value, Real) and math.isfinite(value)
+    number = isinstance(value, int | float) and math.isfinite(value)
     if not number or (whole and value != int(value)) or not item.min <= value <= item.max:
-        shown = value if isinstance(value, Real) else _kind(value)
+        shown = value if isinstance(value, int | float) else _kind(value)
         raise UnlearnError(
             f"The input '{item.id}' is {shown}; give it a {'whole ' * whole}number from "
             f"{item.min} to {item.max}."
