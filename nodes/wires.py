@@ -6,7 +6,6 @@ gives nothing where the file has no text encoder, and a linked number may be any
 
 import functools
 import inspect
-import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -17,6 +16,7 @@ from ..unlearn.errors import UnlearnError, quoted
 from ..unlearn.types import ConceptSet, SaliencyMap, UnlearnPatch
 from .sockets import Concepts, Patch, Saliency
 
+LARGEST_SHOWN = 10**30
 # Lists of files. What is not in them may still be there, and the nodes say so themselves.
 _LISTS_OF_FILES = ("name", "file", "preset")
 # What tells a MODEL, a CLIP and a VAE apart, of ComfyUI and of other packs.
@@ -192,10 +192,15 @@ def _not_among(name: str, value: Any, options: Sequence[str]) -> UnlearnError:
 
 def _check_number(item: Any, value: Any) -> None:
     whole = item.io_type == io.Int.io_type
-    number = isinstance(value, int | float) and math.isfinite(value)
-    if not number or (whole and value != int(value)) or not item.min <= value <= item.max:
-        shown = value if isinstance(value, int | float) else _kind(value)
-        raise UnlearnError(
-            f"The input '{item.id}' is {shown}; give it a {'whole ' * whole}number from "
-            f"{item.min} to {item.max}."
-        )
+    number = isinstance(value, int | float)
+    # NaN is not within any limits.
+    if number and item.min <= value <= item.max and not (whole and value != int(value)):
+        return
+    shown = _kind(value)
+    if number:
+        large = isinstance(value, int) and abs(value) > LARGEST_SHOWN
+        shown = "out of all bounds" if large else str(value)
+    raise UnlearnError(
+        f"The input '{item.id}' is {shown}; give it a {'whole ' * whole}number from {item.min} to "
+        f"{item.max}."
+    )

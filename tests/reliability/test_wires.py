@@ -68,6 +68,11 @@ def saliency(model, clip):
     return running(nodes.ConceptSaliency).execute(model, clip, FOX, **given).result[0]
 
 
+def solved(model, clip):
+    given = {**tiny.defaults(nodes.ScaPreSolve.define_schema().inputs), "prior": False}
+    return running(nodes.ScaPreSolve).execute(model, clip, text.parse("cow"), **given).result[0]
+
+
 def patch_of(key, shape):
     edit = adapters.LowRank.of(torch.full((shape[0], 1), 0.1), torch.full((1, shape[1]), 0.1))
     samples = types.Fingerprint({key: torch.zeros(64)})
@@ -86,7 +91,7 @@ def brought():
             "VAE": Vae(),
             "IMAGE": torch.rand(1, 64, 64, 3),
             "UNLEARN_CONCEPTS": FOX,
-            "UNLEARN_PATCH": patch_of(key, (32, 48)),
+            "UNLEARN_PATCH": solved(model, clip),
             "UNLEARN_SALIENCY": saliency(model, clip),
             "CLIP_VISION": SimpleNamespace(encode_image=vision),
             "a wider CLIP": families.clip("SDXL"),
@@ -170,7 +175,7 @@ def right(node, found):
     return given
 
 
-NUMBERS = (None, float("nan"), float("inf"), -float("inf"), -7, 10**30, "x", "", [], {}, object())
+NUMBERS = (None, float("nan"), float("inf"), -float("inf"), -7, 10**30, 10**400, "x", "", [], {})
 WORDS = (None, 7, [], {}, "", "x", "\x00", "../x", "{concept}", "fox" * 2000, "\u202e", "{context}")
 
 
