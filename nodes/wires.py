@@ -19,10 +19,9 @@ from .sockets import Concepts, Patch, Saliency
 LARGEST_SHOWN = 10**30
 # Lists of files. What is not in them may still be there, and the nodes say so themselves.
 _LISTS_OF_FILES = ("name", "file", "preset")
-# What tells a MODEL, a CLIP and a VAE apart, of ComfyUI and of other packs.
+# What tells a MODEL and a CLIP, of ComfyUI and of other packs.
 _MODEL_HAS = ("model", "clone", "add_patches", "get_model_object")
 _CLIP_HAS = ("tokenize", "encode_from_tokens_scheduled")
-_VAE_HAS = ("decode", "encode")
 
 
 class _Wire(NamedTuple):
@@ -44,6 +43,13 @@ def _is_model(value: Any) -> bool:
     return _has(*_MODEL_HAS)(value) and hasattr(value.model, "diffusion_model")
 
 
+def _is_vae(value: Any) -> bool:
+    """Whether a value is a VAE. A CLIP and a text encode and decode as well, but no pictures."""
+    if hasattr(value, "tokenize") or isinstance(value, str | bytes):
+        return False
+    return hasattr(value, "encode") or hasattr(value, "decode")
+
+
 def _is_picture(value: Any) -> bool:
     """Whether a value is an IMAGE batch [n, h, w, 3 or more] of finite numbers."""
     if not isinstance(value, torch.Tensor) or value.ndim != 4 or not value.is_floating_point():
@@ -56,7 +62,7 @@ _WIRES = {
     io.Clip.io_type: _Wire(
         _has(*_CLIP_HAS), "a text encoder", "the clip of a checkpoint loader, or Load CLIP"
     ),
-    io.Vae.io_type: _Wire(_has(*_VAE_HAS), "a VAE", "the vae of a checkpoint loader, or Load VAE"),
+    io.Vae.io_type: _Wire(_is_vae, "a VAE", "the vae of a checkpoint loader, or Load VAE"),
     io.ClipVision.io_type: _Wire(_has("encode_image"), "a CLIP vision model", "Load CLIP Vision"),
     io.Image.io_type: _Wire(
         _is_picture, "a batch of colour pictures without NaN", "Load Image or another picture"

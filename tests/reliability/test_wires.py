@@ -241,6 +241,24 @@ def test_every_wire_of_every_node(node, brought, folder, tally):
     assert digest(found) == before
 
 
+def test_the_hosts_own_classes_are_told_apart():
+    import comfy.clip_vision
+    import comfy.controlnet
+    import comfy.sd
+
+    things = {
+        "MODEL": families.model("SD1.5"),
+        "CLIP": comfy.sd.CLIP(no_init=True),
+        "VAE": comfy.sd.VAE.__new__(comfy.sd.VAE),
+        "CLIP_VISION": comfy.clip_vision.ClipVisionModel.__new__(comfy.clip_vision.ClipVisionModel),
+        "CONTROL_NET": comfy.controlnet.ControlNet(),
+        "STYLE_MODEL": comfy.sd.StyleModel(None, "cpu"),
+    }
+    for kind in ("MODEL", "CLIP", "VAE", "CLIP_VISION", "IMAGE"):
+        taken = [name for name, thing in things.items() if wires._WIRES[kind].fits(thing)]
+        assert taken == [kind] * (kind in things)
+
+
 READS_TEXT = (
     nodes.ScaPreSolve,
     nodes.ConceptSaliency,
