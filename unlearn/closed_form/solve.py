@@ -21,7 +21,7 @@ from ..host.architectures import cross_attention
 from ..host.model_types import Clip, Model
 from ..host.progress import Progress
 from ..types import ConceptSet, UnlearnPatch
-from . import patch_edits, sentence_plan, token_statistics, tuning, variants
+from . import aftermath, patch_edits, sentence_plan, token_statistics, tuning, variants
 from .informax_weights import ESTIMATORS, InformaxWeights
 from .layer_edit import LayerEdit, SolveContext
 from .layer_weights import LayerWeights
@@ -153,7 +153,15 @@ def solve(
         ),
     )
     impacts = session.impacts(found.stats, edits.grams)
-    report = ScaPreReport.of(found.stats, edits, impacts, row_weights, found.notes)
+    edited, _ = patching.apply(model, patch)
+    notes = [
+        *aftermath.understood(concepts),
+        *found.notes,
+        *aftermath.unknown_words(clip, concepts),
+        *aftermath.keep_remedy(impacts, settings),
+        *aftermath.ask(model, edited, clip, concepts, settings),
+    ]
+    report = ScaPreReport.of(found.stats, edits, impacts, row_weights, notes)
     return patch, report.picture(variant.name), report.text(patch)
 
 
@@ -210,5 +218,6 @@ def _solution(
         return found
     drift = getattr(settings.chosen, "drift", 1.0)
     found = session.overshoot(found, settings.overshoot, drift, progress)
+    found = aftermath.hold_listed(session, found)
     found = session.close_revivals(found, settings.rounds)
     return session.protect(found, settings.protect, look_again)
