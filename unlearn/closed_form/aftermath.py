@@ -50,9 +50,9 @@ def remaining(
 
     Both models predict a picture from noise for a sentence with the concept and one without it.
     The share of the difference that is left is the mean over seeds; of the sentences the largest
-    counts. size: side in pixels, 0 for half of what the models were made for.
+    counts. size: side in pixels, 0 for a small one; shares tell more than pictures here.
     """
-    size = size or max(analysis.SMALLEST_SIZE, native_size(before) // 2)
+    size = size or max(analysis.SMALLEST_SIZE, native_size(before) // tuning.ASKED_PART)
     few = len(concepts) <= tuning.ASKED_TWICE
     texts, bounds = [], [0]
     for concept in concepts:
@@ -81,24 +81,64 @@ def ask(before: Model, after: Model, clip: Clip, concepts: ConceptSet, settings:
 
     settings: the SolveSettings. Of many concepts an even choice is looked at.
     """
-    every = concepts.concepts
+    every, shared = _apart_from_kept(concepts)
+    told = []
+    if shared:
+        told.append(
+            f"{quoted(shared[:NAMED])} shares words with the keep list; compare pictures of it."
+        )
+    if not every:
+        return told
     count = min(tuning.ASKED_CONCEPTS, len(every))
     chosen = torch.linspace(0, len(every) - 1, count).long().unique().tolist()
     try:
         found = remaining(before, after, clip, [every[i] for i in chosen], settings.glance_size)
     except (RuntimeError, TypeError, KeyError, AttributeError, NotImplementedError) as error:
         # Some models draw only with a picture or a mask, which a solve does not have.
-        return [f"The edited model could not be asked what is left ({type(error).__name__})."]
+        told.append(f"The edited model could not be asked what is left ({type(error).__name__}).")
+        return told
     back = [one for one in found if one.left > tuning.LEFT_WARNING]
     if not back:
-        return [
+        told.append(
             f"The edited model was asked in sentences that were not studied: of {found[0].name}, "
             f"of which most is left, {max(found[0].left, 0):.0%} is."
-        ]
+        )
+        return told
     listed = ", ".join(f"'{one.name}' ({one.left:.0%} left)" for one in back[:NAMED])
-    return [
+    told.append(
         f"WARNING: not gone in sentences that were not studied: {listed}; "
         f"{remedy(settings, concepts)}."
+    )
+    return told
+
+
+def _apart_from_kept(concepts: ConceptSet) -> tuple[list[Concept], list[str]]:
+    """The concepts that share no word with the keep list, and the names of the others.
+
+    Of a phrase with a kept word something must be left, so its share says nothing.
+    """
+    kept = {entry.casefold() for entry in concepts.keep}
+    apart = [c for c in concepts.concepts if kept.isdisjoint(c.name.casefold().split())]
+    alone = set(apart)
+    shared = [c.name for c in concepts.concepts if c not in alone]
+    return apart, shared
+
+
+def notes(
+    models: tuple[Model, Model],
+    clip: Clip,
+    concepts: ConceptSet,
+    settings: Any,
+    found: Sequence[str],
+    impacts: Sequence[WordImpact],
+) -> list[str]:
+    """All notes of a report. models: before and after; found: those of the solve itself."""
+    return [
+        *understood(concepts),
+        *found,
+        *unknown_words(clip, concepts),
+        *keep_remedy(impacts, settings),
+        *ask(*models, clip, concepts, settings),
     ]
 
 
@@ -199,7 +239,8 @@ def _is_spelled(clip: Clip, name: str) -> bool:
     foreign = [c for c in letters if not unicodedata.name(c, "").startswith(("LATIN", "DIGIT"))]
     if len(foreign) == len(letters):
         return tokens > len(letters)
-    return len(letters) >= tuning.SPELLED_LETTERS and tokens >= tuning.SPELLED * len(letters)
+    long_enough = name.isalpha() and len(letters) >= tuning.SPELLED_LETTERS
+    return long_enough and tokens >= tuning.SPELLED * len(letters)
 
 
 def understood(concepts: ConceptSet) -> list[str]:

@@ -154,13 +154,8 @@ def solve(
     )
     impacts = session.impacts(found.stats, edits.grams)
     edited, _ = patching.apply(model, patch)
-    notes = [
-        *aftermath.understood(concepts),
-        *found.notes,
-        *aftermath.unknown_words(clip, concepts),
-        *aftermath.keep_remedy(impacts, settings),
-        *aftermath.ask(model, edited, clip, concepts, settings),
-    ]
+    models = model, edited
+    notes = aftermath.notes(models, clip, concepts, settings, found.notes, impacts)
     report = ScaPreReport.of(found.stats, edits, impacts, row_weights, notes)
     return patch, report.picture(variant.name), report.text(patch)
 
