@@ -8,7 +8,7 @@ import comfy.cli_args
 from safetensors import SafetensorError
 
 from ..errors import UnlearnError
-from . import patching
+from . import patching, weights
 from .model_types import Clip, Model, Vae
 
 
@@ -27,8 +27,8 @@ def save(
     every patch applied. Bypass edits are put into the weights of the file. (Stock save nodes write
     only what Apply Unlearn Patch left in the workflow's metadata in the same run.)
 
-    Raises UnlearnError for a MODEL without a patch, a prefix that leads out of the output folder,
-    and a file that cannot be written.
+    Raises UnlearnError for a MODEL without a patch or with packed weights, a prefix that leads out
+    of the output folder, and a file that cannot be written.
     """
     from comfy_extras.nodes_model_merging import save_checkpoint
 
@@ -38,6 +38,9 @@ def save(
             "The input 'model' has no unlearn patch on it; connect the model from Apply Unlearn "
             "Patch (after a merge: use Save Checkpoint)."
         )
+    fault = weights.saving_fault(model)
+    if fault:
+        raise UnlearnError(fault)
     output, path, name = _next_path(prefix)
     extra = {**(extra or {}), "unlearn": {"saved": record}}
     try:

@@ -21,6 +21,7 @@ from ..host.adapters import Prune
 from ..types import Concept, ConceptSet, Ranking, SaliencyMap, UnlearnPatch
 from . import report, tuning
 from .report import MaskSummary
+from .runs import RUNS, runs
 from .settings import GRANULARITIES, MASK_DEFAULTS, MaskSettings
 
 DEFAULTS = MASK_DEFAULTS
@@ -114,7 +115,7 @@ def fuse(
             "The saliency leaves nothing to prune; raise 'r2' or 'alpha', "
             "or measure more prompts (see the report of Concept Saliency)."
         )
-    record = _provenance(maps[0], choices, own_shares, asdict(chosen))
+    record = _provenance(maps, choices, own_shares, asdict(chosen))
     patch = UnlearnPatch(tuple(edits), maps[0].fingerprint, (record,))
     text = report.mask_text(summary, len(edits), patch.nbytes, chosen.alpha)
     return patch, report.mask_picture(summary), text
@@ -202,11 +203,14 @@ def _edit(mask: torch.Tensor, c_out: int, c_in: int, granularity: str) -> Prune:
 
 
 def _provenance(
-    first: SaliencyMap,
+    maps: Sequence[SaliencyMap],
     choices: Sequence[Choice],
     own_shares: Mapping[str, float],
     settings: Mapping[str, Any],
 ) -> dict[str, Any]:
-    recorded = {**settings, "per_concept": dict(own_shares), "saliency": first.settings}
+    recorded = {**settings, "per_concept": dict(own_shares), "saliency": maps[0].settings}
+    measured = runs(maps)
+    if measured:
+        recorded[RUNS] = measured
     concepts = ConceptSet(tuple(choice.concept for choice in choices))
-    return provenance.record("FIA", recorded, concepts, tuning.IN_PROVENANCE)
+    return provenance.record(provenance.FIA, recorded, concepts, tuning.IN_PROVENANCE)
