@@ -143,25 +143,32 @@ def solve(
     look_again = _look_again(layers, clip, grams, settings.glance_size)
     found = _solution(session, stats, settings, look_again, progress)
     edits = patch_edits.build(layers, found.edit, grams, progress.step)
-    patch = UnlearnPatch(
-        edits.edits,
-        weights.fingerprint(model, [layer.key for layer in layers.layers]),
-        (
-            provenance.record(
-                f"{provenance.SCAPRE} {variant.name}",
-                settings.as_dict(),
-                concepts,
-                tuning.IN_PROVENANCE,
-                patching.manifest(model),
-            ),
-        ),
-    )
+    patch = _patch(model, layers, edits, settings, concepts)
     impacts = session.impacts(found.stats, edits.grams)
     edited, _ = patching.apply(model, patch)
     models = model, edited
     notes = aftermath.notes(models, clip, concepts, settings, found.notes, impacts)
     report = ScaPreReport.of(found.stats, edits, impacts, row_weights, notes)
     return patch, report.picture(variant.name), report.text(patch)
+
+
+def _patch(
+    model: Model,
+    layers: LayerWeights,
+    edits: patch_edits.PatchEdits,
+    settings: SolveSettings,
+    concepts: ConceptSet,
+) -> UnlearnPatch:
+    """The edits with the fingerprint of the model and the record of how they were made."""
+    record = provenance.record(
+        f"{provenance.SCAPRE} {settings.variant}",
+        settings.as_dict(),
+        concepts,
+        tuning.IN_PROVENANCE,
+        patching.manifest(model),
+    )
+    keys = [layer.key for layer in layers.layers]
+    return UnlearnPatch(edits.edits, weights.fingerprint(model, keys), (record,))
 
 
 def _check_width(
