@@ -129,9 +129,16 @@ def _check(inputs: ReportInputs) -> None:
 
     Models of families that the pack does not know are drawn as ComfyUI draws them.
     """
-    for model in (inputs.before, inputs.after):
+    models = (inputs.before, inputs.after)
+    size = native_size(inputs.before)
+    before, after = (batched_sampling.latent_shape(model, size) for model in models)
+    if before != after:
+        raise UnlearnError(
+            "The inputs 'before' and 'after' are models of different kinds; "
+            "connect the same model without and with the patch."
+        )
+    for model in models:
         known = architectures.known(model)  # raises where a UNet is not guided by text
-        batched_sampling.latent_shape(model, 0)  # raises where a model makes no single pictures
         matching.check_vae(model, inputs.vae)
         if known is not None:
             matching.check_clip(model, inputs.clip)
@@ -160,11 +167,6 @@ def _draw_both(
 ) -> tuple[Drawing, Drawing]:
     """What the two models draw of the pairs."""
     shape = batched_sampling.latent_shape(inputs.before, settings.size)
-    if shape != batched_sampling.latent_shape(inputs.after, settings.size):
-        raise UnlearnError(
-            "The inputs 'before' and 'after' are models of different kinds; "
-            "connect the same model without and with the patch."
-        )
     positive, negative = batched_sampling.conditioning(
         inputs.clip, [pair.prompt for pair in pairs], settings.size
     )
