@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from ..errors import UnlearnError
+from ..errors import UnlearnError, quoted
 from . import embeddings
 from .memory import raise_if_cancelled
 from .model_types import Clip
@@ -120,8 +120,8 @@ def locate(clip: Clip, template: str, concept: str) -> Prompt:
     before, found, _ = template.partition("{concept}")
     if not found:
         raise UnlearnError(
-            f"The template '{template}' has no {{concept}} in it; write {{concept}} where the "
-            "concept goes."
+            f"The template {quoted(template)} has no {{concept}} in it; write {{concept}} where "
+            "the concept goes."
         )
     text = template.replace("{concept}", concept)
     embeddings.check(clip, text)
