@@ -93,6 +93,9 @@ def test_a_model_that_cannot_be_asked_is_no_error(monkeypatch):
         raise KeyError("mask")
 
     monkeypatch.setattr(aftermath, "remaining", fails)
+    restored = []
+    monkeypatch.setattr(aftermath.weights, "restore", restored.append)
     settings = SimpleNamespace(glance_size=0)
-    (line,) = aftermath.ask(None, None, None, text.parse("fox"), settings)
+    (line,) = aftermath.ask("before", None, None, text.parse("fox"), settings)
+    assert restored == ["before"]
     assert "could not be asked" in line

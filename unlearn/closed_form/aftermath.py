@@ -19,7 +19,7 @@ from ..analysis.forecast import WordImpact
 from ..concepts.notation import format_concept
 from ..concepts.pasted import quoted
 from ..concepts.sentences import CHECKED
-from ..host import batched_sampling, text_encoding
+from ..host import batched_sampling, text_encoding, weights
 from ..host.architectures import native_size
 from ..host.model_types import Clip, Model
 from ..types import Concept, ConceptSet
@@ -97,6 +97,8 @@ def ask(before: Model, after: Model, clip: Clip, concepts: ConceptSet, settings:
         # Some models draw only with a picture or a mask, which a solve does not have.
         told.append(f"The edited model could not be asked what is left ({type(error).__name__}).")
         return told
+    finally:
+        weights.restore(before)
     back = [one for one in found if one.left > tuning.LEFT_WARNING]
     if not back:
         told.append(

@@ -118,6 +118,15 @@ def _read_through_layer(model: Model, key: str) -> torch.Tensor:
         return (answers - bias).T.contiguous().clone()
 
 
+def restore(model: Model) -> None:
+    """Loads a MODEL without any patches, so that its layers hold their original weights again.
+
+    A model that was loaded with an edit leaves the edited weights in layers that all its clones
+    share, until another of them is loaded.
+    """
+    comfy.model_management.load_models_gpu([_without_patches(model)])
+
+
 def _without_patches(model: Model) -> Model:
     """A clone of a MODEL without patches and injections; the MODEL itself where it has none."""
     if not model.patches and not model.injections:
