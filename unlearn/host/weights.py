@@ -1,5 +1,6 @@
 """Reading a model's weights without changing them, whatever is loaded, patched or quantised."""
 
+import math
 from collections.abc import Iterable
 
 import comfy.lora
@@ -16,6 +17,8 @@ from .model_types import Model
 SAMPLES = 64  # entries of each weight in a fingerprint
 # The attachment that holds the bypass edits. Models in a running ComfyUI carry it under this name.
 BYPASS_ATTACHMENT = "unlearn_beside"
+# Holds, by weight key, how many patches a weight had when its bypass edits were put beside it.
+BYPASS_AFTER_ATTACHMENT = "unlearn_beside_after"
 IDENTITY_ROWS = 1024  # unit vectors that go through a packed layer at once
 
 
@@ -77,9 +80,16 @@ def edited(model: Model, key: str) -> bool:
 def bypass_edits(model: Model) -> dict[str, tuple[tuple[Edit, float], ...]]:
     """The edits of a MODEL that run in bypass, not in its weights.
 
-    Weight key -> ((edit, strength), ...).
+    Weight key -> ((edit, strength), ...). A merge that came later keeps a share of the first
+    model, and so of its edits.
     """
-    return model.get_attachment(BYPASS_ATTACHMENT) or {}
+    beside = model.get_attachment(BYPASS_ATTACHMENT) or {}
+    before = model.get_attachment(BYPASS_AFTER_ATTACHMENT) or {}
+    found = {}
+    for key, edits in beside.items():
+        share = math.prod(p[2] for p in model.patches.get(key, ())[before.get(key, 0) :])
+        found[key] = edits if share == 1 else tuple((edit, s * share) for edit, s in edits)
+    return found
 
 
 def _checked(weight: torch.Tensor, key: str) -> torch.Tensor:
