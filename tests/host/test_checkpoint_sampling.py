@@ -82,7 +82,11 @@ def narrow():
         found = {}
         for n, (name, w) in enumerate(unet.state_dict().items()):
             norm = w.ndim == 1 and name.endswith("weight")
-            made = rand(*w.shape, seed=n) * (0.7 / w[0].numel() ** 0.5) if w.ndim > 1 else torch.zeros_like(w)
+            made = (
+                rand(*w.shape, seed=n) * (0.7 / w[0].numel() ** 0.5)
+                if w.ndim > 1
+                else torch.zeros_like(w)
+            )
             found[f"model.diffusion_model.{name}"] = (made + norm).half()
         return found
 
