@@ -48,8 +48,9 @@ class ApplyUnlearnPatch(io.ComfyNode):
                     min=-2.0,
                     max=2.0,
                     step=0.05,
-                    tooltip="1 forgets fully, 0 changes nothing, between the two forgets partly; "
-                    "negative exaggerates the concept. Try 1 first.",
+                    tooltip="1 forgets fully, 0 changes nothing, negative exaggerates the concept. "
+                    "Between the two pictures do not change evenly: most still show the concept at "
+                    "0.5 and few at 0.75. Try 1 first.",
                 ),
                 io.Combo.Input(
                     "mismatch",
