@@ -8,11 +8,13 @@ from .erasure_report import ErasureReport
 from .export import SaveUnlearnedCheckpoint, SaveUnlearnLoRA
 from .neuron_mask_fuse import NeuronMaskFuse
 from .patch_files import LoadUnlearnPatch, SaveUnlearnPatch, UnlearnPatchInfo
+from .refit_unlearn_patch import RefitUnlearnPatch
 from .saliency_sharing import LoadConceptSaliency, MergeConceptSaliency, SaveConceptSaliency
 from .scapre_solve import ScaPreSolve
 from .unlearn_concepts import UnlearnConcepts
+from .wires import checked
 
-NODES = [
+_NODES = [
     UnlearnConcepts,
     ScaPreSolve,
     ApplyUnlearnPatch,
@@ -29,4 +31,6 @@ NODES = [
     ErasureReport,
     CollateralForecast,
     DynamicMaskTrainer,
+    RefitUnlearnPatch,
 ]
+NODES = [checked(node) for node in _NODES]

@@ -5,10 +5,13 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..unlearn.errors import UnlearnError, finite
-from ..unlearn.host import patching, progress
+from ..unlearn.files import patch_overlap
+from ..unlearn.host import patch_match, patching, progress
 from ..unlearn.host.model_types import Model
 from ..unlearn.types import UnlearnPatch
 from .sockets import Patch
+
+REPEATED = ["warn", "once"]
 
 
 class ApplyUnlearnPatch(io.ComfyNode):
@@ -37,7 +40,7 @@ class ApplyUnlearnPatch(io.ComfyNode):
                             "new socket appears.",
                         ),
                         prefix="patch",
-                        min=1,
+                        min=0,  # the host would insist on the first socket, also where it is muted
                         max=16,
                     ),
                     tooltip="Patches to apply, first to last.",
@@ -57,7 +60,8 @@ class ApplyUnlearnPatch(io.ComfyNode):
                     options=["warn", "error"],
                     default="warn",
                     tooltip="What to do when a patch was made for another base model: warn and "
-                    "apply all the same, or stop.",
+                    "apply all the same, or stop. A fine-tune or a merge of the patch's own model "
+                    "never stops; the report tells how far it is off.",
                 ),
                 io.Combo.Input(
                     "quantised",
@@ -68,6 +72,15 @@ class ApplyUnlearnPatch(io.ComfyNode):
                     "'auto' puts edits into the weights and takes away what rounding brings back; "
                     "'weights' leaves that; 'bypass' runs low-rank edits beside the layers, where "
                     "saves and merges may miss them. Try 'auto' first.",
+                ),
+                io.Combo.Input(
+                    "repeated",
+                    options=REPEATED,
+                    default="warn",
+                    optional=True,
+                    tooltip="What to do when a concept would be forgotten twice with the same "
+                    "method: warn, or leave out each patch that is there or on the model already "
+                    "('once'). Try 'once' when the report warns.",
                 ),
             ],
             outputs=[
@@ -92,22 +105,36 @@ class ApplyUnlearnPatch(io.ComfyNode):
         strength: float,
         mismatch: str,
         quantised: str = "auto",
+        repeated: str = "warn",
     ) -> io.NodeOutput:
         finite(strength=strength)
-        stack = [patch for patch in patches.values() if patch is not None]
+        stack = {name: patch for name, patch in patches.items() if patch is not None}
         if not stack:
             raise UnlearnError(
                 "The input 'patches' has nothing connected; connect the patch output of an eraser "
                 "such as ScaPre Solve."
             )
-        patch = sum(stack[1:], stack[0])
-        patched, warning = patching.apply(
-            model, patch, strength, strict=mismatch == "error", quantised=quantised
-        )
+        matches = patch_match.matches(model, [*stack.values()])
+        repeats = patch_overlap.find(model, stack, matches, strength, repeated == "once")
+        chosen = [[*stack.values()][i] for i in repeats.kept]
+        patched, lines = model, ["Nothing was applied."]
+        if chosen:
+            patch, found = sum(chosen[1:], chosen[0]), [matches[i] for i in repeats.kept]
+            patched, _ = patching.apply(
+                model,
+                patch,
+                strength,
+                strict=mismatch == "error",
+                quantised=quantised,
+                match=patch_match.worst(found),
+            )
+            lines = [patching.describe(patch, strength, patched)]
+            lines += [
+                f"WARNING: {text}" for text in dict.fromkeys(m.warning for m in found) if text
+            ]
+        lines += [*repeats.left_out, *(f"WARNING: {text}" for text in repeats.warnings)]
         _note_for_saved_files(cls.hidden.extra_pnginfo, cls.hidden.unique_id, patched)
-        report = patching.describe(patch, strength, patched)
-        if warning:
-            report += f"\nWARNING: {warning}"
+        report = "\n".join(lines)
         progress.say(report, cls.hidden.unique_id)
         return io.NodeOutput(patched, report)
 

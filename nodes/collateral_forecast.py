@@ -5,6 +5,7 @@ from comfy_api.latest import io
 from ..unlearn.analysis import charts, forecast
 from ..unlearn.errors import finite
 from ..unlearn.host import progress
+from ..unlearn.host.matching import check_clip
 from ..unlearn.host.model_types import Clip, Model
 from ..unlearn.types import ConceptSet, UnlearnPatch
 from .sockets import Concepts, Patch
@@ -95,6 +96,7 @@ class CollateralForecast(io.ComfyNode):
         size: int = 0,
     ) -> io.NodeOutput:
         finite(strength=strength)
+        check_clip(model, clip)
         if concepts is None:  # the patch says what it forgets
             forgotten = [n for record in patch.provenance for n in record.get("concepts", ())]
             keep = ()

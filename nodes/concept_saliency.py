@@ -3,6 +3,8 @@
 The method is Forget-It-All (arXiv 2601.06163).
 """
 
+import contextlib
+from pathlib import Path
 from typing import Any
 
 from comfy_api.latest import io
@@ -11,7 +13,8 @@ from ..kernels.fia import SCORES
 from ..unlearn.concepts.notation import split_lines
 from ..unlearn.errors import UnlearnError, finite
 from ..unlearn.files import saliency_file
-from ..unlearn.host import folders, progress
+from ..unlearn.host import folders, progress, saved_files
+from ..unlearn.host.matching import check_clip
 from ..unlearn.host.model_types import Clip, Model
 from ..unlearn.pruning import collection
 from ..unlearn.pruning.prompts import OwnLines
@@ -32,6 +35,11 @@ def _lines(name: str, example: str, tooltip: str) -> io.String.Input:
         tooltip=tooltip,
         advanced=True,
     )
+
+
+def _raw_folder(name: str) -> Path:
+    """The folder of raw statistics of a name; raises UnlearnError for a name that cannot be."""
+    return folders.new_in(saliency_file.models_folder(), name, ".raw")
 
 
 class ConceptSaliency(io.ComfyNode):
@@ -206,6 +214,15 @@ class ConceptSaliency(io.ComfyNode):
         )
 
     @classmethod
+    def fingerprint_inputs(cls, raw_statistics: str | None = "", **inputs: Any) -> float:
+        """Measures again where the raw statistics were deleted since."""
+        if not raw_statistics:
+            return 0
+        with contextlib.suppress(UnlearnError):  # the node says it when it runs
+            return saved_files.state(str(_raw_folder(raw_statistics)))
+        return 0
+
+    @classmethod
     def execute(
         cls,
         model: Model,
@@ -225,7 +242,8 @@ class ConceptSaliency(io.ComfyNode):
                     "'raw_statistics' is for score 'paper'; with 'wanda' they are kept anyway, "
                     "so leave it empty."
                 )
-            folder = folders.new_in(saliency_file.models_folder(), raw_statistics, ".raw")
+            folder = _raw_folder(raw_statistics)
+        check_clip(model, clip)
         found, report = collection.collect(
             model,
             clip,
@@ -235,5 +253,7 @@ class ConceptSaliency(io.ComfyNode):
             node_id=cls.hidden.unique_id,
             **settings,
         )
+        if folder is not None:
+            saved_files.wrote(str(folder), folder, numbered=True)
         progress.say(report, cls.hidden.unique_id)
         return io.NodeOutput(found, report)

@@ -9,6 +9,7 @@ from ..unlearn.concepts.notation import split_lines
 from ..unlearn.errors import UnlearnError, finite
 from ..unlearn.host import progress
 from ..unlearn.host.architectures import TRAINABLE
+from ..unlearn.host.matching import check_clip
 from ..unlearn.host.model_types import Clip, Model, Vae
 from ..unlearn.host.training_network import DTYPES
 from ..unlearn.sculpting.settings import (
@@ -114,6 +115,7 @@ class DynamicMaskTrainer(io.ComfyNode):
             raise UnlearnError(
                 f"The input 'variant' is '{settings.variant}'; choose one of {', '.join(VARIANTS)}."
             )
+        check_clip(model, clip)
         sentences = split_lines(templates) or None
         node_id = cls.hidden.unique_id
         inputs = TrainingInputs(earlier, images, vae, sentences, resume, node_id)

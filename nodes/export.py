@@ -1,11 +1,13 @@
 """A patch as a LoRA, and a patched model as a checkpoint."""
 
+from pathlib import Path
 from typing import Any
 
+import folder_paths
 from comfy_api.latest import io
 
 from ..unlearn.files import lora_file, safetensors_io
-from ..unlearn.host import checkpoint, folders, progress
+from ..unlearn.host import checkpoint, folders, progress, saved_files
 from ..unlearn.host.model_types import Clip, Model, Vae
 from ..unlearn.types import UnlearnPatch
 from .sockets import Patch
@@ -35,8 +37,8 @@ class SaveUnlearnLoRA(io.ComfyNode):
                 io.String.Input(
                     "name",
                     default="my_unlearn_lora",
-                    tooltip="File name without ending, subfolder/name to sort. A file of that name "
-                    "is replaced.",
+                    tooltip="File name without ending, subfolder/name to sort. An earlier export "
+                    "of that name is replaced, a LoRA from elsewhere never.",
                 ),
                 io.DynamicCombo.Input(
                     "size",
@@ -86,6 +88,11 @@ class SaveUnlearnLoRA(io.ComfyNode):
         )
 
     @classmethod
+    def fingerprint_inputs(cls, name: str | None = None, **inputs: Any) -> float:
+        """Saves again where the file was deleted or changed since."""
+        return saved_files.state(saved_files.place("loras", name))
+
+    @classmethod
     def execute(
         cls,
         model: Model,
@@ -95,11 +102,13 @@ class SaveUnlearnLoRA(io.ComfyNode):
         precision: str,
     ) -> io.NodeOutput:
         path = folders.new("loras", name)
+        safetensors_io.check_replaceable(path, lora_file.is_ours)
         rank = size["rank"] if size["size"] == "rank" else None
         tensors, metadata, report = lora_file.export(
             model, patch, rank, lora_file.PRECISION[precision], cls.hidden.unique_id
         )
-        safetensors_io.write(path, tensors, metadata)
+        safetensors_io.write(path, tensors, metadata, lora_file.is_ours)
+        saved_files.wrote(str(path), path)
         listed = folders.name_of("loras", path)
         report = f"Saved {listed}.\n{report}"
         progress.say(report, cls.hidden.unique_id)
@@ -149,12 +158,19 @@ class SaveUnlearnedCheckpoint(io.ComfyNode):
         )
 
     @classmethod
+    def fingerprint_inputs(cls, filename_prefix: str | None = None, **inputs: Any) -> float:
+        """Saves again where the file was deleted or changed since."""
+        return saved_files.state(filename_prefix)
+
+    @classmethod
     def execute(
         cls, model: Model, filename_prefix: str, clip: Clip | None = None, vae: Vae | None = None
     ) -> io.NodeOutput:
         name, count = checkpoint.save(
             model, clip, vae, filename_prefix, cls.hidden.prompt, cls.hidden.extra_pnginfo
         )
+        path = Path(folder_paths.get_output_directory()) / name
+        saved_files.wrote(filename_prefix, path, numbered=True)
         metadata = "without metadata, since ComfyUI runs with it off"
         if count:
             metadata = f"{count} patch{'es' * (count > 1)} named in its metadata"

@@ -48,7 +48,7 @@ class NeuronMaskFuse(io.ComfyNode):
                             "appears when it is connected.",
                         ),
                         prefix="saliency",
-                        min=1,
+                        min=0,  # the host would insist on the first socket, also where it is muted
                         max=16,
                     ),
                     tooltip="Saliency of one model; concepts of all inputs are fused.",

@@ -1,9 +1,11 @@
 """Patches on disk: save one, load one, and see what is in it."""
 
+from typing import Any
+
 from comfy_api.latest import io
 
 from ..unlearn.files import patch_file, patch_report
-from ..unlearn.host import folders, progress
+from ..unlearn.host import folders, progress, saved_files
 from ..unlearn.host.model_types import Model
 from ..unlearn.types import UnlearnPatch
 from .sockets import Patch
@@ -26,8 +28,8 @@ class SaveUnlearnPatch(io.ComfyNode):
                 io.String.Input(
                     "name",
                     default="my_patch",
-                    tooltip="File name without ending, subfolder/name to sort. A file of that name "
-                    "is replaced.",
+                    tooltip="File name without ending, subfolder/name to sort. A patch of that "
+                    "name is replaced.",
                 ),
             ],
             outputs=[
@@ -42,9 +44,15 @@ class SaveUnlearnPatch(io.ComfyNode):
         )
 
     @classmethod
+    def fingerprint_inputs(cls, name: str | None = None, **inputs: Any) -> float:
+        """Saves again where the file was deleted or changed since."""
+        return saved_files.state(saved_files.place(patch_file.FOLDER, name))
+
+    @classmethod
     def execute(cls, patch: UnlearnPatch, name: str) -> io.NodeOutput:
         path = folders.new(patch_file.FOLDER, name)
         patch_file.save(path, patch)
+        saved_files.wrote(str(path), path)
         listed = folders.name_of(patch_file.FOLDER, path)
         progress.say(f"Saved {listed}, {path.stat().st_size / 2**20:.2f} MB.", cls.hidden.unique_id)
         return io.NodeOutput(listed, ui={"text": [listed]})

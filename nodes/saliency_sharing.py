@@ -1,10 +1,12 @@
 """Saves, loads and merges saliency, so that several machines can share the measuring."""
 
+from typing import Any
+
 from comfy_api.latest import io
 
 from ..unlearn.errors import UnlearnError
 from ..unlearn.files import saliency_file
-from ..unlearn.host import folders
+from ..unlearn.host import folders, saved_files
 from ..unlearn.host.model_types import Model
 from ..unlearn.pruning.merge import merge
 from ..unlearn.types import SaliencyMap
@@ -28,7 +30,7 @@ class SaveConceptSaliency(io.ComfyNode):
                 io.String.Input(
                     "name",
                     default="my_saliency",
-                    tooltip="File name without ending; a file of that name is replaced.",
+                    tooltip="File name without ending; saliency of that name is replaced.",
                 ),
             ],
             outputs=[
@@ -40,10 +42,16 @@ class SaveConceptSaliency(io.ComfyNode):
         )
 
     @classmethod
+    def fingerprint_inputs(cls, name: str | None = None, **inputs: Any) -> float:
+        """Saves again where the file was deleted or changed since."""
+        return saved_files.state(saved_files.place(saliency_file.FOLDER, name))
+
+    @classmethod
     def execute(cls, saliency: SaliencyMap, name: str) -> io.NodeOutput:
         path = folders.new(saliency_file.FOLDER, name)
         saliency_file.save(path, saliency)
-        listed = path.relative_to(folders.folders(saliency_file.FOLDER)[0].resolve()).as_posix()
+        saved_files.wrote(str(path), path)
+        listed = folders.name_of(saliency_file.FOLDER, path)
         return io.NodeOutput(listed, ui={"text": [listed]})
 
 
@@ -101,7 +109,7 @@ class MergeConceptSaliency(io.ComfyNode):
                             "appears when it is connected.",
                         ),
                         prefix="saliency",
-                        min=1,
+                        min=0,  # the host would insist on the first socket, also where it is muted
                         max=64,
                     ),
                     tooltip="Saliency maps to join.",

@@ -8,6 +8,7 @@ from ..unlearn.closed_form.solve import ESTIMATORS, SolveSettings, solve
 from ..unlearn.concepts.notation import split_lines
 from ..unlearn.errors import finite
 from ..unlearn.host import progress
+from ..unlearn.host.matching import check_clip
 from ..unlearn.host.model_types import Clip, Model
 from ..unlearn.types import ConceptSet
 from .sockets import Concepts, Patch
@@ -164,6 +165,7 @@ class ScaPreSolve(io.ComfyNode):
             hard_keep=hard_keep,
             auto_protect=auto_protect,
         )
+        check_clip(model, clip)
         sentences = split_lines(templates) or None
         settings = SolveSettings.of(
             variant["variant"],

@@ -148,4 +148,4 @@ class UnlearnConcepts(io.ComfyNode):
         concepts = sets[0]
         for other in sets[1:]:
             concepts = notation.merge(concepts, other)
-        return io.NodeOutput(concepts, notation.format_set(concepts)[0])
+        return io.NodeOutput(concepts, notation.understood(concepts))

@@ -33,10 +33,11 @@ class Concept:
 
 @dataclass(frozen=True)
 class ConceptSet:
-    """What to forget and what to keep."""
+    """What to forget and what to keep; `notes` say what of the artist's list was read how."""
 
     concepts: tuple[Concept, ...]
     keep: tuple[str, ...] = ()
+    notes: tuple[str, ...] = field(default=(), compare=False)
 
 
 @dataclass(frozen=True)

@@ -116,18 +116,6 @@ def test_a_model_of_another_family_is_refused(ask):
     assert "'model' (ModuleDict)" in str(error.value) and "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize(
-    "kind, velocity, side",
-    [("SD15", False, 512), ("SD20", False, 512), ("SD20", True, 768), ("SDXL", False, 1024)],
-)
-def test_the_size_a_model_was_made_for(kind, velocity, side):
-    inner = SimpleNamespace(
-        model_config=type(kind, (), {})(),
-        model_type=SimpleNamespace(name="V_PREDICTION" if velocity else "EPS"),
-    )
-    assert architectures.native_size(SimpleNamespace(model=inner)) == side
-
-
 def test_a_smaller_unet_needs_no_table(loaded):
     family = architectures.of(loaded[0])
     assert len(family.cross_attention_layers()) == 8 and family.text_width() == 768

@@ -436,20 +436,6 @@ def test_a_concept_that_stands_out_nowhere_is_named():
     assert "WARNING: 'c1' stands out nowhere" in said and "'c0'" not in said
 
 
-@pytest.mark.parametrize(
-    "kind, velocity, side",
-    [("SD15", False, 512), ("SD20", False, 512), ("SD20", True, 768), ("SDXL", False, 1024)],
-)
-def test_the_size_a_model_was_made_for(kind, velocity, side):
-    model = SimpleNamespace(
-        model_config=type(kind, (), {})(),
-        model_type=SimpleNamespace(name="V_PREDICTION" if velocity else "EPS"),
-    )
-    assert (
-        pack.module("unlearn.host.architectures").native_size(SimpleNamespace(model=model)) == side
-    )
-
-
 @pytest.mark.parametrize("free, batch", [(10**9, 8), (24, 8), (23, 4), (12, 4), (11, 2), (0, 1)])
 def test_as_many_prompts_as_fit_run_at_once(monkeypatch, free, batch):
     """Each half of guidance takes one here, and half as much again is left free."""

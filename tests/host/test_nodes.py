@@ -23,6 +23,17 @@ collateral = pack.module("nodes.collateral_forecast")
 UnlearnError = pack.module("unlearn.errors").UnlearnError
 
 
+# Stand-ins that pass for a MODEL and a CLIP where nothing is asked of them.
+MODEL = SimpleNamespace(
+    model=SimpleNamespace(diffusion_model=None),
+    clone=None,
+    add_patches=None,
+    get_model_object=None,
+)
+CLIP = SimpleNamespace(tokenize=None, encode_from_tokens_scheduled=None)
+FOX = text.parse("fox")
+
+
 def running(node, **hidden):
     """A node as the host makes one, with what it hides from the artist."""
     return type(
@@ -49,7 +60,7 @@ def patch_of(model):
     "refuse, says",
     [
         (
-            lambda: nodes.ApplyUnlearnPatch.execute(None, {"patch0": None}, 1.0, "warn"),
+            lambda: nodes.ApplyUnlearnPatch.execute(MODEL, {"patch0": None}, 1.0, "warn"),
             "'patches' has nothing connected",
         ),
         (
@@ -64,13 +75,13 @@ def patch_of(model):
         ),
         (
             lambda: nodes.ConceptSaliency.execute(
-                None, None, None, raw_statistics="x", score="wanda", cfg=3.0, ceiling=0.1, r1=0.1
+                MODEL, CLIP, FOX, raw_statistics="x", score="wanda", cfg=3.0, ceiling=0.1, r1=0.1
             ),
             "'raw_statistics' is for score 'paper'",
         ),
         (
             lambda: nodes.DynamicMaskTrainer.execute(
-                None, None, None, {"preset": "quick"}, variant="hasty"
+                MODEL, CLIP, FOX, {"preset": "quick"}, variant="hasty"
             ),
             "'variant' is 'hasty'; choose one of .*replay",
         ),
@@ -124,7 +135,8 @@ def test_a_forecast_leaves_out_what_was_to_be_forgotten(monkeypatch, given, forg
     patch = types.UnlearnPatch(
         (), types.Fingerprint({}), ({"method": "m", "concepts": ["fox", "vixen"]},)
     )
-    picture, said = running(nodes.CollateralForecast).execute(None, None, patch, 1.0, given).result
+    monkeypatch.setattr(collateral, "check_clip", lambda model, clip: None)
+    picture, said = running(nodes.CollateralForecast).execute(MODEL, CLIP, patch, 1.0, given).result
     assert asked == [(forgotten, keep)] and "wolf 40% left" in said and picture.shape[0] == 1
 
 

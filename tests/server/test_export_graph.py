@@ -6,9 +6,10 @@ import os
 
 import numpy as np
 import pytest
+import torch
 from safetensors import safe_open
 
-from testbed import graphs
+from testbed import graphs, pack
 from testbed.server import BASE, Failed, Server
 from testbed.worlds import checkpoint
 
@@ -19,6 +20,7 @@ FILES = [
     MODELS / folder / f"{NAME}.safetensors"
     for folder in ("unlearn_patches", "loras", "diffusion_models")
 ]
+FILES += [MODELS / "unlearn_patches" / f"{NAME}_{n}.safetensors" for n in ("one", "two")]
 FILES += [MODELS / "checkpoints" / f"{NAME}_{how}.safetensors" for how in ("stock", "own")]
 
 
@@ -49,6 +51,29 @@ def sampled(g, name, model):
     g[f"{name} decode"] = node("VAEDecode", samples=[f"{name} sampler", 0], vae=["load", 2])
     g[name] = node("SaveImage", images=[f"{name} decode", 0], filename_prefix="test/export")
     return g
+
+
+def test_a_file_deleted_since_is_saved_again(server):
+    """Case 12: the node's output was cached, so it named a file that was not there any more."""
+    adapters, types = pack.module("unlearn.host.adapters"), pack.module("unlearn.types")
+    folder = MODELS / "unlearn_patches"
+    key = "diffusion_model.middle_block.1.transformer_blocks.0.attn2.to_k.weight"
+    edit = adapters.LowRank.of(torch.ones(8, 2), torch.ones(2, 8))
+    said = ({"method": "m", "concepts": ["fox"]},)
+    patch = types.UnlearnPatch(((key, edit),), types.Fingerprint({key: torch.ones(8)}), said)
+    pack.module("unlearn.files.patch_file").save(folder / f"{NAME}_one.safetensors", patch)
+    graph = {
+        "load": node("LoadUnlearnPatch", name=f"{NAME}_one.safetensors"),
+        "save": node("SaveUnlearnPatch", patch=["load", 0], name=f"{NAME}_two"),
+    }
+    saved = folder / f"{NAME}_two.safetensors"
+    server.run(graph)
+    before = saved.stat().st_mtime_ns
+    server.run(graph)
+    assert saved.stat().st_mtime_ns == before  # not a second time for nothing
+    saved.unlink()
+    server.run(graph)
+    assert saved.is_file()
 
 
 def plain():

@@ -62,7 +62,7 @@ def test_a_table_of_names_alone_takes_the_nodes_kind(tmp_path):
         ("a.csv", "name,weight\nfox,nan", "weight"),
         ("a.csv", "name,kind\nfox,beast", "kind 'beast'"),
         ("a.csv", "name,superclass\n,animal", "row 2 has no name"),
-        ("a.csv", "name\nfox\nFox", "stands twice"),
+        ("a.csv", "name,weight\nfox,1\nFox,2", "stands twice"),
         ("a.csv", "name\nfox -> wolf", "row 2 has '->'"),
         ("a.csv", "name\n-> wolf", "row 2 has '->'"),
         ("a.csv", "name\n" + "x" * 200_000, "no CSV"),

@@ -44,8 +44,10 @@ def test_comments_and_blank_lines_are_skipped():
         ("  \n# cat\n", "", "empty"),
         ("cat", "Cat", "keep list"),
         ("cat | kitten", "kitten", "keep list"),
-        ("cat\nCAT", "", "twice"),
-        ("cat | cat", "", "twice"),
+        ("cat\nCAT -> animal", "", "'CAT' stands twice"),
+        ("cat | kitten\nkitten", "", "'kitten' stands twice"),
+        ("a\nb\nc\na * 2\nstyle: b", "", "'a', 'b' stand twice"),
+        ("a\nb | c", "A\nc", "'a', 'c' are in the forget list and in the keep list"),
         ("-> animal", "", "no concept"),
         ("cat ->", "", "nothing behind"),
         ("cat * 0", "", "weight"),
@@ -89,6 +91,24 @@ concept = st.builds(
 @settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 def test_a_concept_survives_the_round_trip(c):
     assert text.parse_concept(text.format_concept(c)) == c
+
+
+@given(concept)
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+def test_a_concept_that_was_written_down_reads_alike_when_pasted(c):
+    found = text.parse(text.format_concept(c))
+    double = len({name.casefold() for name in c.names}) < len(c.names)
+    assert double or found.concepts == (c,), text.format_concept(c)
+
+
+def test_what_stands_twice_with_one_meaning_is_dropped_with_a_note():
+    found = text.parse(
+        "cat -> animal | kitten\nfox\nCat -> Animal | kitten\nFOX\ndog | dog", "a\na"
+    )
+    assert [c.name for c in found.concepts] == ["cat", "fox", "dog"] and found.keep == ("a",)
+    assert found.concepts[2].aliases == ()
+    assert found.notes == ("'Cat', 'FOX', 'dog' stood in the list more than once.",)
+    assert text.merge(found, text.parse("fox")).concepts == found.concepts
 
 
 def test_a_set_survives_the_round_trip():

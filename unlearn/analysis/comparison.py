@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from ..errors import UnlearnError
-from ..host import batched_sampling
+from ..host import architectures, batched_sampling, matching
 from ..host.architectures import cross_attention, native_size
 from ..host.model_types import Clip, Model, Vae
 from ..host.sampling import SamplerSettings
@@ -79,6 +79,7 @@ def compare(
     Cancelling raises within one sampling step. Raises UnlearnError for two models that do not go
     together, and for text that cannot be used.
     """
+    _check(inputs)
     settings = dataclasses.replace(settings, size=settings.size or native_size(inputs.before))
     pairs = build_comparisons(
         inputs.clip, concepts, settings.templates, settings.kept, settings.all_seeds()
@@ -121,6 +122,17 @@ def compare(
         report.write_text(metrics, weight_changes, forecast_lines),
         metrics,
     )
+
+
+def _check(inputs: ReportInputs) -> None:
+    """Raises UnlearnError unless the models, the CLIP and the VAE go together.
+
+    Models of families that the pack does not know are drawn as ComfyUI draws them.
+    """
+    for model in (inputs.before, inputs.after):
+        matching.check_vae(model, inputs.vae)
+        if architectures.known(model) is not None:
+            matching.check_clip(model, inputs.clip)
 
 
 def _draw_both(

@@ -156,7 +156,7 @@ def impacts_on_predictions(
     prompts = []
     for name in dict.fromkeys([*(impact.name for impact in impacts), *_reference_words()]):
         template = text_encoding.fix_article(EXAMINED_IN, name)
-        prompts.append(template.replace("{concept}", name))
+        prompts.append(text_encoding.prompt_of(template, name))
     predictions = [
         batched_sampling.predict_from_noise(
             model,

@@ -81,7 +81,7 @@ def _kept_prompts(
     prompts = []
     for line in concepts.keep[:count]:
         if len(line.split()) >= tuning.MIN_SENTENCE_WORDS:
-            prompt = text_encoding.locate(clip, "{concept}", line).text
+            prompt = _filled(clip, "{concept}", line)
         else:
             prompt = _filled(clip, template, line)
         prompts.append((line, prompt, False))
@@ -100,4 +100,6 @@ def _everyday_prompts(concepts: ConceptSet, count: int) -> list[tuple[str, str, 
 
 def _filled(clip: Clip, template: str, name: str) -> str:
     """The template with a name in it; raises UnlearnError when the text encoder cannot read it."""
-    return text_encoding.locate(clip, text_encoding.fix_article(template, name), name).text
+    template = text_encoding.fix_article(template, name)
+    text_encoding.locate(clip, template, name)
+    return text_encoding.prompt_of(template, name)

@@ -148,7 +148,11 @@ def solve(
         weights.fingerprint(model, [layer.key for layer in layers.layers]),
         (
             provenance.record(
-                f"ScaPre {variant.name}", settings.as_dict(), concepts, tuning.IN_PROVENANCE
+                f"{provenance.SCAPRE} {variant.name}",
+                settings.as_dict(),
+                concepts,
+                tuning.IN_PROVENANCE,
+                patching.manifest(model),
             ),
         ),
     )

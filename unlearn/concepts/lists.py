@@ -11,7 +11,8 @@ from pathlib import Path
 
 from ..errors import UnlearnError
 from ..types import KINDS, Concept, ConceptSet
-from . import DATA, notation
+from . import DATA, notation, pasted
+from .lines import WEIGHT
 
 NONE = "none"
 PRESETS = DATA / "presets"
@@ -40,7 +41,9 @@ def read(path: str | Path, kind: str = "object") -> ConceptSet:
     path = Path(path)
     text = _read_text(path)
     try:
-        return _from_csv(text, kind) if path.suffix.lower() == ".csv" else _from_text(text, kind)
+        if path.suffix.lower() == ".csv":
+            return _from_csv(text, kind)
+        return notation.parse(text, kind=kind)
     except csv.Error:
         raise UnlearnError(
             f"The concept list '{path.name}' has a cell that is no CSV; "
@@ -74,17 +77,6 @@ def _read_text(path: Path) -> str:
         ) from None
 
 
-def _from_text(text: str, kind: str) -> ConceptSet:
-    forget, keep = [], []
-    for line in notation.split_lines(text):
-        head, colon, rest = line.partition(":")
-        if colon and head.strip().casefold() == "keep":
-            keep.append(rest)
-        else:
-            forget.append(line)
-    return notation.parse("\n".join(forget), "\n".join(keep), kind)
-
-
 def _from_csv(text: str, kind: str) -> ConceptSet:
     concepts, keep = [], []
     for number, row in enumerate(_table(text), 2):
@@ -93,7 +85,7 @@ def _from_csv(text: str, kind: str) -> ConceptSet:
         if not name:
             raise UnlearnError(f"row {number} has no name.")
         if row_kind == "keep":
-            keep.append(name)
+            keep.append(pasted.name_of(name))
             continue
         if row_kind not in KINDS:
             raise UnlearnError(
@@ -131,27 +123,26 @@ def _table(text: str) -> list[dict[str, str]]:
 
 
 def _concept(row: dict[str, str], kind: str, number: int) -> Concept:
-    """The concept of a row; raises UnlearnError where its line would be read as another concept.
-
-    Nodes and files write a concept down as a line, so it must come back from one as it was.
-    """
-    names = map(notation.clean, row.get("aliases", "").replace("|", ";").split(";"))
-    concept = Concept(
-        row["name"],
+    """The concept of a row; raises UnlearnError where a cell holds more than a name."""
+    aliases = row.get("aliases", "").replace("|", ";").split(";")
+    return Concept(
+        _name(row["name"], number),
         kind,
-        row.get("superclass", ""),
-        tuple(name for name in names if name),
+        _name(row.get("superclass", ""), number),
+        tuple(name for name in (_name(alias, number) for alias in aliases) if name),
         _weight(row.get("weight", ""), number),
     )
+
+
+def _name(cell: str, number: int) -> str:
+    if not cell.strip():
+        return ""
+    if "->" in cell or "|" in cell or WEIGHT.search(cell):
+        raise UnlearnError(f"row {number} has '->', '|' or '* number' within a name; take it out.")
     try:
-        same = notation.parse_concept(notation.format_concept(concept)) == concept
-    except UnlearnError:
-        same = False
-    if not same:
-        raise UnlearnError(
-            f"row {number} has '->', '|', ',' or '* number' within a name; take it out."
-        )
-    return concept
+        return pasted.name_of(cell)
+    except UnlearnError as error:
+        raise UnlearnError(f"row {number}: {error}") from None
 
 
 def _weight(text: str, number: int) -> float:

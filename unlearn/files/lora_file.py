@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
 
 from ..errors import UnlearnError
-from ..host import architectures, patching, weights
+from ..host import architectures, patch_match, weights
 from ..host.adapters import LowRank
 from ..host.model_types import Model
 from ..host.progress import Progress
@@ -58,7 +58,7 @@ def export(
     Raises UnlearnError on keys that do not match, on a model that has the patch already, and where
     `dtype` cannot hold the numbers.
     """
-    warning = patching.check(model, patch)
+    warning = patch_match.check(model, patch)
     _refuse_patched(model, patch)
     stacks: dict[str, list[Edit]] = {}
     for key, edit in patch.edits:
@@ -170,6 +170,11 @@ def _metadata(patch: UnlearnPatch, written: Sequence[_Written]) -> dict[str, str
         "unlearn": json.dumps(patch.provenance, default=str),
         "unlearn_version": VERSION,
     }
+
+
+def is_ours(metadata: Mapping[str, str]) -> bool:
+    """Whether the metadata is that of a LoRA which this pack exported."""
+    return "unlearn" in metadata and "ss_network_module" in metadata
 
 
 def _share(part: float, whole: float) -> float:

@@ -73,7 +73,12 @@ def save(path: Path, patch: UnlearnPatch) -> None:
         "edits": json.dumps(entries),
     }
     checksum = _checksum(tensors, metadata)
-    safetensors_io.write(path, tensors, metadata | {"checksum": checksum})
+    safetensors_io.write(path, tensors, metadata | {"checksum": checksum}, is_ours)
+
+
+def is_ours(metadata: Mapping[str, str]) -> bool:
+    """Whether the metadata is that of a patch file, of any version."""
+    return metadata.get("format") == FORMAT
 
 
 def _checksum(tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
-from ..host import patching
+from ..host import patch_match
 from ..host.adapters import Delta, LowRank, Prune
 from ..host.model_types import Model
 from ..types import UnlearnPatch
@@ -30,7 +30,7 @@ def describe(patch: UnlearnPatch, model: Model | None = None) -> str:
             "for it."
         )
         return "\n".join(lines)
-    warning = patching.check(model, patch)
+    warning = patch_match.check(model, patch)
     right = "It was made for this very model. Next: Apply Unlearn Patch."
     lines.append(f"WARNING: {warning}" if warning else right)
     return "\n".join(lines)

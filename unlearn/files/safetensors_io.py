@@ -56,6 +56,7 @@ DAMAGE = (
 )
 Header = dict[str, tuple[str, tuple[int, ...]]]  # tensor name -> (dtype, shape)
 Reader = Callable[[str], torch.Tensor]  # tensor name -> the tensor
+Ours = Callable[[Mapping[str, str]], bool]  # metadata of a file -> whether this pack made it
 
 
 @contextlib.contextmanager
@@ -139,14 +140,41 @@ def reason(error: BaseException) -> str:
     return str(error) if type(error) is ValueError else type(error).__name__
 
 
+def check_replaceable(path: str | os.PathLike, ours: Ours) -> None:
+    """Raises UnlearnError where there is a file of the name that is not one of ours.
+
+    ours: tells from a file's metadata whether this pack made it, as the same kind of file.
+    """
+    path = Path(path)
+    if not os.path.lexists(path):
+        return
+    found = None
+    if path.is_file():
+        with contextlib.suppress(*DAMAGE), open(path, "rb") as f:
+            n = _header_length(f)
+            if n <= LARGEST_HEADER:
+                found = json.loads(f.read(n).decode()).get("__metadata__", {})
+    if not isinstance(found, dict) or not ours(found):
+        raise UnlearnError(
+            f"There is a file '{path.name}' already that this node did not make; choose another "
+            "name, or move that file away first."
+        )
+
+
 def write(
-    path: str | os.PathLike, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]
+    path: str | os.PathLike,
+    tensors: Mapping[str, torch.Tensor],
+    metadata: Mapping[str, str],
+    ours: Ours | None = None,
 ) -> None:
     """Writes a .safetensors file completely or not at all, and makes its folder.
 
-    An old file of the name is replaced. Raises UnlearnError when it cannot be written.
+    An old file of the name is replaced; behind a link, where the link points. With `ours`, only a
+    file that `check_replaceable` lets pass. Raises UnlearnError when it cannot be written.
     """
-    path = Path(path)
+    if ours is not None:
+        check_replaceable(path, ours)
+    path = Path(os.path.realpath(path))
     # Processes and threads may write the same name at the same time. The last rename wins.
     part = path.with_name(f"{path.name}.part{os.getpid()}-{threading.get_ident()}")
     try:

@@ -84,7 +84,12 @@ def save(path: Path, found: SaliencyMap) -> None:
         "gathered": gathered,
     }
     metadata = {"format": FORMAT, "version": VERSION, "saliency": json.dumps(content)}
-    safetensors_io.write(path, tensors, metadata)
+    safetensors_io.write(path, tensors, metadata, is_ours)
+
+
+def is_ours(metadata: Mapping[str, str]) -> bool:
+    """Whether the metadata is that of a saliency map, of any version."""
+    return metadata.get("format") == FORMAT
 
 
 def load(path: Path) -> SaliencyMap:

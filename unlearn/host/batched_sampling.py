@@ -10,15 +10,18 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import comfy.latent_formats
 import comfy.model_management
 import comfy.sample
 import comfy.samplers
 import torch
 
-from . import architectures
+from ..errors import UnlearnError
+from . import architectures, text_encoding
 from .memory import BatchSize, raise_if_cancelled
 from .model_types import Clip, Model
 
+UPSCALER_RATIO = 4  # pixels per latent of the x4 upscaler, whose latent format does not tell it
 LARGEST_BATCH = 8  # prompts in one UNet call. Not measured
 # Share of free memory by which a batch must be smaller than ComfyUI's estimate of it, because hooks
 # keep activations as well. Not measured.
@@ -92,9 +95,20 @@ class _InsideGuider(comfy.samplers.Sampler):
 
 
 def latent_shape(model: Model, size: int) -> list[int]:
-    """[channels, height, width] of the MODEL's latents for square pictures of `size` pixels."""
+    """[channels, height, width] of the MODEL's latents for square pictures of `size` pixels.
+
+    Raises UnlearnError for a model of videos or sound, whose latents have other axes.
+    """
     form: Any = model.get_model_object("latent_format")
-    side = max(1, size // form.spacial_downscale_ratio)
+    if form.latent_dimensions != 2:
+        raise UnlearnError(
+            f"The input 'model' ({architectures.kind(model)}) makes no single pictures; use an "
+            "SD1.x, SD2.x or SDXL checkpoint."
+        )
+    ratio = form.spacial_downscale_ratio
+    if isinstance(form, comfy.latent_formats.SD_X4):
+        ratio = UPSCALER_RATIO
+    side = max(1, size // ratio)
     return [form.latent_channels, side, side]
 
 
@@ -126,6 +140,16 @@ def conditioning(
         return [[torch.cat([found[text][0] for text in chosen]), extra]]
 
     return batch(list(texts)), batch([""])
+
+
+def _conditioning_of(
+    model: Model, clip: Clip, texts: Sequence[str], size: int
+) -> tuple[list, list]:
+    """As `conditioning`, of what a MODEL reads; raises UnlearnError for a CLIP of another width."""
+    family = architectures.of(model)
+    positive, negative = conditioning(clip, texts, size, family.conditioning_extras)
+    text_encoding.check_width(positive[0][0].shape[-1], family.text_width())
+    return positive, negative
 
 
 def _of_prompts(cond: dict, chosen: Sequence[int], n: int) -> dict:
@@ -170,8 +194,7 @@ def sample(model: Model, clip: Clip, plan: SamplingPlan, watch: Watch) -> int:
     """
     shape = latent_shape(model, plan.size)
     halves = 1 if plan.cfg == 1 else 2
-    extras = architectures.of(model).conditioning_extras
-    positive, negative = conditioning(clip, plan.texts, plan.size, extras)
+    positive, negative = _conditioning_of(model, clip, plan.texts, plan.size)
     sampling: Any = model.get_model_object("model_sampling")
     sigmas = comfy.samplers.calculate_sigmas(sampling, "normal", plan.steps)[: plan.window + 1]
     batch = BatchSize(_fitting(model, shape, halves))
@@ -188,6 +211,7 @@ def sample(model: Model, clip: Clip, plan: SamplingPlan, watch: Watch) -> int:
         negative,
         room,
         disable_pbar=True,
+        seed=plan.seeds[0],
     )
     return run.calls
 
@@ -279,8 +303,7 @@ def predict_from_noise(
     Batches shrink when memory runs out.
     """
     shape, n = latent_shape(model, size), len(texts)
-    extras = architectures.of(model).conditioning_extras
-    positive, negative = conditioning(clip, texts, size, extras)
+    positive, negative = _conditioning_of(model, clip, texts, size)
     noise = seeded_noise(shape, seeds)
     sampling: Any = model.get_model_object("model_sampling")
     schedule = torch.tensor([sampling.percent_to_sigma(1 - level), 0.0], dtype=torch.float32)
@@ -297,6 +320,7 @@ def predict_from_noise(
         negative,
         room,
         disable_pbar=True,
+        seed=seeds[0],
     )
     return torch.cat(predictions.found).view(n, len(seeds), -1)
 

@@ -51,7 +51,9 @@ def save(
             "The input 'model' has no unlearn patch on it; connect the model from Apply Unlearn "
             "Patch (after a merge: use Save Checkpoint)."
         )
-    _refuse_packed(model)
+    fault = weights.saving_fault(model)
+    if fault:
+        raise UnlearnError(fault)
     output, path, name = _next_path(prefix)
     extra = {**(extra or {}), "unlearn": {"saved": record}}
     try:
@@ -89,17 +91,6 @@ def _next_path(prefix: str) -> tuple[str, Path, str]:
         ) from error
     path = Path(folder) / f"{stem}_{counter:05}_.safetensors"
     return output, path, f"{subfolder}/{path.name}".lstrip("/")
-
-
-def _refuse_packed(model: Model) -> None:
-    """Raises UnlearnError for a MODEL with weights in a form that only its own loader knows."""
-    for name, weight in model.model.diffusion_model.named_parameters():
-        if weights.packed(weight) and not isinstance(weight, QuantizedTensor):
-            raise UnlearnError(
-                f"The input 'model' holds its weight '{name}' in a packed form (GGUF or the like) "
-                "that ComfyUI cannot save; save the patch with Save Unlearn Patch or Save Unlearn "
-                "Patch as LoRA, or apply it to the fp16 model and save that."
-            )
 
 
 def _for_file(model: Model) -> Model:

@@ -1,8 +1,10 @@
-"""ComfyUI's folders: files are found by name and never outside their folder."""
+"""ComfyUI's folders: files are found by name, and no name climbs out of its folder.
+
+Links that the user made there are followed, as ComfyUI's own menus follow them.
+"""
 
 from __future__ import annotations
 
-import contextlib
 import os
 import re
 import sys
@@ -45,19 +47,19 @@ def listed(kind: str) -> list[str]:
 
 def name_of(kind: str, path: Path) -> str:
     """The name under which `listed` has a file in the first folder of a kind."""
-    return path.relative_to(folders(kind)[0].resolve()).as_posix()
+    return path.relative_to(os.path.abspath(folders(kind)[0])).as_posix()
 
 
 def inside(folder: str | os.PathLike, name: str) -> Path:
-    """The path of `name` in a folder; raises UnlearnError for a name that leads out of it.
+    """The path of `name` in a folder; raises UnlearnError for a name that climbs out of it.
 
-    Both / and \\ separate parts on every system, so that workflows travel.
+    Both / and \\ separate parts on every system, so that workflows travel. `..` takes back the part
+    before it, and never leads on from where a link points.
     """
-    root, path = Path(folder).resolve(), None
-    # RuntimeError: links in a circle, up to Python 3.12. ValueError: a name with a zero byte.
-    with contextlib.suppress(OSError, ValueError, RuntimeError):
-        path = (root / name.replace("\\", "/")).resolve()
-    if path is None or not name.strip() or path == root or not path.is_relative_to(root):
+    root = os.path.abspath(folder)
+    path = Path(os.path.normpath(os.path.join(root, name.replace("\\", "/"))))
+    readable = "\0" not in name and name.encode(errors="replace").decode() == name
+    if not readable or not name.strip() or path == Path(root) or not path.is_relative_to(root):
         raise UnlearnError(
             f"The file name {_short(name)} leads out of the folder; use a plain name such as "
             "'my_file'."
@@ -117,10 +119,13 @@ def find(kind: str, name: str) -> Path:
 
 
 def is_file(path: Path) -> bool:
-    """Whether there is an ordinary file; False also for a name longer than the system takes."""
+    """Whether there is an ordinary file, also behind a link.
+
+    False as well for a name longer than the system takes, and for links in a circle.
+    """
     try:
         return path.is_file()
-    except OSError:
+    except (OSError, RuntimeError):  # RuntimeError: links in a circle, up to Python 3.12
         return False
 
 

@@ -8,55 +8,12 @@ from collections.abc import Mapping
 
 from ..errors import UnlearnError
 from ..types import Edit, UnlearnPatch
-from . import bypass, weights
+from . import bypass, patch_match, weights
 from .adapters import LowRank, Prune
 from .model_types import Model
 
 MANIFEST = "unlearn"  # the attachment that follows a patched model through clones and LoRA loaders
 Strengths = tuple[tuple[Edit, float], ...]  # edits of one weight, first to last, with strengths
-
-
-def check_keys(model: Model, patch: UnlearnPatch) -> None:
-    """Raises UnlearnError naming the weights that the MODEL lacks or has in another shape."""
-    keys = {key for key, _ in patch.edits} | patch.fingerprint.samples.keys()
-    missing = sorted(key for key in keys if not weights.exists(model, key))
-    if missing:
-        named = ", ".join(missing[:3])
-        if len(missing) > 3:
-            named += f" and {len(missing) - 3} more"
-        raise UnlearnError(
-            f"The input 'model' lacks {len(missing)} of the weights the patch changes ({named}); "
-            "use the architecture the patch was made for."
-        )
-    for key, edit in patch.edits:
-        shape = weights.shape(model, key)
-        if shape != edit.shape:
-            raise UnlearnError(
-                f"The input 'model' has weight '{key}' of shape {list(shape)} where the patch "
-                f"expects {list(edit.shape)}; use the architecture the patch was made for."
-            )
-
-
-def check(model: Model, patch: UnlearnPatch) -> str:
-    """A warning when the patch was made for another base model than this MODEL, else ''.
-
-    Raises UnlearnError when weights are missing or have another shape.
-    """
-    check_keys(model, patch)
-    found = weights.fingerprint(model, patch.fingerprint.samples.keys())
-    for key, sample in patch.fingerprint.samples.items():
-        if sample.shape != found.samples[key].shape:
-            raise UnlearnError(
-                "The patch holds a fingerprint of weights of another size than the input 'model' "
-                "has; make the patch again."
-            )
-    difference = patch.fingerprint.difference(found)
-    if difference <= patch.fingerprint.TOLERANCE:
-        return ""
-    return (
-        f"The patch was made for another base model (its weights differ by {difference:.0%}); "
-        "make it again from this model, or expect damage."
-    )
 
 
 def apply(
@@ -65,18 +22,20 @@ def apply(
     strength: float = 1.0,
     strict: bool = False,
     quantised: str = "auto",
+    match: patch_match.Match | None = None,
 ) -> tuple[Model, str]:
     """(clone of the MODEL with the patch at `strength`, warning text or '').
 
     The model that comes in is not changed. `quantised` says where low-rank edits go: 'auto' puts
     them into the weights and undoes their rounding where weights would be rounded into 8 or 4
-    bits, 'bypass' puts them beside all layers, 'weights' into the weights and no more. Raises
-    UnlearnError when weights are missing or have another shape, and on another base model when
-    `strict`.
+    bits, 'bypass' puts them beside all layers, 'weights' into the weights and no more. match: what
+    is known of the patch and the MODEL already, None to find it out. Raises UnlearnError when
+    weights are missing or have another shape, and on another base model, which is no relative of
+    the patch's own, when `strict`.
     """
-    warning = check(model, patch)
-    if strict and warning:
-        raise UnlearnError(warning)
+    found = match or patch_match.match(model, patch)
+    if strict:
+        found.refuse_stranger()
     beside = dict(weights.bypass_edits(model))
     corrected = dict(bypass.corrected_edits(model))
     into: dict[str, Strengths] = {}
@@ -100,7 +59,7 @@ def apply(
     bypass.put(patched, beside, corrected)
     record = tuple({**p, "strength": strength} for p in patch.provenance)
     patched.set_attachments(MANIFEST, manifest(model) + record)
-    return patched, warning
+    return patched, found.warning
 
 
 def _place(model: Model, key: str, edit: Edit, quantised: str) -> str:

@@ -34,13 +34,21 @@ class Prompt(NamedTuple):
     end: int
 
 
-def _escape(text: str) -> str:
+def escaped(text: str) -> str:
     """Parentheses as letters: they are part of the name, not ComfyUI's emphasis."""
     return text.replace("(", "\\(").replace(")", "\\)")
 
 
+def prompt_of(template: str, concept: str) -> str:
+    """The template with the concept in it, as one writes a prompt for ComfyUI.
+
+    The parentheses of the concept are letters, those of the template are emphasis.
+    """
+    return template.replace("{concept}", escaped(concept))
+
+
 def _chunks(clip: Clip, text: str) -> Chunks:
-    return clip.tokenize(_escape(text), return_word_ids=True)
+    return clip.tokenize(escaped(text), return_word_ids=True)
 
 
 def _count(clip: Clip, text: str) -> tuple[int, int]:

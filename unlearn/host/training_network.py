@@ -9,6 +9,7 @@ with the model's where type and device allow; trained ones are float32 copies.
 from __future__ import annotations
 
 import functools
+import hashlib
 import weakref
 from collections.abc import Sequence
 from typing import Any, NamedTuple, TypeAlias
@@ -224,9 +225,16 @@ def conditioning(
             states = text_encoding.encode(clip, texts, bar)
             cond["cross_attn"] = torch.stack([states[t] for t in texts])
         text_encoding.check_width(cond["cross_attn"].shape[-1], family.text_width())
-        room = torch.zeros(len(texts), *shape)
+        # One picture for all texts. Inpainting models are given an empty one, to be drawn whole.
+        room = torch.zeros(1, *shape)
         (cond,) = comfy.samplers.encode_model_conds(
-            model.model.extra_conds, [cond], room, torch.device("cpu"), "positive"
+            model.model.extra_conds,
+            [cond],
+            room,
+            torch.device("cpu"),
+            "positive",
+            latent_image=room,
+            seed=0,
         )
         values = {name: value.cond for name, value in cond["model_conds"].items()}
         tensors = {n: t.detach().cpu() for n, t in values.items() if torch.is_tensor(t)}
@@ -336,6 +344,20 @@ class Network:
         for key, tensor in self.teacher_weights.items():
             tensor.copy_(self.trainable[key] if key in self.trainable else self._edited[key])
 
+    def conditions_digest(self, texts: Sequence[str]) -> str:
+        """Hex digest of what decides, beside the weights, what the network makes of texts.
+
+        It is what the text encoder says of them, and what the output means at which noise levels.
+        """
+        h = hashlib.blake2b(digest_size=16)
+        kinds = [kind.__name__ for kind in type(self.sampling).__mro__]
+        h.update(repr((kinds, self.levels([0.1, 0.5, 0.9]).tolist())).encode())
+        chosen = [self.text_id[text] for text in texts]
+        for name, tensor in sorted(self.conds.items()):
+            rows = tensor[chosen] if len(tensor) == len(self.texts) else tensor
+            h.update(name.encode() + rows.contiguous().view(torch.uint8).numpy().tobytes())
+        return h.hexdigest()
+
     def predict(
         self, branch: Branch, x: torch.Tensor, sigma: torch.Tensor, text_ids: Sequence[int]
     ) -> torch.Tensor:
@@ -348,7 +370,8 @@ class Network:
             per_text = len(tensor) == len(self.texts)
             expanded = (len(text_ids), *tensor.shape[1:])
             part = tensor[list(text_ids)] if per_text else tensor.expand(*expanded)
-            given[name] = part.to(self.device, self.dtype)
+            dtype = self.dtype if part.is_floating_point() else part.dtype  # noise levels are whole
+            given[name] = part.to(self.device, dtype)
         xc = self.sampling.calculate_input(sigma, x).to(self.dtype)
         if "c_concat" in given:
             xc = torch.cat([xc, given.pop("c_concat")], 1)

@@ -21,3 +21,34 @@ NEAR = 0.15
 """Largest relative RMS error of the states of the padding that is read.
 
 Measured on sprites: the error was 0.09, and at 0.22 kept pictures changed more (2026-11-25)."""
+
+RELATIVE = 0.8
+"""Relative difference of the sampled original weights up to which a model counts as a relative.
+
+TODO (2026-11-28)"""
+
+BAKED_SHARE = 0.25
+"""Share of a patch found in a model's original weights from which the artist is told. No unit.
+
+Measured on sprites with nine patches, each baked in and looked for: 0.84 to 1.00 for a patch whose
+concepts are all in there, 0.22 to 0.66 for one that has one of several, at most 0.09 for others
+and for relatives without a patch (2026-11-28)."""
+
+BAKED_WHOLE = 0.75
+"""Share from which all of a patch counts as in there. Measured as BAKED_SHARE (2026-11-28)."""
+
+BAKED_ALIKE = 0.3
+"""Least cosine between what differs in the samples and what the patch adds there. No unit.
+
+Measured as BAKED_SHARE: 0.38 to 1.00, and 0.10 for patches that are not in there (2026-11-28)."""
+
+BAKED_SIGMAS = 6.0
+"""The same for patches with few samples, in units of what chance makes of it. Not measured
+(2026-11-28)."""
+
+PRUNED_PLACES = 256
+"""Pruned places of each weight that are looked at for zeros. It bounds time. Not measured
+(2026-11-28)."""
+
+PRUNED_ZERO = 0.99
+"""Share of them that must be zero for a mask to count as baked in. Not measured (2026-11-28)."""

@@ -1,6 +1,8 @@
 """Reading a model's weights without changing them, whatever is loaded, patched or quantised."""
 
 import math
+import uuid
+import weakref
 from collections.abc import Iterable
 
 import comfy.lora
@@ -20,6 +22,8 @@ BYPASS_ATTACHMENT = "unlearn_beside"
 # Holds, by weight key, how many patches a weight had when its bypass edits were put beside it.
 BYPASS_AFTER_ATTACHMENT = "unlearn_beside_after"
 IDENTITY_ROWS = 1024  # unit vectors that go through a packed layer at once
+# A MODEL -> its clone without patches, whose layers answer with the original weights.
+_unpatched: weakref.WeakKeyDictionary[Model, Model] = weakref.WeakKeyDictionary()
 
 
 def read(
@@ -37,10 +41,11 @@ def read(
     """
     weight, _, convert = comfy.model_patcher.get_key_weight(model.model, key)
     if packed(weight) and convert is None:
-        return _checked(_read_through_layer(model, key), key).to(device or "cpu")
-    weight = comfy.model_management.cast_to_device(
-        _original(model, key, weight), torch.device(device or "cpu"), torch.float32, copy=True
-    )
+        weight = _read_through_layer(model, key).to(device or "cpu")
+    else:
+        weight = comfy.model_management.cast_to_device(
+            _original(model, key, weight), torch.device(device or "cpu"), torch.float32, copy=True
+        )
     if convert is not None:
         weight = convert(weight, inplace=True)  # dequantises
     if patched:
@@ -107,32 +112,73 @@ def packed(weight: torch.Tensor) -> bool:
 
 
 def _read_through_layer(model: Model, key: str) -> torch.Tensor:
-    """The weight [d_out, d_in] of a linear layer as its forward pass applies it.
+    """The original weight [d_out, d_in] of a linear layer as its forward pass applies it.
 
-    These are the answers to unit vectors, less the answer to zero, which is the bias.
+    These are the answers to unit vectors, less the answer to zero, which is the bias. The layer of
+    a GGUF model adds the patches of the model that is loaded, so one without patches is loaded.
     """
-    comfy.model_management.load_models_gpu([model])
-    module = comfy.utils.get_attr(model.model, key.removesuffix(".weight"))
+    plain = _without_patches(model)
+    comfy.model_management.load_models_gpu([plain])
+    module = comfy.utils.get_attr(plain.model, key.removesuffix(".weight"))
     with torch.inference_mode():
-        unit = torch.eye(module.in_features, device=model.load_device)
+        unit = torch.eye(module.in_features, device=plain.load_device)
         answers = torch.cat([module(part).float() for part in unit.split(IDENTITY_ROWS)])
         bias = module(torch.zeros_like(unit[:1])).float()
         return (answers - bias).T.contiguous().clone()
+
+
+def _without_patches(model: Model) -> Model:
+    """A clone of a MODEL without patches and injections; the MODEL itself where it has none."""
+    if not model.patches and not model.injections:
+        return model
+    if model not in _unpatched:
+        plain = model.clone()
+        plain.parent = None  # it would keep the MODEL alive
+        plain.patches, plain.patches_uuid = {}, uuid.uuid4()
+        plain.injections, plain.is_injected = {}, False
+        _unpatched[model] = plain
+    return _unpatched[model]
+
+
+def saving_fault(model: Model) -> str:
+    """Why no checkpoint can be saved from a MODEL, as one sentence, or ''.
+
+    The state dict of a model with packed weights (GGUF) holds numbers that no loader can read.
+    """
+    for name, weight in model.model.diffusion_model.named_parameters():
+        key = f"diffusion_model.{name}"
+        if packed(weight) and comfy.model_patcher.get_key_weight(model.model, key)[2] is None:
+            return (
+                "The input 'model' stores its weights packed, as GGUF models do, and ComfyUI can "
+                "write no checkpoint from it; apply the patch to the fp16 or bf16 model and save "
+                "that, or keep the patch as a file with Save Unlearn Patch or Save Unlearn LoRA."
+            )
+    return ""
 
 
 def fingerprint(model: Model, keys: Iterable[str]) -> Fingerprint:
     """Fingerprint of the original weights `keys` of a MODEL, without LoRAs or edits."""
     samples = {}
     for key in keys:
-        weight, _, convert = comfy.model_patcher.get_key_weight(model.model, key)
-        if packed(weight) or convert is not None:  # such a weight can only be read as a whole
-            flat = read(model, key, patched=False).flatten()
-        else:
-            flat = _original(model, key, weight).reshape(-1)
-        count = min(SAMPLES, flat.numel())
-        places = torch.linspace(0, flat.numel() - 1, count, dtype=torch.float64).long()
-        samples[key] = _checked(at(flat, places).float(), key)
+        entries = math.prod(shape(model, key))
+        samples[key] = _checked(originals_at(model, key, sample_places(entries)), key)
     return Fingerprint(samples)
+
+
+def sample_places(entries: int) -> torch.Tensor:
+    """The int64 places [at most SAMPLES] of a fingerprint in a flat weight of so many entries."""
+    count = min(SAMPLES, entries)
+    return torch.linspace(0, entries - 1, count, dtype=torch.float64).long()
+
+
+def originals_at(model: Model, key: str, places: torch.Tensor) -> torch.Tensor:
+    """The entries float32 [n] at int64 `places` of the flat original weight `key` of a MODEL."""
+    weight, _, convert = comfy.model_patcher.get_key_weight(model.model, key)
+    if packed(weight) or convert is not None:  # such a weight can only be read as a whole
+        flat = read(model, key, patched=False).flatten()
+    else:
+        flat = _original(model, key, weight).reshape(-1)
+    return at(flat, places).float()
 
 
 def at(flat: torch.Tensor, places: torch.Tensor) -> torch.Tensor:

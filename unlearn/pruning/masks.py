@@ -3,6 +3,7 @@
 A mask says which connections each concept needs. Connections that most concepts need are left out.
 """
 
+import contextlib
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -13,12 +14,14 @@ import torch
 from ...kernels import fia
 from .. import provenance
 from ..concepts.notation import split_lines
+from ..concepts.pasted import name_of
 from ..errors import UnlearnError
 from ..host import architectures
 from ..host.adapters import Prune
 from ..types import Concept, ConceptSet, Ranking, SaliencyMap, UnlearnPatch
 from . import report, tuning
 from .report import MaskSummary
+from .runs import RUNS, runs
 from .settings import GRANULARITIES, MASK_DEFAULTS, MaskSettings
 
 DEFAULTS = MASK_DEFAULTS
@@ -57,7 +60,8 @@ def shares(text: str, concepts: Sequence[Concept]) -> dict[str, float]:
     names = [c.name for c in concepts]
     found = {}
     for line in split_lines(text):
-        name, _, value = (part.strip() for part in line.rpartition("="))
+        said, _, value = (part.strip() for part in line.rpartition("="))
+        name = _read(said, names)
         if name not in names:
             raise UnlearnError(
                 f"The line '{line}' of 'per_concept' names no concept of the saliency "
@@ -72,6 +76,16 @@ def shares(text: str, concepts: Sequence[Concept]) -> dict[str, float]:
             )
         found[name] = share
     return found
+
+
+def _read(said: str, names: Sequence[str]) -> str:
+    """The one of `names` that is meant, as the forget list reads it; `said` where none is."""
+    if said in names:
+        return said
+    with contextlib.suppress(UnlearnError):
+        said = name_of(said)
+    folded = {name.casefold(): name for name in names}
+    return folded.get(said.casefold(), said)
 
 
 def fuse(
@@ -101,7 +115,7 @@ def fuse(
             "The saliency leaves nothing to prune; raise 'r2' or 'alpha', "
             "or measure more prompts (see the report of Concept Saliency)."
         )
-    record = _provenance(maps[0], choices, own_shares, asdict(chosen))
+    record = _provenance(maps, choices, own_shares, asdict(chosen))
     patch = UnlearnPatch(tuple(edits), maps[0].fingerprint, (record,))
     text = report.mask_text(summary, len(edits), patch.nbytes, chosen.alpha)
     return patch, report.mask_picture(summary), text
@@ -189,11 +203,14 @@ def _edit(mask: torch.Tensor, c_out: int, c_in: int, granularity: str) -> Prune:
 
 
 def _provenance(
-    first: SaliencyMap,
+    maps: Sequence[SaliencyMap],
     choices: Sequence[Choice],
     own_shares: Mapping[str, float],
     settings: Mapping[str, Any],
 ) -> dict[str, Any]:
-    recorded = {**settings, "per_concept": dict(own_shares), "saliency": first.settings}
+    recorded = {**settings, "per_concept": dict(own_shares), "saliency": maps[0].settings}
+    measured = runs(maps)
+    if measured:
+        recorded[RUNS] = measured
     concepts = ConceptSet(tuple(choice.concept for choice in choices))
-    return provenance.record("FIA", recorded, concepts, tuning.IN_PROVENANCE)
+    return provenance.record(provenance.FIA, recorded, concepts, tuning.IN_PROVENANCE)

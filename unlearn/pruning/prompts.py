@@ -118,5 +118,6 @@ def _named(
     for sentence, turn in zip(sentences, turns, strict=True):
         name = concept.names[turn % len(concept.names)]
         template = text_encoding.fix_article(sentence, name)
-        texts.append(text_encoding.locate(clip, template, name).text)
+        text_encoding.locate(clip, template, name)  # raises where it cannot be read
+        texts.append(text_encoding.prompt_of(template, name))
     return tuple(texts)

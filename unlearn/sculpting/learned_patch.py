@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import NamedTuple
 
 import torch
 
 from .. import provenance
-from ..host import weights
+from ..host import patching, weights
 from ..host.adapters import Delta, LowRank
 from ..host.architectures import Layer
 from ..host.training_network import Network
@@ -25,6 +25,7 @@ class Origin(NamedTuple):
     concepts: ConceptSet
     settings: TrainingSettings
     templates: tuple[str, ...] | None
+    images: int = 0  # the artist's own pictures
 
 
 @torch.no_grad()
@@ -50,14 +51,18 @@ def learned_patch(network: Network, chosen: Sequence[Layer], origin: Origin) -> 
         edits.append((layer.key, edit))
     keys = [layer.key for layer in chosen]
     patch = UnlearnPatch(
-        tuple(edits), weights.fingerprint(network.model, keys), (_provenance(origin),)
+        tuple(edits),
+        weights.fingerprint(network.model, keys),
+        (_provenance(origin, patching.manifest(network.model)),),
     )
     if network.earlier is not None:
         patch = network.earlier + patch
     return Outcome(patch, tuple(changes), (lost / total) ** 0.5)
 
 
-def _provenance(origin: Origin) -> dict:
+def _provenance(origin: Origin, on_model: Sequence[Mapping]) -> dict:
     settings = {**asdict(origin.settings), "templates": origin.templates}
-    method = f"Sculpting Memory {origin.settings.variant}"
-    return provenance.record(method, settings, origin.concepts, tuning.IN_PROVENANCE)
+    if origin.images:
+        settings["images"] = origin.images
+    method = f"{provenance.SCULPTING} {origin.settings.variant}"
+    return provenance.record(method, settings, origin.concepts, tuning.IN_PROVENANCE, on_model)

@@ -69,7 +69,7 @@ def save(file: Path, trainer: Trainer) -> None:
     metadata = {"format": FORMAT, "trainer": json.dumps(_described(trainer))}
     # Copies, because shared or expanded tensors cannot be written.
     copies = {name: t.detach().cpu().clone() for name, t in _tensors(trainer).items()}
-    safetensors_io.write(file, copies, metadata)
+    safetensors_io.write(file, copies, metadata, lambda old: old.get("format") == FORMAT)
 
 
 def _described(trainer: Trainer) -> dict[str, Any]:

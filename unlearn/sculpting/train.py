@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 
 from ..errors import UnlearnError
-from ..host import memory, patching, progress
+from ..host import memory, patch_match, progress
 from ..host.architectures import Layer, native_size
 from ..host.batched_sampling import latent_shape
 from ..host.model_types import Clip, Model, Vae
@@ -101,7 +101,8 @@ def train(
     """
     start = time.time()
     settings = replace(settings, size=settings.size or native_size(model))
-    origin = Origin(concepts, settings, inputs.templates)
+    images = 0 if inputs.images is None else len(inputs.images)
+    origin = Origin(concepts, settings, inputs.templates, images)
     prepared, notes = _prepare(model, clip, origin, inputs)
     try:
         with torch.inference_mode(False), torch.enable_grad():
@@ -131,7 +132,7 @@ def _prepare(
     chosen = layers(model, s.trainable)
     shape = latent_shape(model, s.size)
     _check_images(origin.concepts, inputs)
-    warning = patching.check(model, inputs.earlier) if inputs.earlier is not None else ""
+    warning = patch_match.check(model, inputs.earlier) if inputs.earlier is not None else ""
     file = saved_run.path(inputs.resume) if inputs.resume.strip() else None
     plan = build_plan(clip, origin.concepts, inputs.earlier, origin.templates, s.captions, s.seed)
     own_pictures = None

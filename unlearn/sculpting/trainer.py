@@ -18,7 +18,7 @@ from torch.amp.grad_scaler import GradScaler
 from ...kernels import sculpting as kernel
 from ..errors import UnlearnError
 from ..host import progress
-from ..host.architectures import reads_text
+from ..host.architectures import cross_attention
 from ..host.memory import BatchSize
 from ..host.training_network import Network
 from . import tuning
@@ -83,8 +83,9 @@ class Trainer:
         self.projected: list[int] = []
         self.projector = torch.zeros(0)
         if self.settings.replays:
+            reading = {layer.key for layer in cross_attention(self.network.model)}
             keys = enumerate(self.network.trainable)
-            self.projected = [i for i, key in keys if reads_text(key)]  # SM-12
+            self.projected = [i for i, key in keys if key in reading]  # SM-12
         if self.projected:
             factor = kernel.retain_projector(
                 self.data.retained_states(), tuning.RETAIN_KAPPA, tuning.RETAIN_TOLERANCE

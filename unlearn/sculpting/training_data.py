@@ -118,6 +118,7 @@ class TrainingData:
         s = self.settings
         decides = (
             self.model_digest,
+            self.network.conditions_digest([*texts, *away_from]),
             texts,
             away_from,
             s.seed,

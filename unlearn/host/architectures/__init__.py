@@ -13,7 +13,7 @@ from .unet import UNet, label, native_size, part, reads_text, text_spans
 
 __all__ = [
     "TRAINABLE", "Architecture", "Layer", "Spans", "cross_attention", "feed_forward",
-    "families", "kind", "label", "native_size", "of", "part", "reads_text", "text_spans",
+    "families", "kind", "known", "label", "native_size", "of", "part", "reads_text", "text_spans",
 ]  # fmt: skip
 
 
@@ -24,13 +24,23 @@ def families() -> list[type[Architecture]]:
     return Architecture.__subclasses__()
 
 
-def of(model: Model) -> Architecture:
-    """The family of a MODEL; raises UnlearnError for one that the pack does not know."""
+def known(model: Model) -> Architecture | None:
+    """The family of a MODEL, None for one that the pack does not know.
+
+    Raises UnlearnError for a relative of a known family that text does not enter.
+    """
     keys = tuple(model.model.state_dict())
     for family in families():
         if family.fits(keys):
-            return family(model)
-    return UNet(model).refuse("text cross-attention layers to train or edit")
+            found = family(model)
+            found.check()
+            return found
+    return None
+
+
+def of(model: Model) -> Architecture:
+    """As `known`; raises UnlearnError for a family that the pack does not know, too."""
+    return known(model) or UNet(model).refuse("text cross-attention layers to train or edit")
 
 
 def cross_attention(model: Model) -> list[Layer]:

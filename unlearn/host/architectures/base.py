@@ -101,6 +101,9 @@ class Architecture(ABC):
     def spans(self, prompt: Prompt, length: int) -> Spans:
         """Where the parts of a prompt stand among its `length` token states."""
 
+    def check(self) -> None:  # noqa: B027 - most families have nothing to check
+        """Raises UnlearnError where text does not enter as the family says, as in a relative."""
+
     def text_width(self) -> int:
         """Width of the text states that enter; raises UnlearnError when there are several."""
         widths = {weights.shape(self.model, x.key)[1] for x in self.cross_attention_layers()}

@@ -8,18 +8,23 @@ from __future__ import annotations
 import re
 from typing import Any, NamedTuple
 
+import comfy.latent_formats
 import comfy.model_base
+import comfy.supported_models
 import comfy.utils
 
+from ...errors import UnlearnError
+from .. import weights
 from ..model_types import Model
 from ..text_encoding import Prompt
-from .base import Architecture, Layer, Role, Spans
+from .base import Architecture, Layer, Role, Spans, kind
 
 _BLOCK = (
     r"^diffusion_model\.(input|middle|output)_blocks?\.(\d+)(?:\.\d+)?\.transformer_blocks\.(\d+)\."
 )
 _MATRIX = re.compile(_BLOCK + r"(attn[12]|ff)\.(to_q|to_k|to_v|to_out|net\.2)(?:\.0)?\.weight$")
 _INSIDE = re.compile(_BLOCK)
+_BLOCKS = re.compile(r"^diffusion_model\.(input_blocks|middle_block|output_blocks)\.")
 _ORDER = {"input": 0, "middle": 1, "output": 2}
 _ROLES: dict[str, Role] = {
     "to_q": "query",
@@ -33,9 +38,10 @@ _TRAINABLE = {
     "keys and values": (("attn2",), ("to_k", "to_v")),
     "all attention": (("attn1", "attn2"), ("to_q", "to_k", "to_v", "to_out")),
 }
-# Side in pixels, by ComfyUI's class of model. Others were made for 512.
-_NATIVE_SIZES = {"SDXL": 1024, "SD20": 768}
-_SMALLEST_NATIVE_SIZE = 512
+# Parts of a UNet, outside its blocks, that give vectors which are no text.
+_NO_TEXT = ("time_embed", "label_emb", "out", "id_predictor")
+# Widths that tell which text encoder a class of models reads: of its states and of its vector.
+_TEXT_SHAPES = ("context_dim", "adm_in_channels")
 
 
 class _Matrix(NamedTuple):
@@ -52,14 +58,17 @@ class _Matrix(NamedTuple):
     def place(self) -> str:
         return f"{self.part} {self.block}.{self.depth}"
 
-    def layer(self, with_module: bool = False) -> Layer:
-        """As a Layer; its label names the module where a list has several modules of a block."""
+    def layer(self, with_module: bool = False, reads_text: bool = False) -> Layer:
+        """As a Layer; its label names the module where a list has several modules of a block.
+
+        reads_text: whether the module reads text although it is no attn2.
+        """
         name = "ff" if self.module == "ff" else self.projection.removeprefix("to_")
         if with_module:
             name = f"{self.module}.{self.projection}"
         role = _ROLES[self.projection]
         # All cross-attention keys and values read the same text states.
-        reads = self.module == "attn2" and role in ("key", "value")
+        reads = (self.module == "attn2" or reads_text) and role in ("key", "value")
         end = "out" if role == "output" else "in"
         group = "text" if reads else f"{self.place} {self.module} {end}"
         return Layer(self.key, f"{self.place} {name}", role, group)
@@ -79,6 +88,7 @@ class UNet(Architecture):
     """Text enters through the keys and values of all cross-attention layers.
 
     All of them read the text encoder's own states, at every timestep, so a closed form is exact.
+    Some models (the x4 upscaler) have cross-attention in place of self-attention, too.
     """
 
     conditioning_extras = ("pooled_output",)
@@ -94,11 +104,57 @@ class UNet(Architecture):
         lacking: str,
     ) -> list[Layer]:
         found = [m for m in map(_matrix, self.keys) if m is not None]
-        found = [m for m in found if m.module in modules and m.projection in projections]
+        found = [m for m in found if m.projection in projections and self._module(m) in modules]
         if not found:
             self.refuse(lacking)
         found.sort(key=lambda m: (_ORDER[m.part], m.block, m.depth, m.module, m.projection))
-        return [m.layer(with_module=len(modules) > 1) for m in found]
+        several = len(modules) > 1
+        return [
+            m.layer(several or m.module == "attn1", reads_text=self._module(m) == "attn2")
+            for m in found
+        ]
+
+    def _module(self, matrix: _Matrix) -> str:
+        """What a module does: attn2 also for an attn1 that reads text in place of the picture."""
+        if matrix.module != "attn1":
+            return matrix.module
+        path = matrix.key.partition(".attn1.")[0]
+        block = comfy.utils.get_attr(self.model.model, path)
+        return "attn2" if getattr(block, "disable_self_attn", False) else "attn1"
+
+    def check(self) -> None:
+        """Raises UnlearnError where what cross-attention reads is not what a text encoder says."""
+        fault = _foreign_text(self.model)
+        projection = "" if fault else self._projection()
+        if projection:
+            fault = (
+                f"changes its text in '{projection}' before cross-attention reads it, so nothing "
+                "can be erased there"
+            )
+        if fault:
+            raise UnlearnError(
+                f"The input 'model' ({kind(self.model)}) {fault}; use an SD1.x, SD2.x or SDXL "
+                "checkpoint."
+            )
+
+    def _projection(self) -> str:
+        """The name of a layer outside the blocks that gives what cross-attention reads, or ''."""
+        found = [m for m in map(_matrix, self.keys) if m is not None]
+        widths = {
+            weights.shape(self.model, m.key)[1]
+            for m in found
+            if self._module(m) == "attn2" and _ROLES[m.projection] in ("key", "value")
+        }
+        for key in self.keys:
+            path = key.removeprefix("diffusion_model.")
+            if _BLOCKS.match(key) or path.startswith(_NO_TEXT) or not key.endswith(".weight"):
+                continue
+            if path.startswith(("noise_augmentor.", "model_sampling.")):
+                continue
+            shape = weights.shape(self.model, key)
+            if len(shape) > 1 and shape[0] in widths:
+                return path.removesuffix(".weight")
+        return ""
 
     def cross_attention_layers(self) -> list[Layer]:
         return self._layers(("attn2",), ("to_k", "to_v"), "text cross-attention layers to edit")
@@ -178,9 +234,41 @@ def reads_text(key: str) -> bool:
 
 
 def native_size(model: Model) -> int:
-    """Side in pixels of the square pictures a MODEL was made for."""
+    """Side in pixels of the square pictures a MODEL was made for.
+
+    SDXL, its refiner and what is made from them: 1024. SD2.x that predicts v, and unCLIP: 768.
+    All else: 512.
+    """
     inner: Any = model.model
-    name = type(inner.model_config).__name__
-    if name == "SD20" and inner.model_type.name != "V_PREDICTION":
-        return _SMALLEST_NATIVE_SIZE
-    return _NATIVE_SIZES.get(name, _SMALLEST_NATIVE_SIZE)
+    config, latents = inner.model_config, inner.latent_format
+    large = (comfy.latent_formats.SDXL, comfy.latent_formats.SDXL_Playground_2_5)
+    if isinstance(config, comfy.supported_models.SDXL) or isinstance(latents, large):
+        return 1024
+    if isinstance(latents, comfy.latent_formats.SD_X4):  # predicts v, but is made from 512
+        return 512
+    velocity = inner.model_type.name == "V_PREDICTION"
+    if isinstance(config, comfy.supported_models.SD20) and velocity:
+        return 768
+    return 768 if isinstance(inner, comfy.model_base.SD21UNCLIP) else 512
+
+
+def _foreign_text(model: Model) -> str:
+    """What is wrong where cross-attention reads no text of a CLIP that ComfyUI knows, else ''.
+
+    Other packs make classes from ComfyUI's for models that read another text encoder.
+    """
+    config: Any = getattr(model.model, "model_config", None)
+    if config is None:
+        return ""
+    foreign = "reads the text of an encoder that ComfyUI has no class for"
+    try:
+        if config.clip_target({}) is None:
+            return "is guided by pictures and not by text"
+    except (NotImplementedError, TypeError):  # of other packs
+        return foreign
+    lineage = [c for c in type(config).__mro__ if c.__module__ == comfy.supported_models.__name__]
+    if not lineage or lineage[0] is type(config):
+        return ""
+    own, ancestor = type(config).unet_config, lineage[0].unet_config
+    alike = all(own.get(name) == ancestor.get(name) for name in _TEXT_SHAPES)
+    return "" if alike else foreign
