@@ -4,6 +4,7 @@ Every weight must match, and the model should be the one that the patch was made
 """
 
 import json
+import math
 from collections.abc import Mapping
 
 from ..errors import UnlearnError
@@ -148,10 +149,11 @@ def describe(patch: UnlearnPatch, strength: float, model: Model | None = None) -
         return "\n".join(lines)
     corrected = bypass.corrected_edits(model)
     if corrected:
+        size = sum(2 * math.prod(weights.shape(model, key)) for key in corrected) / 2**20
         lines.append(
-            f"{len(corrected)} weights would be rounded into 8 or 4 bits; what rounding would "
-            "bring back is taken away as the model runs. Saves, merges and compiled models have "
-            "the edits rounded."
+            f"{len(corrected)} weights would be rounded into 8 or 4 bits; the rounding is undone "
+            f"as the model runs, which takes up to {size:.0f} MB of memory. Saves, merges and "
+            "compiled models have the edits rounded."
         )
     beside = weights.bypass_edits(model)
     if beside:
