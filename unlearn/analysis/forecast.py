@@ -16,7 +16,7 @@ import torch
 from ...kernels import forecast as kernel
 from ..concepts import sentences
 from ..files.text_cache import TextStateCache, default_folder
-from ..host import batched_sampling, patching, text_encoding, weights
+from ..host import batched_sampling, patch_match, patching, text_encoding, weights
 from ..host.architectures import cross_attention, native_size
 from ..host.model_types import Clip, Model
 from ..host.progress import Progress
@@ -196,7 +196,7 @@ def of_patch(
     forgotten: names to leave out. Raises UnlearnError for a patch of another architecture and for
     a CLIP of another width.
     """
-    patching.check_keys(model, patch)
+    patch_match.check_keys(model, patch)
     calls = _prediction_batches(keep) if settings.predict else 0
     bar = Progress(len(cross_attention(model)) + 1 + calls, settings.node_id)
     changes = _patch_changes(model, patch, settings.strength)

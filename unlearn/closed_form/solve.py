@@ -21,7 +21,7 @@ from ..host.architectures import cross_attention
 from ..host.model_types import Clip, Model
 from ..host.progress import Progress
 from ..types import ConceptSet, UnlearnPatch
-from . import patch_edits, sentence_plan, token_statistics, tuning, variants
+from . import aftermath, patch_edits, sentence_plan, token_statistics, tuning, variants
 from .informax_weights import ESTIMATORS, InformaxWeights
 from .layer_edit import LayerEdit, SolveContext
 from .layer_weights import LayerWeights
@@ -143,22 +143,32 @@ def solve(
     look_again = _look_again(layers, clip, grams, settings.glance_size)
     found = _solution(session, stats, settings, look_again, progress)
     edits = patch_edits.build(layers, found.edit, grams, progress.step)
-    patch = UnlearnPatch(
-        edits.edits,
-        weights.fingerprint(model, [layer.key for layer in layers.layers]),
-        (
-            provenance.record(
-                f"{provenance.SCAPRE} {variant.name}",
-                settings.as_dict(),
-                concepts,
-                tuning.IN_PROVENANCE,
-                patching.manifest(model),
-            ),
-        ),
-    )
+    patch = _patch(model, layers, edits, settings, concepts)
     impacts = session.impacts(found.stats, edits.grams)
-    report = ScaPreReport.of(found.stats, edits, impacts, row_weights, found.notes)
+    edited, _ = patching.apply(model, patch)
+    models = model, edited
+    notes = aftermath.notes(models, clip, concepts, settings, found.notes, impacts)
+    report = ScaPreReport.of(found.stats, edits, impacts, row_weights, notes)
     return patch, report.picture(variant.name), report.text(patch)
+
+
+def _patch(
+    model: Model,
+    layers: LayerWeights,
+    edits: patch_edits.PatchEdits,
+    settings: SolveSettings,
+    concepts: ConceptSet,
+) -> UnlearnPatch:
+    """The edits with the fingerprint of the model and the record of how they were made."""
+    record = provenance.record(
+        f"{provenance.SCAPRE} {settings.variant}",
+        settings.as_dict(),
+        concepts,
+        tuning.IN_PROVENANCE,
+        patching.manifest(model),
+    )
+    keys = [layer.key for layer in layers.layers]
+    return UnlearnPatch(edits.edits, weights.fingerprint(model, keys), (record,))
 
 
 def _check_width(
@@ -214,5 +224,6 @@ def _solution(
         return found
     drift = getattr(settings.chosen, "drift", 1.0)
     found = session.overshoot(found, settings.overshoot, drift, progress)
+    found = aftermath.hold_listed(session, found)
     found = session.close_revivals(found, settings.rounds)
     return session.protect(found, settings.protect, look_again)
