@@ -19,6 +19,8 @@ from .model_types import Model
 SAMPLES = 64  # entries of each weight in a fingerprint
 # The attachment that holds the bypass edits. Models in a running ComfyUI carry it under this name.
 BYPASS_ATTACHMENT = "unlearn_beside"
+# Holds, by weight key, how many patches a weight had when its bypass edits were put beside it.
+BYPASS_AFTER_ATTACHMENT = "unlearn_beside_after"
 IDENTITY_ROWS = 1024  # unit vectors that go through a packed layer at once
 # A MODEL -> its clone without patches, whose layers answer with the original weights.
 _unpatched: weakref.WeakKeyDictionary[Model, Model] = weakref.WeakKeyDictionary()
@@ -83,9 +85,16 @@ def edited(model: Model, key: str) -> bool:
 def bypass_edits(model: Model) -> dict[str, tuple[tuple[Edit, float], ...]]:
     """The edits of a MODEL that run in bypass, not in its weights.
 
-    Weight key -> ((edit, strength), ...).
+    Weight key -> ((edit, strength), ...). A merge that came later keeps a share of the first
+    model, and so of its edits.
     """
-    return model.get_attachment(BYPASS_ATTACHMENT) or {}
+    beside = model.get_attachment(BYPASS_ATTACHMENT) or {}
+    before = model.get_attachment(BYPASS_AFTER_ATTACHMENT) or {}
+    found = {}
+    for key, edits in beside.items():
+        share = math.prod(p[2] for p in model.patches.get(key, ())[before.get(key, 0) :])
+        found[key] = edits if share == 1 else tuple((edit, s * share) for edit, s in edits)
+    return found
 
 
 def _checked(weight: torch.Tensor, key: str) -> torch.Tensor:
