@@ -80,3 +80,13 @@ def agreement(before: torch.Tensor, after: torch.Tensor) -> torch.Tensor:
     """
     a, b = before - before.mean(0), after - after.mean(0)
     return (a * b).sum(1) / (a.norm(dim=1) * b.norm(dim=1)).clamp_min(SMALLEST)
+
+
+def share_left(before: torch.Tensor, after: torch.Tensor) -> torch.Tensor:
+    """The share of what a word adds to a prediction that is left, [n] float64.
+
+    before, after [n, m]: predictions with a word less those without it, of the unedited and the
+    edited network. 1 is untouched, 0 is gone, below 0 is reversed.
+    """
+    a, b = before.double(), after.double()
+    return (a * b).sum(1) / a.square().sum(1).clamp_min(SMALLEST)

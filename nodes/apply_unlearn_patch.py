@@ -23,7 +23,7 @@ class ApplyUnlearnPatch(io.ComfyNode):
             category="unlearn",
             description="Applies one or more unlearn patches to a model, in order. Place it after "
             "LoRA loaders. The model that comes in is not changed; Save Unlearned Checkpoint bakes "
-            "the patches in, and so does Save Checkpoint where none runs beside its layer.",
+            "the patches in, and so does Save Checkpoint unless quantised is 'bypass'.",
             search_aliases=["erase", "remove", "unlearn", "forget", "censor", "concept"],
             inputs=[
                 io.Model.Input(
@@ -51,8 +51,9 @@ class ApplyUnlearnPatch(io.ComfyNode):
                     min=-2.0,
                     max=2.0,
                     step=0.05,
-                    tooltip="1 forgets fully, 0 changes nothing, between the two forgets partly; "
-                    "negative exaggerates the concept. Try 1 first.",
+                    tooltip="1 forgets fully, 0 changes nothing, negative exaggerates the concept. "
+                    "Between the two pictures do not change evenly: most still show the concept at "
+                    "0.5 and few at 0.75. Try 1 first.",
                 ),
                 io.Combo.Input(
                     "mismatch",
@@ -68,9 +69,9 @@ class ApplyUnlearnPatch(io.ComfyNode):
                     default="auto",
                     optional=True,
                     tooltip="On fp8, int8 and 4-bit models rounding lets a concept come back. "
-                    "'auto' runs low-rank edits beside such layers, exactly; 'bypass' does so on "
-                    "every model; 'weights' rounds them into the weights, so that Save Checkpoint "
-                    "sees them. Try 'auto' first.",
+                    "'auto' puts edits into the weights and takes away what rounding brings back; "
+                    "'weights' leaves that; 'bypass' runs low-rank edits beside the layers, where "
+                    "saves and merges may miss them. Try 'auto' first.",
                 ),
                 io.Combo.Input(
                     "repeated",

@@ -1,6 +1,7 @@
 """Names what to forget and what to keep."""
 
 import contextlib
+import re
 from pathlib import Path
 from typing import Any
 
@@ -9,13 +10,14 @@ from comfy_api.latest import io
 
 from ..unlearn.concepts import lists, notation
 from ..unlearn.errors import UnlearnError
-from ..unlearn.host import folders
+from ..unlearn.host import embeddings, folders
 from ..unlearn.types import KINDS, ConceptSet
 from .sockets import Concepts
 
 NONE = lists.NONE
 
 
+_EMBEDDING = re.compile(r"embedding\s*:\s*([^\s:,;|()<>\[\]]+)", re.IGNORECASE)
 ENDINGS = (".txt", ".csv")
 
 
@@ -41,6 +43,14 @@ def file_path(name: str) -> Path:
             "put a .txt or .csv there and choose it again."
         )
     return path
+
+
+def _small_text(path: Path) -> str:
+    """The text of a list that can hold names; '' for one that cannot be read."""
+    with contextlib.suppress(OSError, UnicodeDecodeError):
+        if path.stat().st_size <= lists.MAX_FILE_BYTES:
+            return path.read_text(encoding="utf-8-sig")
+    return ""
 
 
 class UnlearnConcepts(io.ComfyNode):
@@ -116,15 +126,24 @@ class UnlearnConcepts(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(
-        cls, file: str | None = NONE, preset: str | None = NONE, **inputs: Any
+        cls,
+        file: str | None = NONE,
+        preset: str | None = NONE,
+        forget: str | None = None,
+        keep: str | None = None,
+        **inputs: Any,
     ) -> list[tuple[str, int, int]]:
-        """Runs again when the chosen file has changed."""
+        """Runs again when the chosen file or an embedding that is named has changed."""
         paths = [] if preset in (None, NONE) else [lists.PRESETS / f"{preset}.txt"]
         if file not in (None, NONE):
             with contextlib.suppress(UnlearnError):  # the node raises it when it runs
                 paths.append(file_path(file))
         found = [(path, path.stat()) for path in paths if path.is_file()]
-        return [(str(path), stat.st_mtime_ns, stat.st_size) for path, stat in found]
+        said = " ".join([forget or "", keep or "", *map(_small_text, paths)])
+        return [
+            *((str(path), stat.st_mtime_ns, stat.st_size) for path, stat in found),
+            *embeddings.stamps(_EMBEDDING.findall(said)),
+        ]
 
     @classmethod
     def execute(

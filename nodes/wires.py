@@ -6,24 +6,22 @@ gives nothing where the file has no text encoder, and a linked number may be any
 
 import functools
 import inspect
-import math
-from collections.abc import Callable, Mapping
-from numbers import Real
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from comfy_api.latest import io
 
-from ..unlearn.errors import UnlearnError
+from ..unlearn.errors import UnlearnError, quoted
 from ..unlearn.types import ConceptSet, SaliencyMap, UnlearnPatch
 from .sockets import Concepts, Patch, Saliency
 
+LARGEST_SHOWN = 10**30
 # Lists of files. What is not in them may still be there, and the nodes say so themselves.
 _LISTS_OF_FILES = ("name", "file", "preset")
-# What tells a MODEL, a CLIP and a VAE apart, of ComfyUI and of other packs.
+# What tells a MODEL and a CLIP, of ComfyUI and of other packs.
 _MODEL_HAS = ("model", "clone", "add_patches", "get_model_object")
 _CLIP_HAS = ("tokenize", "encode_from_tokens_scheduled")
-_VAE_HAS = ("decode", "encode")
 
 
 class _Wire(NamedTuple):
@@ -45,6 +43,13 @@ def _is_model(value: Any) -> bool:
     return _has(*_MODEL_HAS)(value) and hasattr(value.model, "diffusion_model")
 
 
+def _is_vae(value: Any) -> bool:
+    """Whether a value is a VAE. A CLIP and a text encode and decode as well, but no pictures."""
+    if hasattr(value, "tokenize") or isinstance(value, str | bytes):
+        return False
+    return hasattr(value, "encode") or hasattr(value, "decode")
+
+
 def _is_picture(value: Any) -> bool:
     """Whether a value is an IMAGE batch [n, h, w, 3 or more] of finite numbers."""
     if not isinstance(value, torch.Tensor) or value.ndim != 4 or not value.is_floating_point():
@@ -57,7 +62,7 @@ _WIRES = {
     io.Clip.io_type: _Wire(
         _has(*_CLIP_HAS), "a text encoder", "the clip of a checkpoint loader, or Load CLIP"
     ),
-    io.Vae.io_type: _Wire(_has(*_VAE_HAS), "a VAE", "the vae of a checkpoint loader, or Load VAE"),
+    io.Vae.io_type: _Wire(_is_vae, "a VAE", "the vae of a checkpoint loader, or Load VAE"),
     io.ClipVision.io_type: _Wire(_has("encode_image"), "a CLIP vision model", "Load CLIP Vision"),
     io.Image.io_type: _Wire(
         _is_picture, "a batch of colour pictures without NaN", "Load Image or another picture"
@@ -136,6 +141,11 @@ def _check_wire(name: str, wire: _Wire, value: Any, optional: bool = False) -> N
             f"The input '{name}' brings {_kind(value)}, which is not {wire.called}; "
             f"connect {wire.source}."
         )
+    if isinstance(value, ConceptSet) and not optional and not value.concepts:
+        raise UnlearnError(
+            f"The input '{name}' brings a list without any concept to forget; write one in "
+            "Concepts to Forget."
+        )
 
 
 def _kind(value: Any) -> str:
@@ -162,7 +172,7 @@ def _check_choice_with_settings(item: Any, value: Any) -> None:
     keys = [option.key for option in item.options]
     chosen = value.get(item.id) if isinstance(value, Mapping) else value
     if not isinstance(value, Mapping) or chosen not in keys:
-        raise UnlearnError(f"The input '{item.id}' is {chosen!r}; choose one of {', '.join(keys)}.")
+        raise _not_among(item.id, chosen, keys)
     for setting in item.options[keys.index(chosen)].inputs:
         _check(setting, value)
 
@@ -173,18 +183,30 @@ def _check_widget(item: Any, value: Any) -> None:
         _check_number(item, value)
     elif kind == io.String.io_type and not isinstance(value, str):
         raise UnlearnError(f"The input '{name}' is {_kind(value)}; give it a text.")
-    elif kind == io.Combo.io_type and name not in _LISTS_OF_FILES and value not in item.options:
-        raise UnlearnError(
-            f"The input '{name}' is {value!r}; choose one of {', '.join(map(str, item.options))}."
-        )
+    elif kind == io.Combo.io_type and name in _LISTS_OF_FILES:
+        if not isinstance(value, str | None):
+            raise UnlearnError(f"The input '{name}' is {_kind(value)}; choose a name in the list.")
+    elif kind == io.Combo.io_type and value not in item.options:
+        raise _not_among(name, value, item.options)
+
+
+def _not_among(name: str, value: Any, options: Sequence[str]) -> UnlearnError:
+    return UnlearnError(
+        f"The input '{name}' is {quoted(str(value))}; choose one of {', '.join(options)}."
+    )
 
 
 def _check_number(item: Any, value: Any) -> None:
     whole = item.io_type == io.Int.io_type
-    number = isinstance(value, Real) and math.isfinite(value)
-    if not number or (whole and value != int(value)) or not item.min <= value <= item.max:
-        shown = value if isinstance(value, Real) else _kind(value)
-        raise UnlearnError(
-            f"The input '{item.id}' is {shown}; give it a {'whole ' * whole}number from "
-            f"{item.min} to {item.max}."
-        )
+    number = isinstance(value, int | float)
+    # NaN is not within any limits.
+    if number and item.min <= value <= item.max and not (whole and value != int(value)):
+        return
+    shown = _kind(value)
+    if number:
+        large = isinstance(value, int) and abs(value) > LARGEST_SHOWN
+        shown = "out of all bounds" if large else str(value)
+    raise UnlearnError(
+        f"The input '{item.id}' is {shown}; give it a {'whole ' * whole}number from {item.min} to "
+        f"{item.max}."
+    )

@@ -49,6 +49,9 @@ FAMILIES = {
     "SD1.5 inpainting": Family("SD15", more={"in_channels": 9}),
     "SD1.5 InstructPix2Pix": Family("SD15_instructpix2pix"),
     "SD-XS": Family("SD15", levels=(0, 1, 1), middle=-2),
+    "SD0.9-XS": Family(
+        "SD20", (1, 1, 1), -2, {"disable_self_attentions": [True, False, False]}, text="h"
+    ),
     "SD2": Family("SD20", text="h"),
     "SD2 v": Family("SD20", velocity=True, text="h", size=768),
     "SD2 inpainting": Family("SD20", more={"in_channels": 9}, text="h"),

@@ -142,6 +142,11 @@ HELPERS = {  # not pictured
 SECOND = {
     "20": ("LoadUnlearnPatch", {"name": f"{NAME}.safetensors"}, [shown("20", 1)]),
     "21": ("UnlearnPatchInfo", {"patch": ["20", 0], "model": LOADED}, [shown("21", 0)]),
+    "25": (
+        "RefitUnlearnPatch",
+        {"patch": ["20", 0], "model": LOADED, "clip": ["1", 1]},
+        [shown("25", 1)],
+    ),
     "22": ("LoadConceptSaliency", {"name": f"{NAME}.safetensors"}, []),
     "23": ("MergeConceptSaliency", {"saliency.saliency0": ["22", 0], "model": LOADED}, []),
     "24": ("SaveConceptSaliency", {"saliency": ["23", 0], "name": NAME}, []),

@@ -2,9 +2,28 @@
 
 import math
 
+LONGEST_QUOTE = 60  # letters of what came in that a message quotes
+
 
 class UnlearnError(ValueError):
-    """One sentence that names the input, says what is wrong with it and what to do."""
+    """One sentence that names the input, says what is wrong with it and what to do.
+
+    It may quote what came in, of which marks that cannot be printed are shown as escapes.
+    """
+
+    def __init__(self, sentence: str) -> None:
+        super().__init__("".join(map(_shown, sentence)))
+
+
+def _shown(letter: str) -> str:
+    if letter.isprintable() or letter == "\n":
+        return letter
+    return letter.encode("unicode_escape").decode("ascii")
+
+
+def quoted(text: str) -> str:
+    """A text in quotes for a message, its end left out where it is long."""
+    return f"'{text}'" if len(text) <= LONGEST_QUOTE else f"'{text[:LONGEST_QUOTE]}...'"
 
 
 def finite(**settings: float) -> None:

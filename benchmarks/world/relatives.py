@@ -85,27 +85,64 @@ def solved(name, model=None):
     return trial.solve(text, trial.everything_but(*gone, world=name), world=name, model=model)[0]
 
 
+def grades(name, labels, pictures):
+    """Rows: a patch of the world's own model on each of its relatives."""
+    patch = solved(name)
+    made = {f"mix {share:g}": (mixed, share) for share in MIXES}
+    made |= {f"noise {size:g}": (noisy, size) for size in NOISES}
+    for label, (make, size) in made.items():
+        if labels and label not in labels:
+            continue
+        model = make(name, size)
+        patched, _ = trial.apply(patch, model=model)
+        yield (
+            label,
+            {
+                "difference": round(difference(patch, model), 3),
+                "before": rates(name, model, pictures),
+                "after": rates(name, patched, pictures),
+            },
+        )
+
+
+def refits(name, labels, pictures):
+    """Rows: the patch as it is, refitted, and made there from the same lists.
+
+    "all": a patch that was made on the other world's model with this world's lists.
+    """
+    refit, recipe = (pack.module(f"unlearn.{m}") for m in ("closed_form.refit", "provenance"))
+    foreign = solved(name, trial.studio(OTHER[name]).model)
+    own = solved(name)
+    made = {"mix 0.05": (own, 0.05), "mix 0.2": (own, 0.2), "all": (foreign, 0.0)}
+    for label, (patch, share) in made.items():
+        if labels and label not in labels:
+            continue
+        model = mixed(name, share)
+        how = recipe.recipe(patch.provenance[0])
+        again, _ = refit.refit(model, trial.studio(name).clip, how, folder=trial.STATES)
+        there = solved(name, model)
+        row = {"difference": round(difference(patch, model), 3)}
+        row["same as made there"] = again.digest == there.digest
+        row["before"] = rates(name, model, pictures)
+        for kind, applied in (("as it is", patch), ("refitted", again)):
+            row[kind] = rates(name, trial.apply(applied, model=model)[0], pictures)
+        yield label, row
+
+
 @torch.inference_mode()
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--json", action="store_true", help="end with one JSON object")
+    parser.add_argument("--part", choices=("grades", "refits"), default="grades")
     parser.add_argument("--world", choices=OTHER, default="sprites")
+    parser.add_argument("--only", default="", help="rows, as in 'mix 0.1,noise 0.4'; all if empty")
     parser.add_argument("--pictures", type=int, default=8, help="of each name")
     given = parser.parse_args()
-    name, table = given.world, {}
-    patch = solved(name)
-    made = [(f"mix {share:g}", mixed, share) for share in MIXES]
-    made += [(f"noise {size:g}", noisy, size) for size in NOISES]
-    for label, make, size in made:
-        start, model = time.time(), make(name, size)
-        patched, _ = trial.apply(patch, model=model)
-        row = {
-            "difference": round(difference(patch, model), 3),
-            "before": rates(name, model, given.pictures),
-            "after": rates(name, patched, given.pictures),
-        }
+    rows = {"grades": grades, "refits": refits}[given.part]
+    labels, table, start = [part for part in given.only.split(",") if part], {}, time.time()
+    for label, row in rows(given.world, labels, given.pictures):
         table[label] = row
-        print(f"{label}: {row} in {time.time() - start:.0f} s", flush=True)
+        print(f"{label}: {row} after {time.time() - start:.0f} s", flush=True)
     if given.json:
         print(json.dumps(table))
 

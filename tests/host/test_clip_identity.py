@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from testbed import pack, tiny
 
@@ -17,8 +18,8 @@ QUERY = "clip_l.transformer.text_model.encoder.layers.1.self_attn.q_proj.weight"
 TOKENS = "clip_g.transformer.text_model.embeddings.token_embedding.weight"
 
 
-def sdxl(seed=0, dtype=None):
-    """A CLIP of two encoders as SDXL's, tiny, of random weights."""
+def sdxl(seed=0, dtype=None, embeddings=None):
+    """A CLIP of two encoders as SDXL's, tiny, of random weights. embeddings: folder of files."""
     import comfy.sd
     import comfy.sdxl_clip
     import comfy.supported_models_base as base
@@ -33,7 +34,9 @@ def sdxl(seed=0, dtype=None):
     if dtype is not None:
         options["dtype"] = dtype
     target = base.ClipTarget(comfy.sdxl_clip.SDXLTokenizer, comfy.sdxl_clip.SDXLClipModel)
-    clip = comfy.sd.CLIP(target, parameters=1, model_options=options)
+    clip = comfy.sd.CLIP(
+        target, embedding_directory=embeddings, parameters=1, model_options=options
+    )
     g = torch.Generator().manual_seed(seed)
     for name, p in clip.cond_stage_model.named_parameters():
         p.copy_(torch.randn(p.shape, generator=g) / 9)
@@ -132,9 +135,14 @@ def test_states_stand_for_an_encoder_without_identity():
 
 def test_kept_states_are_found_again_by_another_driver(tmp_path, monkeypatch):
     """The same encoder, whose arithmetic differs in the third decimal, as between devices."""
-    clip = sdxl()
+    rows = {"clip_l": torch.ones(1, 32), "clip_g": torch.ones(1, 32)}
+    save_file(rows, tmp_path / "mine.safetensors")
+    clip = sdxl(embeddings=str(tmp_path))
+    for encoder in ("clip_l", "clip_g"):  # the tokenizer is that of the real widths
+        getattr(clip.tokenizer, encoder).embedding_size = 32
     for p in clip.cond_stage_model.parameters():
         p.nan_to_num_(0.0)
+    tmp_path = tmp_path / "states"
     prompt = states.text_encoding.locate(clip, "a photo of a {concept}", "cat")
     states.TextStateCache(clip, tmp_path).get([prompt])
     real = states.text_encoding.encode
@@ -149,9 +157,14 @@ def test_kept_states_are_found_again_by_another_driver(tmp_path, monkeypatch):
 
 
 def test_a_prompt_with_an_embedding_is_not_kept(tmp_path):
-    clip = sdxl()
+    rows = {"clip_l": torch.ones(1, 32), "clip_g": torch.ones(1, 32)}
+    save_file(rows, tmp_path / "mine.safetensors")
+    clip = sdxl(embeddings=str(tmp_path))
+    for encoder in ("clip_l", "clip_g"):  # the tokenizer is that of the real widths
+        getattr(clip.tokenizer, encoder).embedding_size = 32
     for p in clip.cond_stage_model.parameters():
         p.nan_to_num_(0.0)
+    tmp_path = tmp_path / "states"
     prompt = states.text_encoding.locate(clip, "{concept} in embedding:mine", "cat")
     states.TextStateCache(clip, tmp_path).get([prompt])
     again = states.TextStateCache(clip, tmp_path)

@@ -288,3 +288,44 @@ def test_training(family, tally):
     assert torch.isfinite(second).all() and not torch.equal(first, second)
     assert digest(model) == before
     tally("cells")
+
+
+# --- the Erasure Report on other families -------------------------------------------------------
+
+
+def report(model, clip):
+    given = dict(size=64, steps=1, seeds=1, kept=0)
+    return execute(nodes.ErasureReport, model, model.clone(), clip, Vae(), CONCEPTS, **given)
+
+
+def test_a_model_of_videos_makes_no_single_pictures():
+    import comfy.latent_formats
+
+    model = families.model("SD1.5")
+    model.model.latent_format = comfy.latent_formats.Wan21()
+    with pytest.raises(UnlearnError, match=r"\(SD15\) makes no single pictures"):
+        report(model, families.clip("SD1.5"))
+
+
+def test_a_model_that_is_not_known_is_drawn_where_states_are_all_it_reads(monkeypatch):
+    clip, model = families.clip("SD1.5"), families.model("SD1.5")
+    monkeypatch.setattr(architectures, "known", lambda model: None)
+    assert report(model, clip)[2].startswith("It silently did nothing")
+    ((states, _),) = clip.encode_from_tokens_scheduled(clip.tokenize(""))
+    more = {"pooled_output": None, "attention_mask": torch.ones(1, 77)}
+    monkeypatch.setattr(clip, "encode_from_tokens_scheduled", lambda tokens: [[states, more]])
+    with pytest.raises(UnlearnError, match="'clip' gives attention_mask beside its states"):
+        report(model, clip)
+
+
+def test_prompts_of_several_chunks_are_drawn_with_shorter_ones():
+    """As by themselves: cross-attention does not see that a chunk stands there twice."""
+    model, clip = families.model("SD1.5"), families.clip("SD1.5")
+    texts = ["a fox", "a red fox in the snow " * 20]
+    together = batched_sampling.predict_from_noise(model, clip, texts, [1], **PREDICTED)
+    alone = [batched_sampling.predict_from_noise(model, clip, [t], [1], **PREDICTED) for t in texts]
+    assert torch.allclose(together, torch.cat(alone), atol=1e-5)
+    assert not torch.allclose(together[0], together[1], atol=1e-3)
+    uneven = [torch.zeros(1, 77, 8), torch.zeros(1, 30, 8)]
+    with pytest.raises(UnlearnError, match="'clip' gives states of another length for every"):
+        batched_sampling._as_batch(uneven)

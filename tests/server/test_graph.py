@@ -165,7 +165,7 @@ def test_a_settings_change_runs_again_and_the_plain_model_stays(server):
         ({"forget": "very " * 76 + "old cat"}, "reads 75"),
         ({"forget": "very " * 80 + "old cat"}, "at most 400"),
         ({"forget": "\u200b"}, "forget list is empty"),
-        ({"forget": "embedding:not_there"}, "no letters"),
+        ({"forget": "embedding:not_there"}, "no embedding 'not_there' in models/embeddings"),
     ],
 )
 def test_bad_lists_are_refused_in_one_sentence(server, change, says):

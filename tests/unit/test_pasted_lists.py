@@ -43,6 +43,8 @@ READ = {
     "`fox`": FOX,
     '"fox"': FOX,
     "'fox'": FOX,
+    '- "fox"\n2. "house"': BOTH,
+    "1. 'fox', 2. 'house'": BOTH,
     "\u201cfox\u201d": FOX,
     "\u2018fox\u2019": FOX,
     "\u00abfox\u00bb, \u300chouse\u300d": BOTH,

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from ..errors import UnlearnError
 from ..host.batched_sampling import LARGEST_BATCH
 from ..host.memory import BatchSize, raise_if_cancelled
 from ..host.model_types import Clip
@@ -61,14 +62,20 @@ def _embed_pictures(clip_vision: Any, pictures: torch.Tensor) -> torch.Tensor:
 
 def _embed_batch(clip_vision: Any, pictures: torch.Tensor, count: int) -> torch.Tensor:
     out = clip_vision.encode_image(torch.nan_to_num(pictures[:count]), crop=True)
-    return out["image_embeds"].float().cpu()
+    embedded = out["image_embeds"]
+    if embedded is None:
+        raise UnlearnError(
+            "The input 'clip_vision' gives no embeddings that a text can be compared with; connect "
+            "a CLIP vision model, or leave it unconnected."
+        )
+    return embedded.float().cpu()
 
 
 def _embed_prompts(
     clip: Clip, prompts: Sequence[str], width: int
 ) -> tuple[torch.Tensor | None, str]:
     """Normalised embeddings [n, width] and '', or None and why the encoder gives none."""
-    inner = clip.cond_stage_model
+    inner = getattr(clip, "cond_stage_model", None)
     encoders = [getattr(inner, name, None) for name in TEXT_ENCODERS]
     encoder = next((e for e in encoders if e is not None), None)
     if not getattr(encoder, "return_projected_pooled", False):

@@ -129,10 +129,34 @@ def _check(inputs: ReportInputs) -> None:
 
     Models of families that the pack does not know are drawn as ComfyUI draws them.
     """
-    for model in (inputs.before, inputs.after):
+    models = (inputs.before, inputs.after)
+    size = native_size(inputs.before)
+    before, after = (batched_sampling.latent_shape(model, size) for model in models)
+    if before != after:
+        raise UnlearnError(
+            "The inputs 'before' and 'after' are models of different kinds; "
+            "connect the same model without and with the patch."
+        )
+    for model in models:
+        known = architectures.known(model)  # raises where a UNet is not guided by text
         matching.check_vae(model, inputs.vae)
-        if architectures.known(model) is not None:
+        if known is not None:
             matching.check_clip(model, inputs.clip)
+        else:
+            _check_unknown(model, inputs.clip)
+
+
+def _check_unknown(model: Model, clip: Clip) -> None:
+    """Raises UnlearnError where a MODEL may read more of a CLIP than the report passes on."""
+    ((_, more),) = clip.encode_from_tokens_scheduled(clip.tokenize(""))
+    passed_on = batched_sampling.EXTRAS
+    unread = [name for name, v in more.items() if torch.is_tensor(v) and name not in passed_on]
+    if unread:
+        raise UnlearnError(
+            f"The input 'clip' gives {', '.join(unread)} beside its states, which the model "
+            f"({architectures.kind(model)}) may need and this report does not pass on; use an "
+            "SD1.x, SD2.x or SDXL checkpoint."
+        )
 
 
 def _draw_both(
@@ -143,11 +167,6 @@ def _draw_both(
 ) -> tuple[Drawing, Drawing]:
     """What the two models draw of the pairs."""
     shape = batched_sampling.latent_shape(inputs.before, settings.size)
-    if shape != batched_sampling.latent_shape(inputs.after, settings.size):
-        raise UnlearnError(
-            "The inputs 'before' and 'after' are models of different kinds; "
-            "connect the same model without and with the patch."
-        )
     positive, negative = batched_sampling.conditioning(
         inputs.clip, [pair.prompt for pair in pairs], settings.size
     )

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from ..concepts import sentences
-from ..errors import UnlearnError
+from ..errors import UnlearnError, quoted
 from ..host import text_encoding
 from ..host.model_types import Clip
 from ..types import ConceptSet
@@ -50,7 +50,7 @@ def build_comparisons(
     for line in templates:
         if "{concept}" not in line:
             raise UnlearnError(
-                f"The line '{line}' of 'templates' has no {{concept}} in it; "
+                f"The line {quoted(line)} of 'templates' has no {{concept}} in it; "
                 "write {concept} where the concept goes."
             )
     prompts = [

@@ -24,12 +24,11 @@ from ..concepts.sentences import (
     mentioned,
     prior_sentences,
 )
-from ..errors import UnlearnError
 from ..host import text_encoding
 from ..host.model_types import Clip
 from ..host.text_encoding import Prompt
 from ..types import Concept, ConceptSet
-from . import tuning
+from . import same_names, tuning
 
 Locate = Callable[[str, str], Prompt]  # (template, name) -> the sentence and where the name stands
 
@@ -131,7 +130,7 @@ def plan(
     the same to the text encoder.
     """
     locate: Locate = cache(lambda template, name: text_encoding.locate(clip, template, name))
-    taken = _names_by_tokens(clip, concept_set)
+    taken = same_names.by_tokens(clip, concept_set)
     pairs: list[SentencePair] = []
     bare_names: list[NamePair] = []
     for index, concept in enumerate(concept_set.concepts):
@@ -217,23 +216,3 @@ def _unused_variants(
     unused = {form: tokens for form, tokens in unused.items() if tokens not in taken}
     taken |= {tokens: form for form, tokens in unused.items()}
     return tuple(unused)
-
-
-def _names_by_tokens(clip: Clip, concept_set: ConceptSet) -> dict[tuple[int, ...], str]:
-    """Everything named, by its tokens; UnlearnError where two names have the same tokens."""
-    kept = {text_encoding.word_token_ids(clip, entry): entry for entry in concept_set.keep}
-    found: dict[tuple[int, ...], str] = {}
-    for name in (name for concept in concept_set.concepts for name in concept.names):
-        tokens = text_encoding.word_token_ids(clip, name)
-        if tokens and tokens in kept:
-            raise UnlearnError(
-                f"'{name}' is to be forgotten and '{kept[tokens]}' kept, but the text encoder "
-                "reads both alike; drop one."
-            )
-        if tokens and tokens in found:
-            raise UnlearnError(
-                f"'{name}' and '{found[tokens]}' are the same to the text encoder; take one out "
-                "of the forget list."
-            )
-        found[tokens] = name
-    return kept | found

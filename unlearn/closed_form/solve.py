@@ -21,7 +21,7 @@ from ..host.architectures import cross_attention, pooled_text
 from ..host.model_types import Clip, Model
 from ..host.progress import Progress
 from ..types import ConceptSet, UnlearnPatch
-from . import patch_edits, sentence_plan, session, token_statistics, tuning, variants
+from . import aftermath, patch_edits, sentence_plan, session, token_statistics, tuning, variants
 from .informax_weights import ESTIMATORS, InformaxWeights
 from .input_groups import InputGroup, input_groups
 from .layer_edit import LayerEdit, SolveContext
@@ -150,8 +150,9 @@ def solve(
         [one.stats for one in found],
         [part.grams for part in parts],
     )
-    of_pooled = _notes_of_pooled(found[1:], parts[1:])
-    notes = [*found[0].notes, *of_pooled, *_notes_of_clip(clip)]
+    edited, _ = patching.apply(model, patch)
+    of_solve = [*found[0].notes, *_notes_of_pooled(found[1:], parts[1:]), *_notes_of_clip(clip)]
+    notes = aftermath.notes((model, edited), clip, concepts, settings, of_solve, impacts)
     report = ScaPreReport.of(found[0].stats, edits, impacts, solves[0].row_weights, notes)
     return patch, report.picture(settings.variant), report.text(patch)
 
@@ -263,6 +264,8 @@ def _solution(
         return found
     drift = getattr(settings.chosen, "drift", 1.0)
     found = session.overshoot(found, settings.overshoot, drift, progress)
+    if not session.group.pooled:
+        found = aftermath.hold_listed(session, found)
     return session.close_revivals(found, settings.rounds)
 
 

@@ -21,8 +21,10 @@ SHORT_LENGTH = 80  # letters of the artist's text that a message repeats
 KIND = re.compile(rf"^({'|'.join(KINDS)})\s*:\s*", re.IGNORECASE)
 WEIGHT = re.compile(r"\s\*\s*(\d+(?:\.\d*)?|\.\d+)\s*$")
 # A quoted name fills its part of the line: it begins where a part may begin, and ends there.
-_QUOTED = re.compile(r'(^|[,;|:({\[]|->)(\s*)"((?:[^"\\]|\\.)*)"(?=\s*(?:$|[,;|)}\]]|->|\*))')
-_SINGLE = re.compile(r"(^|[,;|:({\[]|->)(\s*)'([^'\"]+)'(?=\s*(?:$|[,;|)}\]]|->|\*))")
+_BEGIN = r"(^|[,;|:({\[]|->)(\s*(?:[-*+\u2022]\s+|\(?\d{1,4}[.)]\s+)?)"
+_END = r"(?=\s*(?:$|[,;|)}\]]|->|\*))"
+_QUOTED = re.compile(rf'{_BEGIN}"((?:[^"\\]|\\.)*)"{_END}')
+_SINGLE = re.compile(rf"{_BEGIN}'([^'\"]+)'{_END}")
 _ESCAPED = re.compile(r"\\(.)")
 _SHIELDED = re.compile(r"\x00(\d+)\x00")
 SHIELD = "\x00"  # stands around the number of a quoted name while a line is taken apart
@@ -95,7 +97,7 @@ class Shield:
             name = clean(read(found[3]))
             if not name:
                 return found[0]
-            self.names.append((name, found[0][len(found[1]) :].strip()))
+            self.names.append((name, found[0][found.end(2) - found.start() :]))
             return f"{found[1]}{found[2]}{SHIELD}{len(self.names) - 1}{SHIELD}"
 
         return taken

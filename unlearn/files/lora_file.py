@@ -60,6 +60,11 @@ def export(
     """
     warning = patch_match.check(model, patch)
     _refuse_patched(model, patch)
+    if not patch.edits:
+        raise UnlearnError(
+            "The input 'patch' changes nothing, so there is no LoRA to save; connect the patch of "
+            "an eraser such as ScaPre Solve."
+        )
     stacks: dict[str, list[Edit]] = {}
     for key, edit in patch.edits:
         stacks.setdefault(key, []).append(edit)

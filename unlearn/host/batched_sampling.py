@@ -6,6 +6,7 @@ All prompts finish a step before the next step begins, so what is measured at a 
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -22,6 +23,7 @@ from .memory import BatchSize, raise_if_cancelled
 from .model_types import Clip, Model
 
 UPSCALER_RATIO = 4  # pixels per latent of the x4 upscaler, whose latent format does not tell it
+CHUNK = 77  # token states that CLIP gives for each part of a prompt
 LARGEST_BATCH = 8  # prompts in one UNet call. Not measured
 # Share of free memory by which a batch must be smaller than ComfyUI's estimate of it, because hooks
 # keep activations as well. Not measured.
@@ -124,7 +126,8 @@ def conditioning(
     """(positive, negative) CONDITIONING, each text encoded once.
 
     The positive one holds all texts as one batch [n, 77, d], the negative one the empty prompt.
-    `extras` names what else of the text encoder's output the model reads.
+    `extras` names what else of the text encoder's output the model reads. Raises UnlearnError
+    where texts have states of lengths that cannot be joined.
     """
     found = {}
     for text in dict.fromkeys([*texts, ""]):
@@ -137,9 +140,25 @@ def conditioning(
         for name in extras:
             if found[chosen[0]][1].get(name) is not None:
                 extra[name] = torch.cat([found[text][1][name] for text in chosen])
-        return [[torch.cat([found[text][0] for text in chosen]), extra]]
+        return [[_as_batch([found[text][0] for text in chosen]), extra]]
 
     return batch(list(texts)), batch([""])
+
+
+def _as_batch(states: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Token states [1, length, d] as one batch.
+
+    Shorter ones are repeated, as ComfyUI does with prompts of several chunks: cross-attention then
+    gives the same.
+    """
+    lengths = {state.shape[1] for state in states}
+    if len(lengths) > 1 and any(length % CHUNK for length in lengths):
+        raise UnlearnError(
+            "The input 'clip' gives states of another length for every prompt, which cannot be "
+            "drawn together; use the CLIP of an SD1.x, SD2.x or SDXL checkpoint."
+        )
+    whole = math.lcm(*lengths)
+    return torch.cat([state.repeat(1, whole // state.shape[1], 1) for state in states])
 
 
 def _conditioning_of(

@@ -52,9 +52,10 @@ class Match:
         if self.grade == RELATIVE:
             return (
                 f"The patch was made for a relative of this model (weights differ by "
-                f"{self.difference:.0%}, as in a fine-tune or a merge); on our test models patches "
-                f"worked up to {tuning.RELATIVE:.0%}, so look at the pictures, and make it again "
-                "with Refit Unlearn Patch if they are not right."
+                f"{self.difference:.0%}, as in a fine-tune or a merge); on our test models such "
+                "patches forgot and kept as they should, but superclasses suffered from 20% on, so "
+                "look at the pictures, and make it again with Refit Unlearn Patch if they are not "
+                "right."
             )
         return (
             f"The patch was made for another base model (its weights differ by "

@@ -4,6 +4,7 @@ Every weight must match, and the model should be the one that the patch was made
 """
 
 import json
+import math
 from collections.abc import Mapping
 
 from ..errors import UnlearnError
@@ -27,39 +28,46 @@ def apply(
     """(clone of the MODEL with the patch at `strength`, warning text or '').
 
     The model that comes in is not changed. `quantised` says where low-rank edits go: 'auto' puts
-    them in bypass on layers whose weights would be rounded into 8 or 4 bits, 'bypass' on all
-    layers, 'weights' into the weights. match: what is known of the patch and the MODEL already,
-    None to find it out. Raises UnlearnError when weights are missing or have another shape, and on
-    another base model, which is no relative of the patch's own, when `strict`.
+    them into the weights and undoes their rounding where weights would be rounded into 8 or 4
+    bits, 'bypass' puts them beside all layers, 'weights' into the weights and no more. match: what
+    is known of the patch and the MODEL already, None to find it out. Raises UnlearnError when
+    weights are missing or have another shape, and on another base model, which is no relative of
+    the patch's own, when `strict`.
     """
     found = match or patch_match.match(model, patch)
     if strict:
         found.refuse_stranger()
-    bypassed = dict(weights.bypass_edits(model))
+    beside = dict(weights.bypass_edits(model))
+    corrected = dict(bypass.corrected_edits(model))
     into: dict[str, Strengths] = {}
     # Strength 0 must not even round a weight.
     for key, edit in patch.edits if strength else ():
-        if _bypassed(model, key, edit, quantised):
-            bypassed[key] = (*bypassed.get(key, ()), (edit, strength))
+        place = _place(model, key, edit, quantised)
+        if place == "bypass":
+            beside[key] = (*beside.get(key, ()), (edit, strength))
             continue
         before: Strengths = ()
-        if isinstance(edit, Prune):
-            # Pruning does not commute with additions, so earlier ones go into the weight first.
-            before = bypassed.pop(key, ())
+        if place == "corrected":
+            corrected[key] = (*corrected.get(key, ()), edit)
+        elif isinstance(edit, Prune):
+            # Pruning does not commute with additions, so earlier ones go into the weight first. A
+            # correction would fill up what is pruned.
+            before = beside.pop(key, ())
+            corrected.pop(key, None)
         into[key] = (*into.get(key, ()), *before, (edit, strength))
     patched = model.clone()
     into_weights(patched, into)
-    bypass.put(patched, bypassed)
+    bypass.put(patched, beside, corrected)
     record = tuple({**p, "strength": strength} for p in patch.provenance)
     patched.set_attachments(MANIFEST, manifest(model) + record)
     return patched, found.warning
 
 
-def _bypassed(model: Model, key: str, edit: Edit, quantised: str) -> bool:
-    """Whether an edit runs in bypass.
+def _place(model: Model, key: str, edit: Edit, quantised: str) -> str:
+    """Where an edit goes: into the 'weights', there and 'corrected', or into 'bypass'.
 
     Rounding keeps the zeros of a Prune exactly. A Delta removes no direction completely, so
-    rounding costs it little, and in bypass it would need a second matrix of full size.
+    rounding costs it little, and beside a layer it would need a second matrix of full size.
 
     | format | error of a rounded Delta | of the format itself |
     |---|---|---|
@@ -68,8 +76,10 @@ def _bypassed(model: Model, key: str, edit: Edit, quantised: str) -> bool:
     | nvfp4 | 18 % | 10 % |
     """
     if not isinstance(edit, LowRank) or quantised == "weights" or not bypass.possible(model, key):
-        return False
-    return quantised == "bypass" or bypass.rounds(model, key)
+        return "weights"
+    if quantised == "bypass":
+        return "bypass"
+    return "corrected" if bypass.rounds(model, key) else "weights"
 
 
 def into_weights(patched: Model, edits: Mapping[str, Strengths]) -> None:
@@ -104,7 +114,7 @@ def baked(model: Model) -> Model:
         return model
     clone = model.clone()
     into_weights(clone, bypassed)
-    bypass.put(clone, {})
+    bypass.put(clone, {}, bypass.corrected_edits(model))
     return clone
 
 
@@ -135,13 +145,23 @@ def describe(patch: UnlearnPatch, strength: float, model: Model | None = None) -
         f"{len(patch.edits)} edits on {keys} weights at strength {strength:g}, "
         f"{patch.nbytes / 2**20:.2f} MB"
     )
-    bypassed = weights.bypass_edits(model) if model is not None else {}
-    if bypassed:
-        count = sum(map(len, bypassed.values()))
+    if model is None:
+        return "\n".join(lines)
+    corrected = bypass.corrected_edits(model)
+    if corrected:
+        size = sum(2 * math.prod(weights.shape(model, key)) for key in corrected) / 2**20
         lines.append(
-            f"{count} low-rank edits of {len(bypassed)} weights run beside their layers (bypass), "
-            "where rounding into 8 or 4 bits does not reach them. Save Checkpoint and merges do "
-            "not see them: use Save Unlearned Checkpoint, or set quantised to 'weights', best on "
-            "an fp16 or bf16 base model, for both round."
+            f"{len(corrected)} weights would be rounded into 8 or 4 bits; the rounding is undone "
+            f"as the model runs, which takes up to {size:.0f} MB of memory. Saves, merges and "
+            "compiled models have the edits rounded."
+        )
+    beside = weights.bypass_edits(model)
+    if beside:
+        count = sum(map(len, beside.values()))
+        lines.append(
+            f"{count} low-rank edits of {len(beside)} weights run beside their layers (bypass), "
+            "where rounding does not reach them, and the model runs uncompiled. Save Checkpoint "
+            "and the second input of a merge do not see them: use Save Unlearned Checkpoint, or "
+            "set quantised to 'auto'."
         )
     return "\n".join(lines)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import torch
 
-from ..errors import UnlearnError
-from . import pooled_text
+from ..errors import UnlearnError, quoted
+from . import embeddings, pooled_text
 from .memory import raise_if_cancelled
 from .model_types import Clip
 from .progress import Progress
@@ -58,16 +58,27 @@ def _count(clip: Clip, text: str) -> tuple[int, int]:
     return sum(entry[2] > 0 for chunk in chunks for entry in chunk), len(chunks)
 
 
+def tokens_of(clip: Clip, text: str) -> list[tuple]:
+    """The word tokens of a text, for each encoder."""
+    return [
+        tuple(token for chunk in chunks for token, _, word in chunk if word > 0)
+        for chunks in _chunks(clip, text).values()
+    ]
+
+
 def word_token_ids(clip: Clip, text: str) -> tuple:
     """The word tokens of a text in every encoder, as a value to compare.
 
     () where the text encoder reads nothing.
     """
-    found = []
-    for chunks in _chunks(clip, text).values():
-        for chunk in chunks:
-            found += [token for token, _, word in chunk if word > 0]
-    return tuple(found)
+    return tuple(_comparable(token) for tokens in tokens_of(clip, text) for token in tokens)
+
+
+def _comparable(token: Any) -> Hashable:
+    """A token as a value to compare: an embedding's row by what it holds."""
+    if not isinstance(token, torch.Tensor):
+        return token
+    return token.detach().float().cpu().numpy().tobytes()
 
 
 def word_positions(clip: Clip, listed: Sequence[str]) -> tuple[tuple[int, ...] | None, int]:
@@ -91,8 +102,11 @@ def word_positions(clip: Clip, listed: Sequence[str]) -> tuple[tuple[int, ...] |
 def fix_article(template: str, concept: str) -> str:
     """`a {concept}` becomes `an {concept}` before a vowel.
 
-    The neutral word goes into the same sentence.
+    The neutral word goes into the same sentence. The letters of `embedding:name` are never read,
+    so the article stays as prompts have it.
     """
+    if embeddings.is_embedding(concept):
+        return template
     vowel = concept[:1].lower() in tuple("aeiou")
     return re.sub(r"\b([Aa]) \{concept\}", r"\1n {concept}", template) if vowel else template
 
@@ -100,15 +114,17 @@ def fix_article(template: str, concept: str) -> str:
 def locate(clip: Clip, template: str, concept: str) -> Prompt:
     """The Prompt of a template with `{concept}` filled in.
 
-    Raises UnlearnError when the concept has no tokens or the text is too long for one prompt.
+    Raises UnlearnError when the concept has no tokens, the text is too long for one prompt, or an
+    embedding in it is missing or of another kind of model.
     """
     before, found, _ = template.partition("{concept}")
     if not found:
         raise UnlearnError(
-            f"The template '{template}' has no {{concept}} in it; write {{concept}} where the "
-            "concept goes."
+            f"The template {quoted(template)} has no {{concept}} in it; write {{concept}} where "
+            "the concept goes."
         )
     text = template.replace("{concept}", concept)
+    embeddings.check(clip, text)
     start, _ = _count(clip, before)
     last, _ = _count(clip, before + concept)
     total, chunks = _count(clip, text)

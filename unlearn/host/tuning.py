@@ -1,4 +1,4 @@
-"""Constants of the fast text encoder.
+"""Constants of the fast text encoder, and of how a patch is compared with a model.
 
 A date is the day of the commit that set the value. "Sprites" is the sprite world of
 `testbed/worlds`.
@@ -25,7 +25,10 @@ Measured on sprites: the error was 0.09, and at 0.22 kept pictures changed more 
 RELATIVE = 0.8
 """Relative difference of the sampled original weights up to which a model counts as a relative.
 
-TODO (2026-11-28)"""
+Measured with a patch of the sprites on mixes with the other world's model: at 0.20 and 0.39 both
+objects were forgotten, 0.97 and 0.91 of the kept ones drawn, and superclasses 0.69 and 0.56 (before
+the patch 0.88 and 0.81); at 0.79 kept 0.78 (before 0.81), superclasses 0.31 (0.81). Weights that
+have nothing in common differ by 1 or more (2026-11-28)."""
 
 BAKED_SHARE = 0.25
 """Share of a patch found in a model's original weights from which the artist is told. No unit.

@@ -19,6 +19,8 @@ from .model_types import Model
 SAMPLES = 64  # entries of each weight in a fingerprint
 # The attachment that holds the bypass edits. Models in a running ComfyUI carry it under this name.
 BYPASS_ATTACHMENT = "unlearn_beside"
+# Holds, by weight key, how many patches a weight had when its bypass edits were put beside it.
+BYPASS_AFTER_ATTACHMENT = "unlearn_beside_after"
 IDENTITY_ROWS = 1024  # unit vectors that go through a packed layer at once
 # A MODEL -> its clone without patches, whose layers answer with the original weights.
 _unpatched: weakref.WeakKeyDictionary[Model, Model] = weakref.WeakKeyDictionary()
@@ -83,9 +85,16 @@ def edited(model: Model, key: str) -> bool:
 def bypass_edits(model: Model) -> dict[str, tuple[tuple[Edit, float], ...]]:
     """The edits of a MODEL that run in bypass, not in its weights.
 
-    Weight key -> ((edit, strength), ...).
+    Weight key -> ((edit, strength), ...). A merge that came later keeps a share of the first
+    model, and so of its edits.
     """
-    return model.get_attachment(BYPASS_ATTACHMENT) or {}
+    beside = model.get_attachment(BYPASS_ATTACHMENT) or {}
+    before = model.get_attachment(BYPASS_AFTER_ATTACHMENT) or {}
+    found = {}
+    for key, edits in beside.items():
+        share = math.prod(p[2] for p in model.patches.get(key, ())[before.get(key, 0) :])
+        found[key] = edits if share == 1 else tuple((edit, s * share) for edit, s in edits)
+    return found
 
 
 def _checked(weight: torch.Tensor, key: str) -> torch.Tensor:
@@ -116,6 +125,15 @@ def _read_through_layer(model: Model, key: str) -> torch.Tensor:
         answers = torch.cat([module(part).float() for part in unit.split(IDENTITY_ROWS)])
         bias = module(torch.zeros_like(unit[:1])).float()
         return (answers - bias).T.contiguous().clone()
+
+
+def restore(model: Model) -> None:
+    """Loads a MODEL without any patches, so that its layers hold their original weights again.
+
+    A model that was loaded with an edit leaves the edited weights in layers that all its clones
+    share, until another of them is loaded.
+    """
+    comfy.model_management.load_models_gpu([_without_patches(model)])
 
 
 def _without_patches(model: Model) -> Model:

@@ -15,7 +15,7 @@ from ...kernels import fia
 from .. import provenance
 from ..concepts.notation import split_lines
 from ..concepts.pasted import name_of
-from ..errors import UnlearnError
+from ..errors import UnlearnError, quoted
 from ..host import architectures
 from ..host.adapters import Prune
 from ..types import Concept, ConceptSet, Ranking, SaliencyMap, UnlearnPatch
@@ -64,14 +64,14 @@ def shares(text: str, concepts: Sequence[Concept]) -> dict[str, float]:
         name = _read(said, names)
         if name not in names:
             raise UnlearnError(
-                f"The line '{line}' of 'per_concept' names no concept of the saliency "
-                f"({', '.join(names)}); write 'name = 2%'."
+                f"The line {quoted(line)} of 'per_concept' names no concept of the saliency "
+                f"({quoted(', '.join(names))[1:-1]}); write 'name = 2%'."
             )
         number = _SHARE.fullmatch(value)
         share = float(number[1]) / (100 if number[2] else 1) if number else 0.0
         if not 0 < share <= 1:
             raise UnlearnError(
-                f"The line '{line}' of 'per_concept' has no share above 0 and up to 100%; "
+                f"The line {quoted(line)} of 'per_concept' has no share above 0 and up to 100%; "
                 "write 'name = 2%'."
             )
         found[name] = share

@@ -6,7 +6,7 @@ The templates are the paper's, and the contexts are our own.
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from ..errors import UnlearnError
+from ..errors import UnlearnError, quoted
 from ..host import text_encoding
 from ..host.model_types import Clip
 from ..types import Concept, Group
@@ -83,7 +83,7 @@ def build_groups(
     for line in own.templates:
         if "{concept}" not in line:
             raise UnlearnError(
-                f"The line '{line}' of 'templates' has no {{concept}} in it; "
+                f"The line {quoted(line)} of 'templates' has no {{concept}} in it; "
                 "write {concept} where the concept goes."
             )
     numbers = range(first, first + count)

@@ -1,0 +1,101 @@
+"""What a solve says of its result: concepts that are not gone, kept words, words without meaning.
+
+The sprite world draws, and its judge looks.
+"""
+
+from types import SimpleNamespace
+
+import pytest
+
+from testbed import pack, trial
+
+aftermath = pack.module("unlearn.closed_form.aftermath")
+solving = pack.module("unlearn.closed_form.solve")
+text = pack.module("unlearn.concepts.notation")
+FORGOTTEN = ("fox", "house", "key")
+
+
+def warned(report):
+    return [line for line in report.splitlines() if "WARNING: not gone" in line]
+
+
+def test_a_pasted_list_is_forgotten_as_it_is_meant():
+    patch, report = trial.solve(
+        '1. fox -> animal, house => building\n- "key"', trial.everything_but(*FORGOTTEN)
+    )
+    model = trial.apply(patch)[0]
+    assert "Understood as: fox -> animal; house -> building; key." in report
+    assert "was read as 'fox -> animal', 'house -> building'" in report
+    for name in FORGOTTEN:
+        assert trial.rate(name, model, n=4) <= 0.25, report
+
+
+def test_silence_means_gone_and_a_warning_names_one_input():
+    """The first is the default; of the others each leaves foxes in pictures."""
+    keep = trial.everything_but("fox")
+    patch, report = trial.solve("fox", keep)
+    assert not warned(report), report
+    assert trial.rate("fox", trial.apply(patch)[0]) <= 0.1
+    for settings, says in (
+        ({"prior": False}, "turn 'prior' on"),
+        ({"erase": 0.01}, "raise 'erase' to 100"),
+        ({"variant": "uce"}, "variant 'anchored'"),
+        ({"templates": ("a photo of a {concept}",)}, "empty 'templates'"),
+    ):
+        patch, report = trial.solve("fox", keep, **settings)
+        (line,) = warned(report)
+        assert "'fox'" in line and says in line, report
+
+
+def test_a_kept_word_of_a_forgotten_phrase_is_held():
+    patch, report = trial.solve("fox house -> house", "fox\nhouse")
+    model = trial.apply(patch)[0]
+    assert "Solved once more to hold" in report and "'fox'" in report, report
+    assert trial.rate("fox", model) >= 0.75 and trial.rate("house", model) >= 0.75
+    assert "'fox house' shares words with the keep list" in report and "'hard_keep' to" in report
+    assert trial.seen("an image of a fox house", model).get("fox", 0) == 0
+
+
+def test_what_a_report_proposes_first():
+    def proposed(forget="fox -> animal", **settings):
+        return aftermath.remedy(solving.SolveSettings.of(**settings), text.parse(forget))
+
+    assert "'anchored'" in proposed(variant="paper", prior=False)
+    assert "'prior'" in proposed(prior=False, tokens="last")
+    assert "'tokens' to 'all'" in proposed(tokens="last")
+    assert "'overshoot' to 1" in proposed(overshoot=0.5)
+    assert "lower 'preserve' to 1" in proposed(preserve=9.0)
+    assert "'hard_keep'" in proposed(hard_keep=1.0)
+    assert "'fox -> thing'" in proposed("fox")
+    assert "'drift'" in proposed()
+
+
+def test_words_that_mean_nothing_to_the_text_encoder_are_named():
+    clip = trial.studio("sprites").clip
+    known = text.parse("fox\nice cream\nmiku (vocaloid)\nR2-D2\nvan gogh\nx-ray\ncaf\u00e9")
+    assert aftermath.unknown_words(clip, known) == []
+    (line,) = aftermath.unknown_words(
+        clip, text.parse("fox\n\u72d0\u72f8\nqxzvkj\n\u043b\u0438\u0441\u0430")
+    )
+    assert "'\u72d0\u72f8', 'qxzvkj'" in line and "fox" not in line
+
+
+def test_names_that_the_text_encoder_reads_alike_are_all_named():
+    same_names = pack.module("unlearn.closed_form.same_names")
+    clip = trial.studio("sprites").clip
+    with pytest.raises(pack.module("unlearn.errors").UnlearnError) as error:
+        same_names.by_tokens(clip, text.parse("caf\u00e9\ncafe\u0301\nfianc\u00e9\nfiance\u0301"))
+    assert "; " in str(error.value) and str(error.value).count(" and ") >= 2
+
+
+def test_a_model_that_cannot_be_asked_is_no_error(monkeypatch):
+    def fails(*args, **more):
+        raise KeyError("mask")
+
+    monkeypatch.setattr(aftermath, "remaining", fails)
+    restored = []
+    monkeypatch.setattr(aftermath.weights, "restore", restored.append)
+    settings = SimpleNamespace(glance_size=0)
+    (line,) = aftermath.ask("before", None, None, text.parse("fox"), settings)
+    assert restored == ["before"]
+    assert "could not be asked" in line
