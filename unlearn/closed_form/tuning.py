@@ -86,11 +86,11 @@ HARD_KEEP = 0.99
 
 Measured on sprites, `fox house` forgotten and `fox` kept: 0.75 of pictures (2026-11-28)."""
 
-LEFT_WARNING = 0.21
+LEFT_WARNING = 0.3
 """Share of a concept left in the edited model's predictions above which the report warns.
 
-Measured on sprites, fox or house forgotten in 14 settings, eight pictures each: 0.13 to 0.20 where
-none showed it, 0.22 to 0.91 where a quarter or more did (2026-11-28)."""
+Measured on sprites, eight pictures of each: 0.26 and less where no or a quarter of the pictures
+showed the concept, 0.38 and more where half or more did (2026-11-28)."""
 
 ASKED_PART = 8
 """Part of the side that the model was made for, in which it is asked. It bounds time.
