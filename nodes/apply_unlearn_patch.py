@@ -52,8 +52,8 @@ class ApplyUnlearnPatch(io.ComfyNode):
                     max=2.0,
                     step=0.05,
                     tooltip="1 forgets fully, 0 changes nothing, negative exaggerates the concept. "
-                    "Between the two pictures do not change evenly: most still show the concept at "
-                    "0.5 and few at 0.75. Try 1 first.",
+                    "Between the two pictures do not change evenly: at 0.5 all may still show the "
+                    "concept, at 0.75 some, at 0.9 few. Try 1 first.",
                 ),
                 io.Combo.Input(
                     "mismatch",

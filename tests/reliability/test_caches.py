@@ -202,7 +202,13 @@ def test_threads_share_what_was_drawn(monkeypatch, tally):
         return drawn(reference, texts, *rest)
 
     rows = {str(i): i for i in range(9)} | {"": 99}
-    network = SimpleNamespace(dtype=torch.float32, text_id=rows, reference=None, draw=draw)
+    network = SimpleNamespace(
+        dtype=torch.float32,
+        text_id=rows,
+        reference=None,
+        draw=draw,
+        conditions_digest=" ".join,
+    )
     settings = SimpleNamespace(seed=1, sampling_steps=2, cfg=3.0)
     made = material.TrainingData.__new__(material.TrainingData)
     made.network, made.settings, made.shape = network, settings, [4, 4, 4]

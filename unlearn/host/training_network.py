@@ -355,7 +355,7 @@ class Network:
         chosen = [self.text_id[text] for text in texts]
         for name, tensor in sorted(self.conds.items()):
             rows = tensor[chosen] if len(tensor) == len(self.texts) else tensor
-            h.update(name.encode() + rows.contiguous().view(torch.uint8).numpy().tobytes())
+            h.update(name.encode() + rows.cpu().contiguous().view(torch.uint8).numpy().tobytes())
         return h.hexdigest()
 
     def predict(
