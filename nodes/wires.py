@@ -5,7 +5,6 @@ gives nothing where the file has no text encoder, and a linked number may be any
 """
 
 import functools
-import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -90,14 +89,11 @@ def checked(node: type[io.ComfyNode]) -> type[io.ComfyNode]:
     wrong thing, and for a number, a text or a choice that its schema does not allow.
     """
     plain: Any = node.execute.__func__  # pyright: ignore[reportFunctionMemberAccess]
-    signature = inspect.signature(plain)
+    names = plain.__code__.co_varnames[: plain.__code__.co_argcount]
 
     @functools.wraps(plain)
     def execute(cls: type[io.ComfyNode], *args: Any, **given: Any) -> io.NodeOutput:
-        values = dict(signature.bind_partial(cls, *args, **given).arguments)
-        for name, parameter in signature.parameters.items():
-            if parameter.kind is parameter.VAR_KEYWORD:
-                values |= values.pop(name, {})
+        values = {**dict(zip(names[1:], args, strict=False)), **given}
         for item in cls.define_schema().inputs:
             _check(item, values)
         return plain(cls, *args, **given)

@@ -335,8 +335,9 @@ def fake(shapes, concepts=2, ceiling=0.06, seed=0):
                 )
             )
     print_ = types.Fingerprint({key: torch.zeros(1) for key, *_ in layers})
+    settings = {"score": "paper", "prompts": 1}
     return types.SaliencyMap(
-        named, tuple(layers), tuple(map(tuple, rankings)), ceiling, print_, {"score": "paper"}, {}
+        named, tuple(layers), tuple(map(tuple, rankings)), ceiling, print_, settings, {}
     )
 
 

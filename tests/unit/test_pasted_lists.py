@@ -98,6 +98,8 @@ READ = {
     "Nier: Automata": 'object: "Nier: Automata"',
     "o'keeffe": "object: o'keeffe",
     "fox and house": 'object: fox and house',
+    "apollo 11 rocket\nfox": "object: apollo 11 rocket\nobject: fox",
+    "area 51\n7 dwarfs": 'object: area 51\nobject: "7 dwarfs"',
     "50 cent": 'object: "50 cent"',
     "\U0001f98a": 'object: "\U0001f98a"',
 }  # fmt: skip

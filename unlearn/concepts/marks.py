@@ -6,21 +6,21 @@ import re
 OPEN, CLOSE = "([{", ")]}"
 _FULL_WIDTH = str.maketrans(
     {
-        **dict.fromkeys("，、﹐､", ","),
-        **dict.fromkeys("；﹔", ";"),
-        **dict.fromkeys("：﹕", ":"),
-        **dict.fromkeys("｜￨", "|"),
-        **dict.fromkeys("（﹙", "("),
-        **dict.fromkeys("）﹚", ")"),
-        **dict.fromkeys("［【", "["),
-        **dict.fromkeys("］】", "]"),
-        **dict.fromkeys("｛", "{"),
-        **dict.fromkeys("｝", "}"),
-        **dict.fromkeys("“”„‟«»＂「」『』", '"'),
-        **dict.fromkeys("‘’‚‛＇", "'"),
-        **dict.fromkeys("＊", "*"),
-        **dict.fromkeys("＃", "#"),
-        **dict.fromkeys("＞", ">"),
+        **dict.fromkeys("\uff0c\u3001\ufe50\uff64", ","),
+        **dict.fromkeys("\uff1b\ufe54", ";"),
+        **dict.fromkeys("\uff1a\ufe55", ":"),
+        **dict.fromkeys("\uff5c\uffe8", "|"),
+        **dict.fromkeys("\uff08\ufe59", "("),
+        **dict.fromkeys("\uff09\ufe5a", ")"),
+        **dict.fromkeys("\uff3b\u3010", "["),
+        **dict.fromkeys("\uff3d\u3011", "]"),
+        **dict.fromkeys("\uff5b", "{"),
+        **dict.fromkeys("\uff5d", "}"),
+        **dict.fromkeys("\u201c\u201d\u201e\u201f\u00ab\u00bb\uff02\u300c\u300d\u300e\u300f", '"'),
+        **dict.fromkeys("\u2018\u2019\u201a\u201b\uff07", "'"),
+        **dict.fromkeys("\uff0a", "*"),
+        **dict.fromkeys("\uff03", "#"),
+        **dict.fromkeys("\uff1e", ">"),
         "\u3000": " ",
     }
 )
@@ -30,10 +30,12 @@ _LITERAL = re.compile(
     r'"(?:[^"\\\n]|\\.)*"|(?<=\w)\u2019(?=\w))',
     re.MULTILINE,
 )
-_ARROW = re.compile(r"(?<![<=])(?:[-=~\u2010-\u2015\u2212]{1,3}>|[→⇒➔➜➝➞➙➤⟶⟹⟼↦⮕⇨]\ufe0f?|➡\ufe0f?)")
+_ARROW = re.compile(
+    r"(?<![<=])(?:[-=~\u2010-\u2015\u2212]{1,3}>|[\u2192\u21d2\u2794\u279c\u279d\u279e\u2799\u27a4\u27f6\u27f9\u27fc\u21a6\u2b95\u21e8]\ufe0f?|\u27a1\ufe0f?)"
+)
 _BULLETS = re.compile(
     r"[-*+>\u2010-\u2015\u2212]\s+(?:\[[ xX]?\]\s*)?"
-    r"|[→⇒➔➜➝➤•·‣▪▫▸►▶◦●○■□◆◇★☆✓✔✗❖⁃∙・‧※]\s*"
+    r"|[\u2192\u21d2\u2794\u279c\u279d\u27a4\u2022\u00b7\u2023\u25aa\u25ab\u25b8\u25ba\u25b6\u25e6\u25cf\u25cb\u25a0\u25a1\u25c6\u25c7\u2605\u2606\u2713\u2714\u2717\u2756\u2043\u2219\u30fb\u2027\u203b]\s*"
     r"|\(?\d{1,4}[.)]\s+"
     r"|\(?\d{1,4}[.)](?=[^\W\d_])"
     r"|\(?[A-Za-z]\)\s+"
@@ -99,11 +101,13 @@ def is_rule(line: str) -> bool:
 def without_numbers(lines: list[str]) -> list[str]:
     """The lines without the numbers that count them: '1 fox', '2 house'."""
     found = [_NUMBERED_LINE.match(line) for line in lines]
-    numbers = [int(match[1]) for match in found if match]
-    counting = range(numbers[0], numbers[0] + len(lines)) if numbers else ()
-    if len(lines) < 2 or numbers != list(counting):
+    if len(lines) < 2 or found[0] is None:
         return lines
-    return [_NUMBERED_LINE.sub("", line, count=1) for line in lines]
+    first = int(found[0][1])
+    for number, match in enumerate(found, first):
+        if match is None or int(match[1]) != number:
+            return lines
+    return [line[match.end() :] for line, match in zip(lines, found, strict=True) if match]
 
 
 def without_comment(line: str) -> str:

@@ -28,7 +28,9 @@ def runs(maps: Sequence[SaliencyMap]) -> list[dict[str, Any]]:
                 concept.name
             )
         for (first, prompts), names in by_seeds.items():
-            settings = {**measured.settings, "first": first, "prompts": prompts}
+            settings = {**measured.settings, "prompts": prompts}
+            if first != settings.get("first", 0):
+                settings["first"] = first
             found.append({"concepts": names, "settings": settings})
     if len(found) == 1 and found[0]["settings"] == maps[0].settings:
         return []
@@ -39,6 +41,6 @@ def _numbers(prompts: Sequence[str], measured: SaliencyMap) -> tuple[int, int]:
     """(number of the first prompt, how many) of prompts written as `seed:text`."""
     settings = measured.settings
     if not prompts:
-        return settings["first"], settings["prompts"]
+        return settings.get("first", 0), settings["prompts"]
     seeds = [int(prompt.partition(":")[0]) for prompt in prompts]
     return (min(seeds) - settings["seed"]) % 2**63, len(set(seeds))

@@ -281,7 +281,7 @@ def _foreign_text(model: Model) -> str:
     Other packs make classes from ComfyUI's for models that read another text encoder.
     """
     config: Any = getattr(model.model, "model_config", None)
-    if config is None:
+    if not hasattr(config, "clip_target"):  # no model of a loader of ComfyUI's
         return ""
     foreign = "reads the text of an encoder that ComfyUI has no class for"
     try:
