@@ -55,6 +55,7 @@ def remaining(
     """
     size = size or max(analysis.SMALLEST_SIZE, native_size(before) // tuning.ASKED_PART)
     few = len(concepts) <= tuning.ASKED_TWICE
+    seeds = noise.NOISE_SEEDS[: tuning.ASKED_SEEDS]
     texts, bounds = [], [0]
     for concept in concepts:
         sentences = CHECKED[concept.kind] + (MORE[concept.kind] if few else ())
@@ -66,7 +67,7 @@ def remaining(
     added = []
     for model in (before, after):
         x = batched_sampling.predict_from_noise(
-            model, clip, texts, noise.NOISE_SEEDS, level=noise.NOISE_LEVEL, size=size
+            model, clip, texts, seeds, level=noise.NOISE_LEVEL, size=size
         )
         added.append((x[0::2] - x[1::2]).flatten(1))
     found = []

@@ -101,6 +101,10 @@ ASKED_CONCEPTS = 6
 """Concepts that the edited model is asked for, at most. It bounds time. Not measured
 (2026-11-28)."""
 
+ASKED_SEEDS = 2
+"""Noises from which the edited model is asked in each sentence. It bounds time. Not measured beside
+four (2026-11-28)."""
+
 ASKED_TWICE = 2
 """Up to so many concepts are asked for in four sentences, more in two. Not measured
 (2026-11-28)."""
