@@ -20,8 +20,8 @@ FILES = [
     MODELS / folder / f"{NAME}.safetensors"
     for folder in ("unlearn_patches", "loras", "diffusion_models")
 ]
-FILES += [MODELS / "unlearn_patches" / f"{NAME}_{n}.safetensors" for n in ("one", "two")]
 FILES += [MODELS / "checkpoints" / f"{NAME}_{how}.safetensors" for how in ("stock", "own")]
+FILES += [MODELS / "unlearn_patches" / f"{NAME}_{n}.safetensors" for n in ("one", "two")]
 
 
 @pytest.fixture(scope="module")
