@@ -195,6 +195,7 @@ def impacts_on_predictions(
     for name in dict.fromkeys([*(impact.name for impact in impacts), *_reference_words()]):
         template = text_encoding.fix_article(EXAMINED_IN, name)
         prompts.append(text_encoding.prompt_of(template, name))
+    encoded: batched_sampling.Encoded = {}
     predictions = [
         batched_sampling.predict_from_noise(
             model,
@@ -204,6 +205,7 @@ def impacts_on_predictions(
             level=tuning.NOISE_LEVEL,
             size=size,
             step=step,
+            encoded=encoded,
         ).flatten(1)
         for model in (before, after)
     ]

@@ -65,9 +65,10 @@ def remaining(
                 texts.append(text_encoding.prompt_of(template, name))
         bounds.append(len(texts) // 2)
     added = []
+    encoded: batched_sampling.Encoded = {}
     for model in (before, after):
         x = batched_sampling.predict_from_noise(
-            model, clip, texts, seeds, level=noise.NOISE_LEVEL, size=size
+            model, clip, texts, seeds, level=noise.NOISE_LEVEL, size=size, encoded=encoded
         )
         added.append((x[0::2] - x[1::2]).flatten(1))
     found = []

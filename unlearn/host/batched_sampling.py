@@ -31,6 +31,8 @@ MEMORY_MARGIN = 1.5
 # What is passed on of a text encoder's output in addition to the token states, where no
 # architecture says otherwise.
 EXTRAS = ("pooled_output",)
+# Text -> (token states [1, length, d], what else the text encoder says of it).
+Encoded = dict[str, tuple[torch.Tensor, dict[str, Any]]]
 
 
 @dataclass(frozen=True)
@@ -121,17 +123,24 @@ def seeded_noise(shape: Sequence[int], seeds: Sequence[int]) -> torch.Tensor:
 
 
 def conditioning(
-    clip: Clip, texts: Sequence[str], size: int, extras: Sequence[str] = EXTRAS
+    clip: Clip,
+    texts: Sequence[str],
+    size: int,
+    extras: Sequence[str] = EXTRAS,
+    encoded: Encoded | None = None,
 ) -> tuple[list, list]:
     """(positive, negative) CONDITIONING, each text encoded once.
 
     The positive one holds all texts as one batch [n, 77, d], the negative one the empty prompt.
-    `extras` names what else of the text encoder's output the model reads. Raises UnlearnError
-    where texts have states of lengths that cannot be joined.
+    `extras` names what else of the text encoder's output the model reads. encoded: what the CLIP
+    said of texts before; new ones are added. Raises UnlearnError where texts have states of lengths
+    that cannot be joined.
     """
-    found = {}
+    found = {} if encoded is None else encoded
     for text in dict.fromkeys([*texts, ""]):
         raise_if_cancelled()
+        if text in found:
+            continue
         ((states, more),) = clip.encode_from_tokens_scheduled(clip.tokenize(text))
         found[text] = states, more
 
@@ -162,11 +171,11 @@ def _as_batch(states: Sequence[torch.Tensor]) -> torch.Tensor:
 
 
 def _conditioning_of(
-    model: Model, clip: Clip, texts: Sequence[str], size: int
+    model: Model, clip: Clip, texts: Sequence[str], size: int, encoded: Encoded | None = None
 ) -> tuple[list, list]:
     """As `conditioning`, of what a MODEL reads; raises UnlearnError for a CLIP of another width."""
     family = architectures.of(model)
-    positive, negative = conditioning(clip, texts, size, family.conditioning_extras)
+    positive, negative = conditioning(clip, texts, size, family.conditioning_extras, encoded)
     text_encoding.check_width(positive[0][0].shape[-1], family.text_width())
     return positive, negative
 
@@ -314,15 +323,17 @@ def predict_from_noise(
     level: float,
     size: int,
     step: Callable[[], None] = lambda: None,
+    encoded: Encoded | None = None,
 ) -> torch.Tensor:
     """Pictures x0 that a MODEL predicts from noise alone under each text.
 
     Returns [texts, seeds, c * h * w] float32 on the CPU, from one prediction for each text and
     seed at the noise level `level` (0..1 of the schedule). `step` is called after each batch.
-    Batches shrink when memory runs out.
+    encoded: what the CLIP said of texts before, so that several models are asked about texts that
+    are read once. Batches shrink when memory runs out.
     """
     shape, n = latent_shape(model, size), len(texts)
-    positive, negative = _conditioning_of(model, clip, texts, size)
+    positive, negative = _conditioning_of(model, clip, texts, size, encoded)
     noise = seeded_noise(shape, seeds)
     sampling: Any = model.get_model_object("model_sampling")
     schedule = torch.tensor([sampling.percent_to_sigma(1 - level), 0.0], dtype=torch.float32)

@@ -14,7 +14,7 @@ import torch
 
 from ..errors import UnlearnError
 from ..files.raw_statistics import RawWriter
-from ..host import activation_hooks, batched_sampling, progress, weights
+from ..host import activation_hooks, batched_sampling, progress, text_encoding, weights
 from ..host.architectures import feed_forward, native_size
 from ..host.model_types import Clip, Model
 from ..types import ActivationStats, Concept, ConceptSet, Group, Ranking, SaliencyMap
@@ -68,7 +68,9 @@ def collect(
         _rankings(model, layers, ordered, gathered, statistics, chosen),
         chosen.ceiling,
         weights.fingerprint(model, [key for key, *_ in layers]),
-        {**asdict(chosen), **{name: list(lines) for name, lines in own._asdict().items()}},
+        asdict(chosen)
+        | {name: list(lines) for name, lines in own._asdict().items()}
+        | text_encoding.clip_layer(clip),
         gathered,
     )
     text = report.saliency_text(found, calls, len(groups), watch.seconds, statistics.memory_note)

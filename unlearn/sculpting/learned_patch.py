@@ -26,6 +26,7 @@ class Origin(NamedTuple):
     settings: TrainingSettings
     templates: tuple[str, ...] | None
     images: int = 0  # the artist's own pictures
+    clip_layer: Mapping[str, int] = {}  # what `text_encoding.clip_layer` says of the CLIP
 
 
 @torch.no_grad()
@@ -65,4 +66,5 @@ def _provenance(origin: Origin, on_model: Sequence[Mapping]) -> dict:
     if origin.images:
         settings["images"] = origin.images
     method = f"{provenance.SCULPTING} {origin.settings.variant}"
-    return provenance.record(method, settings, origin.concepts, tuning.IN_PROVENANCE, on_model)
+    record = provenance.record(method, settings, origin.concepts, tuning.IN_PROVENANCE, on_model)
+    return record | dict(origin.clip_layer)

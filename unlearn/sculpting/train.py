@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 
 from ..errors import UnlearnError
-from ..host import memory, patch_match, progress
+from ..host import memory, patch_match, progress, text_encoding
 from ..host.architectures import Layer, native_size
 from ..host.batched_sampling import latent_shape
 from ..host.model_types import Clip, Model, Vae
@@ -102,7 +102,8 @@ def train(
     start = time.time()
     settings = replace(settings, size=settings.size or native_size(model))
     images = 0 if inputs.images is None else len(inputs.images)
-    origin = Origin(concepts, settings, inputs.templates, images)
+    layer = text_encoding.clip_layer(clip)
+    origin = Origin(concepts, settings, inputs.templates, images, layer)
     prepared, notes = _prepare(model, clip, origin, inputs)
     try:
         with torch.inference_mode(False), torch.enable_grad():
