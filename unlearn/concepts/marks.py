@@ -32,8 +32,8 @@ _LITERAL = re.compile(
 )
 _ARROW = re.compile(
     r"(?<![<=])(?:[-=~\u2010-\u2015\u2212]{1,3}>"
-    r"|[\u2192\u21d2\u2794\u279c\u279d\u279e\u2799\u27a4\u27f6\u27f9\u27fc\u21a6\u2b95\u21e8]\ufe0f?"
-    r"|\u27a1\ufe0f?)"
+    r"|[\u2192\u21d2\u2794\u279c\u279d\u279e\u2799\u27a4\u27f6\u27f9\u27fc\u21a6"
+    r"\u2b95\u21e8]\ufe0f?|\u27a1\ufe0f?)"
 )
 _BULLETS = re.compile(
     r"[-*+>\u2010-\u2015\u2212]\s+(?:\[[ xX]?\]\s*)?"
