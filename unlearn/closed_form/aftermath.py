@@ -158,6 +158,8 @@ def weakened_by(settings: Any) -> str:
 
     A quarter of the pictures showed the fox or the house again, at a share left of 0.1 or less.
     """
+    if settings.variant in tuning.NOT_PUSHED:
+        return f"the variant '{settings.variant}' does not push concepts past zero"
     if settings.variant != "anchored":
         return ""
     if not settings.prior:

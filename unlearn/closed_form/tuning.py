@@ -92,6 +92,10 @@ LEFT_WARNING = 0.3
 Measured on sprites, eight pictures of each: 0.26 and less where no or a quarter of the pictures
 showed the concept, 0.38 and more where half or more did (2026-11-28)."""
 
+NOT_PUSHED = ("paper", "uce")
+"""Variants after which a fox was drawn again in a quarter or more of the pictures although little
+of it was left in predictions. Measured on sprites (2026-11-28)."""
+
 ASKED_PART = 8
 """Part of the side that the model was made for, in which it is asked. It bounds time.
 
