@@ -86,6 +86,13 @@ def assert_same(model, before):
         assert torch.equal(value, before[key]), key
 
 
+@pytest.fixture(autouse=True)
+def unasked(monkeypatch):
+    """Without asking the edited model for the report, which takes seconds; see test_aftermath.py."""
+    aftermath = pack.module("unlearn.closed_form.aftermath")
+    monkeypatch.setattr(aftermath, "ask", lambda *args: [])
+
+
 @pytest.fixture(scope="module", autouse=True)
 def states_on_disk(tmp_path_factory):
     """Sentences are encoded once for all tests of this file, as they are for an artist."""
