@@ -88,7 +88,7 @@ def assert_same(model, before):
 
 @pytest.fixture(autouse=True)
 def unasked(monkeypatch):
-    """Without asking the edited model for the report, which takes seconds; see test_aftermath.py."""
+    """The report does not ask the edited model, which takes seconds; see test_aftermath.py."""
     aftermath = pack.module("unlearn.closed_form.aftermath")
     monkeypatch.setattr(aftermath, "ask", lambda *args: [])
 
