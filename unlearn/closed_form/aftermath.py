@@ -27,12 +27,6 @@ from . import tuning
 from .session import Solution, SolveSession
 from .token_statistics import kept_states
 
-# Beside CHECKED, when few concepts are looked at. No solve studies them.
-MORE = {
-    "object": ("a close-up of a {concept}", "there is a {concept} in the room"),
-    "style": ("a city street by {concept}", "a bowl of fruit in {concept} style"),
-    "explicit": ("a close-up of a {concept} body", "there is a {concept} person in the room"),
-}
 NAMED = 10  # concepts that one line of the report names
 
 
@@ -54,12 +48,10 @@ def remaining(
     one; shares tell more than pictures here.
     """
     size = size or max(analysis.SMALLEST_SIZE, native_size(before) // tuning.ASKED_PART)
-    few = len(concepts) <= tuning.ASKED_TWICE
     seeds = noise.NOISE_SEEDS[: tuning.ASKED_SEEDS]
     texts, bounds = [], [0]
     for concept in concepts:
-        sentences = CHECKED[concept.kind] + (MORE[concept.kind] if few else ())
-        for sentence in sentences:
+        for sentence in CHECKED[concept.kind]:
             template = text_encoding.fix_article(sentence, concept.name)
             for name in (concept.name, concept.superclass):
                 texts.append(text_encoding.prompt_of(template, name))
