@@ -99,4 +99,4 @@ def test_a_model_that_cannot_be_asked_is_no_error(monkeypatch):
     settings = SimpleNamespace(glance_size=0)
     (line,) = aftermath.ask("before", None, None, text.parse("fox"), settings)
     assert restored == ["before"]
-    assert "could not be asked" in line
+    assert "could not be found out" in line and "compare pictures" in line

@@ -155,8 +155,15 @@ def test_our_own_files_are_replaced(host):
 
 
 def test_a_patch_or_a_map_is_refused_where_a_file_of_another_kind_stands(host):
+    saliency_file = pack.module("unlearn.files.saliency_file")
     path = folders.new("unlearn_patches", "x")
+    safetensors_io.write(path, {"x": torch.ones(1)}, {"format": saliency_file.FORMAT})
+    with pytest.raises(UnlearnError, match="did not make"):
+        patch_file.save(path, a_patch())
+    path.unlink()
     patch_file.save(path, a_patch())
+    with pytest.raises(UnlearnError, match="did not make"):
+        safetensors_io.write(path, {"x": torch.ones(1)}, {}, saliency_file.is_ours)
     patch_file.save(path, a_patch(1))
     assert patch_file.load(path)[0] == a_patch(1)
 

@@ -89,7 +89,10 @@ def ask(before: Model, after: Model, clip: Clip, concepts: ConceptSet, settings:
         found = remaining(before, after, clip, [every[i] for i in chosen], settings.glance_size)
     except (RuntimeError, TypeError, KeyError, AttributeError, NotImplementedError) as error:
         # Some models draw only with a picture or a mask, which a solve does not have.
-        told.append(f"The edited model could not be asked what is left ({type(error).__name__}).")
+        told.append(
+            "How much is left could not be found out on this model "
+            f"({type(error).__name__}); compare pictures."
+        )
         return told
     finally:
         weights.restore(before)
@@ -102,8 +105,8 @@ def ask(before: Model, after: Model, clip: Clip, concepts: ConceptSet, settings:
         )
     elif not back:
         told.append(
-            f"The edited model was asked in sentences that were not studied: of {found[0].name}, "
-            f"of which most is left, {max(found[0].left, 0):.0%} is."
+            f"In sentences that were not studied, the edited model keeps at most "
+            f"{max(found[0].left, 0):.0%} of a concept ('{found[0].name}')."
         )
     if not back:
         return told
@@ -151,7 +154,7 @@ def weakened_by(settings: Any) -> str:
     A quarter of the pictures showed the fox or the house again, at a share left of 0.1 or less.
     """
     if settings.variant in tuning.NOT_PUSHED:
-        return f"the variant '{settings.variant}' does not push concepts past zero"
+        return f"the variant '{settings.variant}' forgets less than 'anchored'"
     if settings.variant != "anchored":
         return ""
     if not settings.prior:
