@@ -214,6 +214,20 @@ def test_a_name_from_another_node_is_always_saved():
     assert patch_nodes.SaveUnlearnPatch.fingerprint_inputs(name="../x") == 0  # said when it runs
 
 
+def test_a_checkpoint_that_was_moved_to_its_folder_is_not_saved_again(host):
+    """Its node asks the artist to move it there."""
+    path = host / "output" / "unlearned_00001_.safetensors"
+    save_file({"x": torch.ones(4)}, path)
+    saved_files.wrote("moved", path, numbered=True)
+    assert saved_files.state("moved") == 0
+    there = folders.folders("checkpoints")[0]
+    there.mkdir(parents=True)
+    path.rename(there / path.name)
+    assert saved_files.state("moved") == 0
+    (there / path.name).write_bytes(b"another file")
+    assert saved_files.state("moved") == 1
+
+
 def test_raw_statistics_that_were_deleted_are_measured_again(host):
     saliency = pack.module("nodes.concept_saliency")
     ask = saliency.ConceptSaliency.fingerprint_inputs

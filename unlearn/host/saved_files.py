@@ -16,6 +16,8 @@ from pathlib import Path
 from ..errors import UnlearnError
 from . import folders
 
+LOADED_FROM = ("checkpoints", "diffusion_models")  # kinds of folders that checkpoints are moved to
+
 
 @dataclass
 class _Saved:
@@ -62,9 +64,17 @@ def state(where: str | None) -> float:
     found = _saved.get(where)
     if found is None:
         return 0
-    if _stamp(found.path) != found.stamp:
+    if _stamp(found.path) != found.stamp and not _was_moved(found):
         found.changes += 1
     return found.changes
+
+
+def _was_moved(saved: _Saved) -> bool:
+    """Whether a checkpoint lies where loaders find it now, as its node asks the artist to do."""
+    if saved.stamp is None or saved.path.exists():
+        return False
+    moved = [folder / saved.path.name for kind in LOADED_FROM for folder in folders.folders(kind)]
+    return any((stamp := _stamp(path)) and stamp[1] == saved.stamp[1] for path in moved)
 
 
 def _stamp(path: Path) -> tuple[int, int] | None:
