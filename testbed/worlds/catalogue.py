@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from . import captions, glyphs, sprites
+from . import captions, emoji, glyphs, sprites
 
 HERE = Path(__file__).parent
 
@@ -116,7 +116,24 @@ GLYPHS = World(
     checkpoint="glyph_world.safetensors",
     judge=(32, 128),
 )
-WORLDS = {w.name: w for w in (SPRITES, GLYPHS)}
+EMOJI = World(
+    name="emoji",
+    size=emoji.SIZE,
+    objects=emoji.OBJECTS,
+    styles=tuple(emoji.STYLES),
+    superclass=emoji.SUPERCLASS,
+    superclasses=emoji.SUPERCLASSES,
+    twin=emoji.TWIN,
+    explicit_word=emoji.EXPLICIT_WORD,
+    order=emoji.ORDER,
+    labels=emoji.LABELS,
+    bitmaps=emoji.bitmaps(),
+    draw=emoji.draw,
+    file=HERE / "emoji_world.safetensors",
+    checkpoint="emoji_world.safetensors",
+    judge=(32, 128),
+)
+WORLDS = {w.name: w for w in (SPRITES, GLYPHS, EMOJI)}
 
 
 def get(name):
