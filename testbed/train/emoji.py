@@ -224,8 +224,9 @@ class Training:
         batch, pictures = pick(self.rng, self.groups, given.batch, pairs)
         x, noise, t, weight = noisy(model.to_latent(pictures), share if not given.start_from else 1)
         exact = self.round_weights() if given.rounded else None
+        text = self.table.of(batch)
         with torch.autocast("cpu", torch.bfloat16):
-            error = self.net(x, t, self.table.of(batch)).float() - noise
+            error = self.net(x, t, text).float() - noise
         loss = (error.square() * weight).mean()
         self.net.zero_grad(set_to_none=True)
         loss.backward()
@@ -284,10 +285,9 @@ class Training:
                 self.save()
             if self.step % self.given.every == 0 or self.step == self.given.steps:
                 self.write(judge)
-                with torch.autocast("cpu", torch.bfloat16):
-                    hits = model.quick_accuracy(
-                        self.average, self.table.rows, judge, self.groups["pair"]
-                    )
+                hits = model.quick_accuracy(
+                    self.average, self.table.rows, judge, self.groups["pair"]
+                )
                 print(f"  accuracy at {self.step}: {hits}", flush=True)
 
 
