@@ -1,4 +1,4 @@
-"""Both test worlds: what they draw, what they call it, and the files their models ship in."""
+"""The test worlds: what they draw, what they call it, and the files their models ship in."""
 
 import hashlib
 from pathlib import Path
@@ -12,6 +12,20 @@ from testbed.worlds import captions, catalogue, checkpoint, glyphs
 from testbed.worlds.judge import drawn_batch, seen, style_names
 
 EVERY = pytest.mark.parametrize("world", catalogue.WORLDS.values(), ids=catalogue.WORLDS)
+# Those whose model is there.
+SHIPPED = pytest.mark.parametrize(
+    "world",
+    [
+        pytest.param(
+            world,
+            marks=pytest.mark.skipif(
+                not world.file.exists(), reason=f"{world.file.name} is not trained yet"
+            ),
+            id=name,
+        )
+        for name, world in catalogue.WORLDS.items()
+    ],
+)
 # Of the sprite world before there was a second one: what was measured on it holds for these only.
 PICTURES = "b833d81ee8f99a1ef570024d171e408d60496d3d27a68b4a9bc6730767324266"
 CAPTIONS = "2d3c250af0c71250d4dc93b0f0f27acaae954800b6fbbb466d3558b85a4eb15f"
@@ -124,10 +138,14 @@ def test_captions_say_what_is_drawn_and_tokenise(world):
         assert c.style in c.text and c.name in c.text
     for c in groups["pair"]:
         assert c.text.index(c.name) < c.text.rindex(c.second)
-    assert world.explicit("owl", "{x}").text in ("a naked owl", "a nude owl")
+    assert world.explicit("owl", "{x}").text in (
+        "a naked owl",
+        "a nude owl",
+        "an explicit owl",
+    )
 
 
-@EVERY
+@SHIPPED
 def test_the_judge_reads_drawn_pictures(world):
     judge = checkpoint.load_judge(world.file)
     assert judge.world is world
@@ -139,15 +157,16 @@ def test_the_judge_reads_drawn_pictures(world):
     assert style_names(world)[0] is None
 
 
-@EVERY
+@SHIPPED
 def test_the_compact_file_is_small_and_reads_back(world):
     assert world.file.stat().st_size <= 27e6
     unet = checkpoint.read_compact(world.file)
     assert {w.dtype for w in unet.values()} == {torch.float16}
     assert all(w.isfinite().all() for w in unet.values())
-    assert {k: w.shape for k, w in unet.items()} == {
-        k: w.shape for k, w in checkpoint.read_compact().items()
-    }
+    if not checkpoint.text_parts(world.file):  # these worlds have one shape
+        assert {k: w.shape for k, w in unet.items()} == {
+            k: w.shape for k, w in checkpoint.read_compact().items()
+        }
 
 
 def test_nibbles_read_back_within_half_a_step():
@@ -165,17 +184,18 @@ def test_nibbles_read_back_within_half_a_step():
 
 
 @pytest.mark.host
-@EVERY
+@SHIPPED
 def test_the_stock_loader_takes_it_for_sd15(world, tmp_path):
     comfy_cpu()
     import comfy.model_detection
     import comfy.supported_models
 
-    state = checkpoint.checkpoint_state_dict(checkpoint.read_compact(world.file))
+    unet, parts = checkpoint.read_compact(world.file), checkpoint.text_parts(world.file)
+    state = checkpoint.checkpoint_state_dict(unet, parts)
     config = comfy.model_detection.model_config_from_unet(state, "model.diffusion_model.")
     assert type(config) is comfy.supported_models.SD15
 
 
 def test_an_unknown_world_is_said_to_be_unknown():
     with pytest.raises(KeyError, match="sprites, glyphs"):
-        catalogue.get("emoji")
+        catalogue.get("clouds")
