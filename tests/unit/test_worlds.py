@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from testbed.train.model import comfy_cpu
-from testbed.worlds import captions, catalogue, checkpoint, glyphs
+from testbed.worlds import captions, catalogue, checkpoint, glyphs, rounding
 from testbed.worlds.judge import drawn_batch, seen, style_names
 
 EVERY = pytest.mark.parametrize("world", catalogue.WORLDS.values(), ids=catalogue.WORLDS)
@@ -166,13 +166,13 @@ def test_the_compact_file_is_small_and_reads_back(world):
 
 def test_nibbles_read_back_within_half_a_step():
     d = torch.randn(5, 7, 3, 3, generator=torch.Generator().manual_seed(0))
-    packed, scale = checkpoint.nibbles(d)
+    packed, scale = rounding.nibbles(d)
     assert (
         packed.dtype == torch.uint8
-        and packed.shape == (5, checkpoint.GROUP // 2)
+        and packed.shape == (5, rounding.GROUP // 2)
         and scale.shape == (5, 1)
     )
-    back = checkpoint.from_nibbles(packed, scale, d.shape)
+    back = rounding.from_nibbles(packed, scale, d.shape)
     inside = d.flatten(1).abs() <= 7.5 * scale.float()  # what is beyond was cut off
     assert inside.float().mean() > 0.95
     assert ((back - d).flatten(1).abs() <= 0.51 * scale.float())[inside].all()
