@@ -18,27 +18,33 @@ CONFIGS = {"l": "sd1_clip_config.json", "g": "clip_config_bigg.json"}
 # CLIP-G has 32 layers, 28 of them empty. Six do for a test, and take a sixth of the memory.
 FEW = {"l": meaning.KINDS["l"], "g": meaning.KINDS["g"]._replace(layers=6, active=(0, 2, 3, 5))}
 LEFT = 2e-3  # relative, of what the checkpoint's 16 bits take away
-SHIPPED = pytest.mark.skipif(
-    not meaning.FILE.exists(), reason=f"{meaning.FILE.name} is not there: it is not trained yet"
-)
+
+
+def shipped_parts(*values):
+    """A parameter for each text encoder, skipped where its file is not there yet."""
+    return [
+        pytest.param(
+            part,
+            *values,
+            marks=pytest.mark.skipif(
+                not meaning.file_of(part).exists(),
+                reason=f"{meaning.file_of(part).name} is not there: it is not trained yet",
+            ),
+        )
+        for part in FEW
+    ]
 
 
 @pytest.fixture(scope="module")
 def random_file(tmp_path_factory):
-    """A file of both encoders with random weights."""
+    """The file of the first encoder, and beside it that of the other, with random weights."""
     path = tmp_path_factory.mktemp("text") / "text.safetensors"
     with torch.random.fork_rng():
         torch.manual_seed(0)
         table = torch.randn(meaning.START, meaning.COMPONENTS)
-        parts = {part: meaning.Narrow(kind.quick).state_dict() for part, kind in FEW.items()}
-    meaning.write(path, table, parts)
+        for part, kind in FEW.items():
+            meaning.write(part, meaning.Narrow(kind.quick).state_dict(), table, path)
     return path
-
-
-@pytest.fixture(params=[pytest.param("random"), pytest.param("shipped", marks=SHIPPED)])
-def file(request):
-    """The file with random weights, and the one that ships."""
-    return meaning.FILE if request.param == "shipped" else request.getfixturevalue("random_file")
 
 
 def config(part):
@@ -63,12 +69,12 @@ def few_layers(monkeypatch):
     monkeypatch.setattr(meaning, "KINDS", FEW)
 
 
-@pytest.mark.parametrize("part", FEW)
-def test_the_wide_encoder_says_what_the_narrow_one_says(part, file, few_layers):
+@pytest.mark.parametrize("part, ships", [*((part, False) for part in FEW), *shipped_parts(True)])
+def test_the_wide_encoder_says_what_the_narrow_one_says(part, ships, random_file, few_layers):
     import comfy.clip_model
     import comfy.ops
 
-    kind = FEW[part]
+    kind, file = FEW[part], meaning.FILE if ships else random_file
     wide = comfy.clip_model.CLIPTextModel_(
         config(part), torch.float32, "cpu", comfy.ops.disable_weight_init
     )
@@ -141,8 +147,7 @@ def likeness(part, one, other):
     return float(unit[0] @ unit[1])
 
 
-@SHIPPED
-@pytest.mark.parametrize("part", FEW)
+@pytest.mark.parametrize("part", shipped_parts())
 def test_words_of_one_meaning_are_near(part):
     for word, same, other in (
         ("automobile", "car", "fox"),
@@ -153,17 +158,17 @@ def test_words_of_one_meaning_are_near(part):
         assert likeness(part, word, same) > likeness(part, word, other) + 0.2, (word, same)
 
 
-@SHIPPED
-def test_the_pack_reads_the_shipped_encoder_as_it_is():
+@pytest.mark.parametrize("part", shipped_parts()[:1])
+def test_the_pack_reads_the_shipped_encoder_as_it_is(part):
     """The pack's own fast reading of a CLIP gives ComfyUI's states of this one too."""
     import comfy.sd
 
     encoding = pack.module("unlearn.host.text_encoding")
     clip = comfy.sd.load_text_encoder_state_dicts(
-        [{k: w.half() for k, w in meaning.state_dict("l", "text_model.").items()}],
+        [{k: w.half() for k, w in meaning.state_dict(part, "text_model.").items()}],
         clip_type=comfy.sd.CLIPType.STABLE_DIFFUSION,
     )
     states = encoding.encode(clip, TEXTS)
-    wanted = shipped("l").read(rows(TEXTS))[0] @ meaning.widening(meaning.KINDS["l"]).T
+    wanted = shipped(part).read(rows(TEXTS))[0] @ meaning.widening(meaning.KINDS[part]).T
     for text, state in zip(TEXTS, wanted, strict=True):
         assert apart(states[text], state) < LEFT
