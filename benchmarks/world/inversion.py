@@ -1,6 +1,5 @@
 """Textual inversion on an edited model: learns a token's embedding from pictures of an object."""
 
-import copy
 import math
 
 import numpy as np
@@ -22,7 +21,7 @@ def network(model):
     from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 
     with torch.inference_mode(False):
-        config = copy.deepcopy(model.model.model_config.unet_config)  # its lists are emptied
+        config = model.model.model_config.unet_config
         unet = UNetModel(**{**config, "dtype": torch.float32, "device": "cpu"})
         unet.load_state_dict(
             {k: weights.read(model, f"diffusion_model.{k}") for k in unet.state_dict()}
