@@ -1,11 +1,11 @@
 """Makes the sheet of the emoji world from the vendors' vector drawings.
 
-    python3 dev.py tool render_emoji FOLDER...
+    python3 dev.py tool train_render_emoji FOLDER...
 
 FOLDER: for each vendor of testbed/worlds/emoji one unpacked npm package @iconify-json/VENDOR, in
-any order. It needs CairoSVG in .venv (`pip install cairosvg`), which nothing else here does.
-The same packages make the same pixels. The shipped sheet was made from noto 1.2.9, twemoji 1.2.5,
-fluent-emoji-flat 1.2.6, fluent-emoji-high-contrast 1.2.6 and emojione 1.2.3.
+any order. It needs CairoSVG in .venv (`.venv/bin/pip install cairosvg`), which nothing else here
+does. The same packages make the same bytes. The shipped sheet was made from noto 1.2.9, twemoji
+1.2.5, fluent-emoji-flat 1.2.6, fluent-emoji-high-contrast 1.2.6 and emojione 1.2.3.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""Trains the emoji world's text encoders and writes their compact file.
+"""Trains the emoji world's text encoders and writes their compact files.
 
     python3 dev.py tool train_text OUT.safetensors --teacher FOLDER --emoji DATA.JSON
 
@@ -252,7 +252,7 @@ def main():
             seed,
             log=lambda line, name=name: print(name, line, flush=True),
         )
-        meaning.write(given.out, table, {name: narrow.state_dict()})
+        meaning.write(name, narrow.state_dict(), table, given.out)
 
 
 if __name__ == "__main__":

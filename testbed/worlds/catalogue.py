@@ -137,7 +137,7 @@ EMOJI = World(
     draw=emoji.draw,
     file=HERE / "emoji_world.safetensors",
     checkpoint="emoji_world.safetensors",
-    judge=(32, 128),
+    judge=(40, 160),
 )
 WORLDS = {w.name: w for w in (SPRITES, GLYPHS, EMOJI)}
 

@@ -240,8 +240,8 @@ def expand(folder, path=SHIPPED, name=NAME):
     """
     target, stamp = Path(folder) / name, Path(folder) / f"{name}.stamp"
     made_of = f"{FORMAT} {Path(path).stat().st_size} {_digest(path)}"
-    if text_parts(path):
-        made_of += f" {_digest(meaning.FILE)}"
+    for part in text_parts(path):
+        made_of += f" {_digest(meaning.file_of(part))}"
     if target.exists() and stamp.exists() and stamp.read_text() == made_of:
         return target
     target.parent.mkdir(parents=True, exist_ok=True)

@@ -162,22 +162,24 @@ def text_projection(kind):
     return p @ p.T + torch.outer(u, u)
 
 
-def write(path, table, parts):
-    """Writes the compact file: the table in 4 bits, each narrow transformer in 8.
-
-    parts: `l` or `g` -> its state dict. What the file held of other parts stays.
-    """
+def file_of(part, path=FILE):
+    """Where the part `l` or `g` lies; `g` has a file of its own beside that of `l`."""
     path = Path(path)
-    tensors = load_file(path) if path.exists() else {}
-    tensors["table.nibbles"], tensors["table.scale"] = nibbles(table)
-    for part, narrow in parts.items():
-        for name, w in narrow.items():
-            at = f"{part}.{name}"
-            if w.ndim > 1:
-                tensors[at], tensors[f"{at}.scale"] = quantise(w)
-            else:
-                tensors[at] = w.half()
-    save_file({k: v.contiguous() for k, v in tensors.items()}, path, {"format": FORMAT})
+    return path if part == "l" else path.with_name(f"{path.stem}_{part}{path.suffix}")
+
+
+def write(part, narrow, table, path=FILE):
+    """Writes a narrow transformer in 8 bits; the file of `l` has the table too, in 4 bits."""
+    tensors = {}
+    if part == "l":
+        tensors["table.nibbles"], tensors["table.scale"] = nibbles(table)
+    for name, w in narrow.items():
+        if w.ndim > 1:
+            tensors[name], tensors[f"{name}.scale"] = quantise(w)
+        else:
+            tensors[name] = w.half()
+    tensors = {k: v.contiguous() for k, v in tensors.items()}
+    save_file(tensors, file_of(part, path), {"format": FORMAT})
 
 
 def read(part, path=FILE):
@@ -185,11 +187,11 @@ def read(part, path=FILE):
     tensors = load_file(path)
     scale = tensors["table.scale"]
     table = from_nibbles(tensors["table.nibbles"], scale, (len(scale), COMPONENTS))
-    narrow = {}
+    tensors, narrow = load_file(file_of(part, path)), {}
     for name, w in tensors.items():
-        if name.startswith(f"{part}.") and not name.endswith(".scale"):
+        if not name.startswith("table.") and not name.endswith(".scale"):
             scale = tensors.get(f"{name}.scale")
-            narrow[name.removeprefix(f"{part}.")] = w.float() if scale is None else scaled(w, scale)
+            narrow[name] = w.float() if scale is None else scaled(w, scale)
     return narrow, table
 
 
