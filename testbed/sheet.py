@@ -13,6 +13,7 @@ CELL = (2 * SIDE + BETWEEN, SIDE + 46)
 COLUMNS = 4
 MARGIN = 28
 HEAD = 58
+OVER = 3  # how far a mark stands over its picture
 MARKED = "the judge finds it as it should be"
 
 
@@ -52,13 +53,13 @@ def rows(widths):
 def cell(shot, before, after, good):
     """One caption: the two pictures, a mark of the judge on each, and the text below."""
     wide = before.width * SIDE // before.height
-    out = Image.new("RGB", (2 * wide + BETWEEN, CELL[1]), PAPER)
+    out = Image.new("RGB", (2 * wide + BETWEEN + OVER, CELL[1]), PAPER)
     draw = ImageDraw.Draw(out)
     for k, picture in enumerate((before, after)):
         x = k * (wide + BETWEEN)
         out.paste(picture.resize((wide, SIDE), Image.NEAREST), (x, 0))
         sign = mark(good[k])
-        out.paste(sign, (x + wide - 19, SIDE - 19), sign)
+        out.paste(sign, (x + wide - sign.width + OVER, SIDE - sign.height + OVER), sign)
     x, y = wide + BETWEEN / 2, SIDE / 2
     draw.polygon([(x - 4, y - 7), (x + 5, y), (x - 4, y + 7)], FAINT)
     draw.text((0, SIDE + 7), shot, INK, ImageFont.load_default(17))
