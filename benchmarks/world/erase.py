@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from testbed import pack
-from testbed.judged import FORGET, concepts, many_shots
+from testbed.judged import SPRITES as TASK
 from testbed.worlds.studio import studio
 
 scapre = pack.module("unlearn.closed_form.solve")
@@ -40,7 +40,7 @@ def found(s, plan, model=None):
     rights = [right for shot, look in zip(plan, looks, strict=True) for right in shot.labels(look)]
     misses = {}
     for shot, look in zip(plan, looks, strict=True):
-        if shot.caption.name not in FORGET and not look.correct:
+        if shot.caption.name not in TASK.forget and not look.correct:
             misses[shot.caption.name] = misses.get(shot.caption.name, 0) + 1
     gone = np.mean([there for forgotten, there in rights if forgotten])
     kept = np.mean([there for forgotten, there in rights if not forgotten])
@@ -53,7 +53,7 @@ def main():
     parser.add_argument("--only", default="", help="comma-separated names of settings")
     parser.add_argument("--rounds", type=int, default=2, help="pictures per object")
     given = parser.parse_args()
-    s, plan = studio(), many_shots(given.rounds)
+    s, plan = studio(), TASK.many_shots(given.rounds)
     before = found(s, plan)
     print(
         f"{'unedited':34} forgot {before[0]:.2f} kept {before[1]:.2f} of {len(plan)} pictures",
@@ -64,7 +64,7 @@ def main():
         settings = dict(SETTINGS[name])
         start = time.time()
         with torch.inference_mode():
-            wanted = concepts(keep=settings.pop("keep", True))
+            wanted = TASK.concepts(keep=settings.pop("keep", True))
             patch, _, words = scapre.solve(
                 s.model, s.clip, wanted, scapre.SolveSettings.of(**settings)
             )

@@ -22,7 +22,7 @@ from torch import nn
 
 from ..worlds import catalogue, meaning
 from ..worlds.checkpoint import few_bits, read_compact, recipe, write_compact
-from ..worlds.rounding import rounded
+from ..worlds.rounding import on_grid, scales
 from . import model
 from .muon import Muon
 
@@ -61,6 +61,7 @@ EMPTY = {
 }
 SHARES = {"plain": 0.32, "superclass": 0.08, "styled": 0.48, "explicit": 0.07, "empty": 0.05}
 PAIRS_FROM = 0.25  # of the steps
+SCALES_FOR = 20  # steps that a matrix's scales in 4 bits are used for
 
 
 class Reader(nn.Module):
@@ -185,6 +186,7 @@ class Training:
         self.average = copy.deepcopy(self.net).eval().requires_grad_(False)
         self.optimiser = Muon(self.net, given.rate, given.small_rate)
         self.step, self.losses, self.start = 0, [], time.time()
+        self.scales = {}  # of the matrices that are trained in 4 bits
         self.file = given.out.with_suffix(".resume.pt")
         if self.file.exists():
             self.resume()
@@ -223,7 +225,7 @@ class Training:
         pairs = bool(self.rng.random() < given.pairs * (share >= PAIRS_FROM or given.pairs == 1))
         batch, pictures = pick(self.rng, self.groups, given.batch, pairs)
         x, noise, t, weight = noisy(model.to_latent(pictures), share if not given.start_from else 1)
-        exact = self.round_weights() if given.rounded else None
+        exact = self.round_weights() if share >= given.rounded_from else None
         text = self.table.of(batch)
         with torch.autocast("cpu", torch.bfloat16):
             error = self.net(x, t, text).float() - noise
@@ -246,13 +248,14 @@ class Training:
     @torch.no_grad()
     def round_weights(self):
         """Puts the weights on the file's 4 bits for one step; gives back what they were."""
-        exact = [
-            (p, p.detach().clone())
-            for name, p in self.net.named_parameters()
-            if p.ndim > 1 and few_bits(name, p)
-        ]
-        for parameter, value in exact:
-            parameter.copy_(rounded(value))
+        exact = []
+        for name, parameter in self.net.named_parameters():
+            if parameter.ndim > 1 and few_bits(name, parameter):
+                value = parameter.detach().clone()
+                if name not in self.scales or self.step % SCALES_FOR == 0:
+                    self.scales[name] = scales(value)
+                parameter.copy_(on_grid(value, self.scales[name]))
+                exact.append((parameter, value))
         return exact
 
     def write(self, judge):
@@ -305,7 +308,10 @@ def main():
     parser.add_argument("--every", type=int, default=300, help="steps between two looks")
     parser.add_argument("--from", dest="start_from", type=Path, help="a file to go on from")
     parser.add_argument(
-        "--rounded", action="store_true", help="train with weights on the file's 4 bits"
+        "--rounded-from",
+        type=float,
+        default=0.8,
+        help="share of the steps after which weights are trained on the file's 4 bits",
     )
     given = parser.parse_args()
     given.out.parent.mkdir(parents=True, exist_ok=True)

@@ -61,12 +61,18 @@ class World(NamedTuple):
             self.objects, self.superclasses, self.styles, self.explicit_word
         )
 
+    def expand(self, folder):
+        """Path of the shipped model's checkpoint in `folder`, made if it is not there."""
+        from .checkpoint import expand
+
+        return expand(folder, self.file, self.checkpoint)
+
     def studio(self, folder):
         """The shipped model, expanded into `folder` and loaded as ComfyUI does, with its judge."""
-        from .checkpoint import expand, load_judge
+        from .checkpoint import load_judge
         from .evaluate import Studio
 
-        return Studio(expand(folder, self.file, self.checkpoint), load_judge(self.file))
+        return Studio(self.expand(folder), load_judge(self.file))
 
 
 SPRITES = World(

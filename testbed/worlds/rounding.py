@@ -16,13 +16,15 @@ def quantise(w):
     ), scale
 
 
-def nibbles(d):
-    """[rows, ...] -> uint8 [rows, n / 2], two numbers of -8 to 7 each, and scales [rows, groups].
-
-    The scales are float16; for each group the best of four is taken.
-    """
+def _grouped(d):
+    """[rows, ...] -> float32 [rows, groups, 64], filled up with zeros."""
     flat = d.float().flatten(1)
-    flat = torch.nn.functional.pad(flat, (0, -flat.shape[1] % GROUP)).unflatten(1, (-1, GROUP))
+    return torch.nn.functional.pad(flat, (0, -flat.shape[1] % GROUP)).unflatten(1, (-1, GROUP))
+
+
+def scales(d):
+    """Float16 scales [rows, groups] for 4 bits; for each group the best of four is taken."""
+    flat = _grouped(d)
     peak = flat.abs().amax(-1).clamp_min(1e-6)
     best = torch.full_like(peak, torch.inf)
     scale = torch.zeros_like(peak, dtype=torch.float16)
@@ -35,8 +37,21 @@ def nibbles(d):
             .sum(-1)
         )
         scale, best = torch.where(error < best, tried, scale), torch.minimum(error, best)
-    q = ((flat / scale[..., None]).round().clamp(-8, 7) + 8).to(torch.uint8).flatten(1)
+    return scale
+
+
+def nibbles(d):
+    """[rows, ...] -> uint8 [rows, n / 2], two numbers of -8 to 7 each, and `scales(d)`."""
+    scale = scales(d)
+    q = ((_grouped(d) / scale[..., None]).round().clamp(-8, 7) + 8).to(torch.uint8).flatten(1)
     return q[:, ::2] << 4 | q[:, 1::2], scale
+
+
+def on_grid(d, scale):
+    """The matrix as 4 bits with these scales hold it, float32."""
+    step = scale.float()[..., None]
+    flat = ((_grouped(d) / step).round_().clamp_(-8, 7) * step).flatten(1)
+    return flat[:, : math.prod(d.shape[1:])].reshape(d.shape)
 
 
 def from_nibbles(packed, scale, shape):
@@ -53,4 +68,4 @@ def scaled(w, scale):
 
 def rounded(w):
     """The matrix as 4 bits hold it, float32."""
-    return from_nibbles(*nibbles(w), w.shape)
+    return on_grid(w, scales(w))
