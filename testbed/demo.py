@@ -1,6 +1,6 @@
 """`dev.py demo`: a real ComfyUI forgets three objects and a style, and a judge looks at pictures.
 
-The graph is example_workflows/quick_erase.json with the emoji world's names. The last line of the
+The graph is example_workflows/quick_erase.json with a small world's names. The last line of the
 output is `demo: forgot F kept K seconds S`. F is the accuracy left on what was forgotten. K is the
 accuracy on what was kept, divided by the unedited model's.
 """
@@ -19,7 +19,7 @@ from testbed.worlds.evaluate import judge_picture
 from . import graphs, judged, sheet
 from .server import BASE, Server
 
-TASK = judged.EMOJI
+TASK = judged.SHOWN
 OUT = Path("output")
 DRAWN = BASE / "output" / "demo"
 # Node titles: what is copied for every caption, before and after; both use the first two.

@@ -31,7 +31,7 @@ class Plan(NamedTuple):
     title: str
 
 
-def plans(task=judged.EMOJI):
+def plans(task=judged.SHOWN):
     """Workflow -> its Plan in the world of a Task."""
     (first, second), style = task.forget[:2], task.style
     pruned, other = task.pruned[0], task.kept_styles[0]
@@ -116,7 +116,7 @@ QUICK = TRAINING | {
 }
 
 
-def small(name, task=judged.EMOJI, muted=False, quick=False):
+def small(name, task=judged.SHOWN, muted=False, quick=False):
     """A workflow in API format, with a world's checkpoint, concepts and sizes.
 
     quick: with as few steps as possible, for tests.
@@ -155,7 +155,7 @@ def label(title):
     return name[0].lower() + name[1:]
 
 
-def runs(server, name, prompts, task=judged.EMOJI, quick=False):
+def runs(server, name, prompts, task=judged.SHOWN, quick=False):
     """What is saved for each prompt: [(label, picture), ...] in the order of the workflow's nodes.
 
     Nodes that are muted in the workflow run in a second round.

@@ -146,3 +146,8 @@ EMOJI = Task(
     pruned=("trophy", "donut"),
     others=("robot", "guitar", "taxi", "trophy", "atom", "princess", "basketball", "donut"),
 )
+SHOWN = SPRITES
+"""The task of the demo, `dev.py serve` and the documentation's pictures.
+
+It becomes EMOJI with the commit that brings that world's model.
+"""

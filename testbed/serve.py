@@ -1,6 +1,6 @@
-"""`dev.py serve`: ComfyUI with this pack and the emoji world, opened on the quick-erase workflow.
+"""`dev.py serve`: ComfyUI with this pack and a small world, opened on the quick-erase workflow.
 
-The sprite world's checkpoint lies beside it. It runs until Ctrl+C.
+It is the world of the demo; the sprite world's checkpoint lies beside it. It runs until Ctrl+C.
 """
 
 import argparse
@@ -18,19 +18,19 @@ from . import example_pictures, graphs, judged
 from .server import BASE, HOST, command, free_port
 
 # A node pack without nodes. The template browser lists its workflows, which are ready to run.
-EXAMPLES = "emoji_world"
+EXAMPLES = "unlearn_examples"
 PACKS = ("--whitelist-custom-nodes", "ComfyUI-Unlearn", EXAMPLES)
 
 
 def prepare():
     """Puts checkpoints and examples where the server finds them."""
-    for task in (judged.EMOJI, judged.SPRITES):
+    for task in (judged.SHOWN, judged.SPRITES):
         task.world.expand(BASE / "models" / "checkpoints")
     examples()
 
 
 def examples():
-    """Writes the example workflows with the emoji world's names, sizes and settings."""
+    """Writes the example workflows with the world's names, sizes and settings."""
     folder = BASE / "custom_nodes" / EXAMPLES / "example_workflows"
     folder.mkdir(parents=True, exist_ok=True)
     (folder.parent / "__init__.py").write_text("NODE_CLASS_MAPPINGS = {}\n", encoding="utf-8")

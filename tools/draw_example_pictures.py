@@ -16,7 +16,7 @@ def main():
     parser.add_argument("names", nargs="*", help="example workflows, all by default")
     plans = example_pictures.plans()
     names = parser.parse_args().names or list(plans)
-    judged.EMOJI.world.expand(BASE / "models" / "checkpoints")
+    judged.SHOWN.world.expand(BASE / "models" / "checkpoints")
     with Server("--disable-metadata", leaves=example_pictures.SAVED) as server:
         for name in names:
             start = time.time()

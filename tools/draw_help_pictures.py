@@ -16,7 +16,7 @@ from tools import draw_workflows
 
 FOLDER = graphs.FOLDER.parent / "web" / "docs" / "pictures"
 WIDTH, QUALITY = 900, 82
-TASK = judged.EMOJI
+TASK = judged.SHOWN
 GONE, SIDE = TASK.forget[:2], 8 * TASK.world.size
 NAME = "help_page"  # of the files that are saved and loaded again
 WRITTEN = [

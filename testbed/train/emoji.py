@@ -59,7 +59,7 @@ EMPTY = {
         *(f"output_blocks.{i}.0" for i in (0, 1, 2, 3, 6)),
     ),
 }
-SHARES = {"plain": 0.32, "superclass": 0.08, "styled": 0.48, "explicit": 0.07, "empty": 0.05}
+SHARES = {"plain": 0.27, "superclass": 0.06, "styled": 0.56, "explicit": 0.06, "empty": 0.05}
 PAIRS_FROM = 0.25  # of the steps
 SCALES_FOR = 20  # steps that a matrix's scales in 4 bits are used for
 
