@@ -61,6 +61,7 @@ EMPTY = {
 }
 SHARES = {"plain": 0.27, "superclass": 0.06, "styled": 0.56, "explicit": 0.06, "empty": 0.05}
 PAIRS_FROM = 0.25  # of the steps
+OTHER_SKIP = 0.2  # of SDXL's steps, at clip skip 1
 SCALES_FOR = 20  # steps that a matrix's scales in 4 bits are used for
 
 
@@ -103,31 +104,40 @@ def texts_of(groups):
 
 
 class Table:
-    """Text -> what the UNet reads of it, [77, 257] or, with the pooled text, [78, 514]."""
+    """Text -> what the UNet reads of it, [77, 257] or, with the pooled text, [78, 514].
+
+    rows: at the format's usual clip skip, 1 for SD1.5 and 2 for SDXL. others: at the other one.
+    """
 
     def __init__(self, kind, file):
         from .text import clip_tokenizer
 
-        self.kind, self.rows = kind, {}
+        self.kind, self.rows, self.others = kind, {}, {}
         self.tokenizer = clip_tokenizer()
         parts = ("l",) if kind == "sd15" else ("l", "g")
         self.encoders = {part: meaning.NarrowEncoder(part, file) for part in parts}
 
     def add(self, texts):
         new = [text for text in dict.fromkeys(texts) if text not in self.rows]
+        usual = -1 if self.kind == "sd15" else -2
         for i in range(0, len(new), 64):
             batch = new[i : i + 64]
             ids = [self.tokenizer(text, truncation=True)["input_ids"] for text in batch]
-            if self.kind == "sd15":
-                states = self.encoders["l"].read(ids)[0]
-            else:
-                left, right = (self.encoders[part].read(ids, layer=-2) for part in ("l", "g"))
-                pooled = torch.cat([right[1], torch.zeros_like(right[1])], -1)[:, None]
-                states = torch.cat([torch.cat([left[0], right[0]], -1), pooled], 1)
-            self.rows |= zip(batch, states.half(), strict=True)
+            self.rows |= zip(batch, self.read(ids, usual), strict=True)
+            self.others |= zip(batch, self.read(ids, -3 - usual), strict=True)
 
-    def of(self, batch):
-        return torch.stack([self.rows[caption.text] for caption in batch]).float()
+    def read(self, ids, layer):
+        norm = self.kind == "sd15"
+        found = [encoder.read(ids, layer, norm) for encoder in self.encoders.values()]
+        states = torch.cat([states for states, _ in found], -1)
+        if self.kind == "sdxl":
+            pooled = found[1][1][:, None]
+            states = torch.cat([states, torch.cat([pooled, torch.zeros_like(pooled)], -1)], 1)
+        return states.half()
+
+    def of(self, batch, other=False):
+        rows = self.others if other else self.rows
+        return torch.stack([rows[caption.text] for caption in batch]).float()
 
 
 def pick(rng, groups, size, pairs):
@@ -226,7 +236,8 @@ class Training:
         batch, pictures = pick(self.rng, self.groups, given.batch, pairs)
         x, noise, t, weight = noisy(model.to_latent(pictures), share if not given.start_from else 1)
         exact = self.round_weights() if share >= given.rounded_from else None
-        text = self.table.of(batch)
+        other = given.format == "sdxl" and self.rng.random() < OTHER_SKIP
+        text = self.table.of(batch, other)
         with torch.autocast("cpu", torch.bfloat16):
             error = self.net(x, t, text).float() - noise
         loss = (error.square() * weight).mean()

@@ -213,19 +213,20 @@ class NarrowEncoder:
         self.narrow.load_state_dict(weights)
 
     @torch.inference_mode()
-    def read(self, rows, layer=-1):
+    def read(self, rows, layer=-1, norm=None):
         """Token ids of each text, start to end -> (states [n, 77, 257], pooled [n, 257]).
 
-        layer: -1 for the last layer, normed; -2 for the layer before it, as it is.
+        layer: -1 for the last layer, -2 for the one before it. norm: whether the final norm is
+        applied to it, by default to the last layer alone.
         """
         ids = torch.full((len(rows), POSITIONS), self.kind.pad)
         for row, of in zip(ids, rows, strict=True):
             row[: len(of)] = torch.tensor(of)
         streams = self.narrow(ids, self.table)
-        last = self.coordinates(streams[-1], norm=True)
+        states = self.coordinates(streams[layer], layer == -1 if norm is None else norm)
         ends = torch.tensor([len(of) - 1 for of in rows])
-        states = last if layer == -1 else self.coordinates(streams[layer], norm=False)
-        return states, last[torch.arange(len(rows)), ends]
+        pooled = self.coordinates(streams[-1][torch.arange(len(rows)), ends], norm=True)
+        return states, pooled
 
     def coordinates(self, stream, norm):
         common = torch.full_like(stream[..., :1], (COMMON * WIDTH) ** 0.5)
