@@ -15,6 +15,7 @@ from .server import BASE
 
 SIDE = 800
 INK, GONE, KEPT, PAPER = (28, 32, 38), (192, 66, 52), (46, 125, 90), (250, 250, 247)
+SENTENCES = ("an image of {a}", "a drawing of {a}", "this is {a}")
 SMALL = "on a small SD1.5-format model, same seeds"
 
 
@@ -34,39 +35,44 @@ class Plan(NamedTuple):
 def plans(task=judged.SHOWN):
     """Workflow -> its Plan in the world of a Task."""
     (first, second), style = task.forget[:2], task.style
-    pruned, other = task.pruned[0], task.kept_styles[0]
+    other = next(s for s in task.kept_styles if s not in task.pruned)
 
-    def image(name):
-        return captions.plain(name, "an image of {a}").text
+    def shown(name, k=0):
+        """A prompt for an object or a style; k chooses the sentence, or the object in the style."""
+        if name in task.world.styles:
+            return captions.styled(task.others[k], name, "{a} by {style}").text
+        return captions.plain(name, SENTENCES[k]).text
 
-    def drawing(name):
-        return captions.plain(name, "a drawing of {a}").text
-
-    def this(name):
-        return captions.plain(name, "this is {a}").text
-
-    def by(name, style):
-        return captions.styled(name, style, "{a} by {style}").text
+    def erased(*names):
+        return tuple(shown(name, k) for k, name in enumerate(names))
 
     objects = {"Objects to Forget": (first, second)}
     both = objects | {"Styles to Forget": (style,)}
-    painted, kept_style = by(task.others[0], style), by(task.others[1], other)
-    erased = (image(first), drawing(second), painted)
-    kept = (image(task.world.twin[first]), this(task.world.twin[second]), kept_style)
+    alike = [task.world.twin[name] for name in (first, second)]
+    kept = (shown(alike[0]), shown(alike[1], 2), shown(other, 1))
+    pruned, again = task.pruned[0], task.pruned[-1]
     return {
         "quick_erase": Plan(
-            both, erased, kept, f"Quick erase: {first}, {second}, {style}\n{SMALL}"
+            both,
+            erased(first, second, style),
+            kept,
+            f"Quick erase: {first}, {second}, {style}\n{SMALL}",
         ),
-        "erase_sdxl": Plan(both, erased, kept, f"Quick erase for SDXL\nhere the same {SMALL}"),
+        "erase_sdxl": Plan(
+            both,
+            erased(first, second, style),
+            kept,
+            f"Quick erase for SDXL\nhere the same {SMALL}",
+        ),
         "neuron_pruning": Plan(
             {"Objects to Forget": task.pruned},
-            (image(pruned), drawing(task.pruned[1]), drawing(pruned)),
-            (image(first), *kept[1:]),
+            erased(pruned, again, pruned),
+            (shown(first), *kept[1:]),
             f"Neuron pruning: {', '.join(task.pruned)}\n{SMALL}",
         ),
         "one_after_another": Plan(
             objects,
-            (image(first), drawing(second), this(first)),
+            erased(first, second, first),
             kept,
             f"One after another: {first}, then {second}\n{SMALL}",
         ),
@@ -76,18 +82,21 @@ def plans(task=judged.SHOWN):
                 "Object to Prune": (pruned,),
                 "Object to Train Away": (first,),
             },
-            (painted, image(pruned), drawing(first)),
-            (kept_style, *kept[1::-1]),
+            erased(style, pruned, first),
+            (kept[2], kept[1], kept[0]),
             f"All three methods, stacked\n{SMALL}",
         ),
         "compare_variants": Plan(
             {"Objects to Forget": (first,), "Styles to Forget": (style,)},
-            (drawing(first), painted),
+            erased(first, style),
             kept[:1],
             f"Compare variants: {first}, {style}\n{SMALL}",
         ),
         "export_and_reload": Plan(
-            objects, erased[:2], kept[:1], f"Export and reload: {first}, {second}\n{SMALL}"
+            objects,
+            erased(first, second),
+            kept[:1],
+            f"Export and reload: {first}, {second}\n{SMALL}",
         ),
     }
 
@@ -124,7 +133,9 @@ def small(name, task=judged.SHOWN, muted=False, quick=False):
     graph, concepts = graphs.to_api(graphs.load(name), muted), plans(task)[name].concepts
     gone, side = [c for names in concepts.values() for c in names], 8 * task.world.size
     for title, names in concepts.items():
-        graphs.put(graph, title, forget=task.forget_lines(names), keep=task.keep_lines(gone))
+        kind = graph[graphs.titled(graph, title)]["inputs"]["kind"]
+        forget = task.forget_lines(names, kind)
+        graphs.put(graph, title, forget=forget, keep=task.keep_lines(gone))
     train = {f"preset.{k}": v for k, v in (QUICK if quick else TRAINING).items()}
     puts = {
         "CheckpointLoaderSimple": {"ckpt_name": task.world.checkpoint},

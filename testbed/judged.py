@@ -46,8 +46,8 @@ class Shot(NamedTuple):
 class Task(NamedTuple):
     """What is forgotten in a world.
 
-    forget, style: three objects and a style. pruned: objects that a pruning method forgets well.
-    others: kept objects that are unlike the forgotten ones, to draw beside them.
+    forget, style: three objects and a style. pruned: objects or other styles that a pruning method
+    forgets well. others: kept objects that are unlike the forgotten ones, to draw beside them.
     """
 
     world: World
@@ -64,10 +64,12 @@ class Task(NamedTuple):
     def kept_styles(self) -> tuple[str, ...]:
         return tuple(s for s in self.world.styles if s != self.style)
 
-    def forget_lines(self, names) -> str:
-        """A forget list of these names."""
-        known = self.world.superclass
-        return "\n".join(f"{n} -> {known[n]}" if n in known else n for n in names)
+    def forget_lines(self, names, kind="object") -> str:
+        """A forget list of these names, for a node with this kind."""
+        known, named = self.world.superclass, "" if kind == "style" else "style: "
+        lines = {n: f"{n} -> {known[n]}" for n in names if n in known}
+        lines |= {n: f"{named}{n}" for n in names if n in self.world.styles}
+        return "\n".join(lines.get(n, n) for n in names)
 
     def keep_lines(self, gone) -> str:
         """A keep list of everything in the world but `gone`."""
@@ -77,8 +79,7 @@ class Task(NamedTuple):
         """The ConceptSet. With `keep`, everything else is on the keep list."""
         notation = pack.module("unlearn.concepts.notation")
         kept = self.keep_lines(self.gone) if keep else ""
-        objects = notation.parse(self.forget_lines(self.forget), kept)
-        return notation.merge(objects, notation.parse(self.style, "", "style"))
+        return notation.parse(self.forget_lines(self.gone), kept)
 
     def few_shots(self) -> list[Shot]:
         """What the demo draws, forgotten labels first, in rows of four; a pair counts twice.
@@ -143,7 +144,7 @@ EMOJI = Task(
     world=catalogue.EMOJI,
     forget=("fox", "house", "pizza"),
     style="line art",
-    pruned=("trophy", "donut"),
+    pruned=("emojione",),
     others=("robot", "guitar", "taxi", "trophy", "atom", "princess", "basketball", "donut"),
 )
 SHOWN = SPRITES

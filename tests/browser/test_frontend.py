@@ -220,7 +220,8 @@ def test_serve_opens_a_graph_that_runs_with_one_click(context, server):
     tab.listen()
     ran, _ = tab.run()
     saves = [str(i) for i in ids("quick_erase", "Picture Before", "Picture After")]
-    assert set(saves) <= set(ran) and [tab.picture(i)[1] for i in saves] == [128, 128]
+    side = 8 * judged.SHOWN.world.size
+    assert set(saves) <= set(ran) and [tab.picture(i)[1] for i in saves] == [side, side]
     tab.shot("serve")
     tab.page.close()
 

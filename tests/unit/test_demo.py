@@ -20,7 +20,9 @@ def test_what_is_forgotten_and_kept_is_in_the_world(task):
     assert {*task.forget, *task.others} <= {*world.objects} and task.style in world.styles
     assert not {*task.forget} & {*task.others}
     lines = task.forget_lines(task.gone).split("\n")
-    assert lines[0] == f"fox -> {world.superclass['fox']}" and lines[-1] == task.style
+    assert lines[0] == f"fox -> {world.superclass['fox']}" and lines[-1] == f"style: {task.style}"
+    assert task.forget_lines([task.style], "style") == task.style
+    assert {*task.pruned} <= {*world.bitmaps, *world.styles} and not {*task.pruned} & {*task.gone}
     kept = task.keep_lines(task.gone).split("\n")
     assert {*kept, *task.gone} == {*world.objects, *world.styles}
     assert not {*kept} & {*task.gone}
