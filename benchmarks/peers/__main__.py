@@ -258,6 +258,9 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--json", action="store_true", help="end with one JSON object")
     parser.add_argument("--worlds", default="", help="by comma; all unless named")
+    parser.add_argument(
+        "--clip-skip", type=int, help="which last layer of the text encoder is read"
+    )
     parser.add_argument("--methods", default="", help="by comma; all unless named")
     parser.add_argument("--protocols", default="", help="by comma; all unless named")
     parser.add_argument(
@@ -281,7 +284,7 @@ def main():
     given = parser.parse_args()
     wanted = chosen(given.methods, methods(), "method")
     names = chosen(given.protocols, list(protocols.MAKERS), "protocol")
-    known = {name: catalogue.get(name) for name in catalogue.WORLDS}
+    known = catalogue.MODELS
     shipped = [name for name, world in known.items() if world.file.exists()]
     results = load(given.out, {k: getattr(given, k) for k in SETTINGS})
     results |= {"processor": processor(), "date": today(), "torch": torch.__version__}
@@ -293,7 +296,9 @@ def main():
     pack.load()
     for name in chosen(given.worlds, shipped, "world"):
         world = known[name]
-        studio = world.studio(BASE / "models" / "checkpoints")
+        studio = world.studio(BASE / "models" / "checkpoints", given.clip_skip)
+        if given.clip_skip:
+            world = world._replace(name=f"{name}, clip skip {given.clip_skip}")
         for protocol in protocols.possible(world, names):
             run_protocol(
                 studio,

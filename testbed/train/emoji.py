@@ -61,6 +61,7 @@ EMPTY = {
 }
 SHARES = {"plain": 0.27, "superclass": 0.06, "styled": 0.56, "explicit": 0.06, "empty": 0.05}
 PAIRS_FROM = 0.25  # of the steps
+PAIR_NOISE = (0.4, 0.05)  # exponent of the timesteps' distribution, bound of the weights
 OTHER_SKIP = 0.2  # of SDXL's steps, at clip skip 1
 SCALES_FOR = 20  # steps that a matrix's scales in 4 bits are used for
 
@@ -157,12 +158,15 @@ def pick(rng, groups, size, pairs):
     )
 
 
-def noisy(x0, share):
+def noisy(x0, share, pairs=False):
     """(noised latents, noise, timesteps, weight of each error); share of the steps that are done.
 
-    High noise comes more often at first: there, words decide what is drawn.
+    High noise comes more often at first, because there words decide what is drawn. So it does for
+    pairs: there the side of each is decided.
     """
     bent, bound = (0.8, 0.1) if share < 0.4 else (1.0, 0.3)
+    if pairs:
+        bent, bound = PAIR_NOISE
     t = (1000 * torch.rand(len(x0)) ** bent).long().clamp(0, 999)
     noise = torch.randn_like(x0)
     a = model.ALPHAS[t].view(-1, 1, 1, 1)
@@ -234,7 +238,7 @@ class Training:
         torch.manual_seed(given.seed * 1_000_003 + self.step)
         pairs = bool(self.rng.random() < given.pairs * (share >= PAIRS_FROM or given.pairs == 1))
         batch, pictures = pick(self.rng, self.groups, given.batch, pairs)
-        x, noise, t, weight = noisy(model.to_latent(pictures), share if not given.start_from else 1)
+        x, noise, t, weight = noisy(model.to_latent(pictures), 1 if given.start_from else share, pairs)
         exact = self.round_weights() if share >= given.rounded_from else None
         other = given.format == "sdxl" and self.rng.random() < OTHER_SKIP
         text = self.table.of(batch, other)

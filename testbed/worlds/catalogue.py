@@ -67,12 +67,15 @@ class World(NamedTuple):
 
         return expand(folder, self.file, self.checkpoint)
 
-    def studio(self, folder):
-        """The shipped model, expanded into `folder` and loaded as ComfyUI does, with its judge."""
+    def studio(self, folder, clip_skip=None):
+        """The shipped model, expanded into `folder` and loaded as ComfyUI does, with its judge.
+
+        clip_skip: which of the text encoder's last layers is read; None is the model's usual one.
+        """
         from .checkpoint import load_judge
         from .evaluate import Studio
 
-        return Studio(self.expand(folder), load_judge(self.file))
+        return Studio(self.expand(folder), load_judge(self.file), clip_skip)
 
 
 SPRITES = World(
@@ -139,11 +142,18 @@ EMOJI = World(
     checkpoint="emoji_world.safetensors",
     judge=(40, 160),
 )
+EMOJI_XL = EMOJI._replace(
+    name="emoji_xl",
+    file=HERE / "emoji_xl_world.safetensors",
+    checkpoint="emoji_xl_world.safetensors",
+)
 WORLDS = {w.name: w for w in (SPRITES, GLYPHS, EMOJI)}
+MODELS = {**WORLDS, EMOJI_XL.name: EMOJI_XL}
+"""Every model that ships: one for each world, and the emoji world's in SDXL's format."""
 
 
 def get(name):
-    """The world of that name; KeyError names those that exist."""
-    if name not in WORLDS:
-        raise KeyError(f"there is no world {name!r}; there are {', '.join(WORLDS)}")
-    return WORLDS[name]
+    """The world of that model; KeyError names the models that exist."""
+    if name not in MODELS:
+        raise KeyError(f"there is no world {name!r}; there are {', '.join(MODELS)}")
+    return MODELS[name]

@@ -41,13 +41,16 @@ def judge_picture(judge, picture, caption):
 class Studio:
     """A loaded checkpoint and its judge: `look(captions, model=edited)` draws and judges."""
 
-    def __init__(self, checkpoint, judge):
+    def __init__(self, checkpoint, judge, clip_skip=None):
         import comfy.sd
 
         with torch.inference_mode():
             self.model, self.clip, self.vae = comfy.sd.load_checkpoint_guess_config(
                 str(checkpoint)
             )[:3]
+        if clip_skip:
+            self.clip = self.clip.clone()
+            self.clip.clip_layer(-clip_skip)
         self.judge, self.states = judge, {}
         # Text -> pooled vector, of a model that reads it as SDXL does.
         self.pooled = None if self.model.model.adm_channels == 0 else {}
