@@ -1,6 +1,6 @@
 """`dev.py demo`: a real ComfyUI forgets three objects and a style, and a judge looks at pictures.
 
-The graph is example_workflows/quick_erase.json with the sprite world's names. The last line of the
+The graph is example_workflows/quick_erase.json with a small world's names. The last line of the
 output is `demo: forgot F kept K seconds S`. F is the accuracy left on what was forgotten. K is the
 accuracy on what was kept, divided by the unedited model's.
 """
@@ -15,12 +15,11 @@ import torch
 
 from testbed.worlds import checkpoint
 from testbed.worlds.evaluate import judge_picture
-from testbed.worlds.sprites import OBJECTS, SIZE, STYLES, SUPERCLASS
 
 from . import graphs, judged, sheet
-from .judged import FORGET, STYLE
 from .server import BASE, Server
 
+TASK = judged.SHOWN
 OUT = Path("output")
 DRAWN = BASE / "output" / "demo"
 # Node titles: what is copied for every caption, before and after; both use the first two.
@@ -41,17 +40,16 @@ def copied(parts, chain, k):
     return made
 
 
-def graph(plan, steps):
-    """The quick-erase graph of the sprite world with a sampler before and after for every shot.
+def graph(task, plan, steps):
+    """The quick-erase graph of a world with a sampler before and after for every shot.
 
     Also gives the ids of the two nodes that save pictures; that of shot k has the suffix `_k`.
     """
-    g = graphs.to_api(graphs.load("quick_erase"))
-    graphs.put(g, "Load Checkpoint", ckpt_name=checkpoint.NAME)
-    keep = [n for n in OBJECTS if n not in FORGET] + [s for s in STYLES if s != STYLE]
-    forget = "\n".join(f"{n} -> {SUPERCLASS[n]}" for n in FORGET)
-    graphs.put(g, "Objects to Forget", forget=forget, keep="\n".join(keep))
-    graphs.put(g, "Styles to Forget", forget=STYLE, keep="")
+    g, side = graphs.to_api(graphs.load("quick_erase")), 8 * task.world.size
+    graphs.put(g, "Load Checkpoint", ckpt_name=task.world.checkpoint)
+    forget, keep = task.forget_lines(task.forget), task.keep_lines(task.gone)
+    graphs.put(g, "Objects to Forget", forget=forget, keep=keep)
+    graphs.put(g, "Styles to Forget", forget=task.style, keep="")
     chains = {
         "before": [graphs.titled(g, title) for title in BEFORE],
         "after": [graphs.titled(g, title) for title in AFTER],
@@ -63,7 +61,7 @@ def graph(plan, steps):
             made = copied(parts, chain, k)
             text, size, sampler, _, save = (node["inputs"] for node in made.values())
             text["text"] = shot.caption.text
-            size.update(width=64 * (1 + (shot.caption.second is not None)), height=64)
+            size.update(width=side * (1 + (shot.caption.second is not None)), height=side)
             sampler.update(seed=100 + k, steps=steps, cfg=3.0)
             save["filename_prefix"] = f"demo/{when}_{k:02}"
             g |= made
@@ -71,8 +69,8 @@ def graph(plan, steps):
 
 
 def pixels(picture):
-    """PIL picture of 64x64 (a pair: 128x64) pixels -> [3, 8, 8] (a pair: [3, 8, 16]) in [0, 1]."""
-    small = np.asarray(picture, np.float32)[SIZE // 2 :: SIZE, SIZE // 2 :: SIZE] / 255
+    """PIL picture of 8 n x 8 n pixels (a pair: 16 n wide) -> [3, n, n] ([3, n, 2 n]) in [0, 1]."""
+    small = np.asarray(picture, np.float32)[4::8, 4::8] / 255
     return torch.from_numpy(small).movedim(-1, 0).contiguous()
 
 
@@ -83,13 +81,13 @@ def score(rights, gone):
     )
 
 
-def draw(plan, steps, say):
+def draw(task, plan, steps, say):
     """([pictures before, pictures after], the report in words), from a ComfyUI of its own."""
-    g, saves = graph(plan, steps)
+    g, saves = graph(task, plan, steps)
     say("starting ComfyUI")
     # Without this flag every picture would carry the whole graph.
     with Server("--disable-metadata") as server:
-        names = ", ".join((*FORGET, STYLE))
+        names = ", ".join(task.gone)
         say(f"forgetting {names}, then drawing {len(plan)} prompts before and after")
         drawn_before = len(list(DRAWN.glob("*.png")))
         reached = 0
@@ -118,10 +116,10 @@ def main():
     def say(line):
         print(f"[{time.time() - start:5.1f} s] {line}", file=sys.stderr, flush=True)
 
-    say("writing the sprite world's checkpoint")
-    checkpoint.expand(BASE / "models" / "checkpoints")
-    judge, plan = checkpoint.load_judge(), judged.few_shots()
-    pictures, words = draw(plan, given.steps, say)
+    say("writing the emoji world's checkpoint")
+    TASK.world.expand(BASE / "models" / "checkpoints")
+    judge, plan = checkpoint.load_judge(TASK.world.file), TASK.few_shots()
+    pictures, words = draw(TASK, plan, given.steps, say)
     say("judging")
     rights = [
         [

@@ -1,65 +1,106 @@
-"""The example workflows on the sprite world, and the picture that ComfyUI shows for each of them.
+"""The example workflows on a small world, and the picture that ComfyUI shows for each of them.
 
 A picture is a sheet of what the workflow's own Save Image nodes saved. `dev.py tool
-draw_example_pictures` draws them; tests and `dev.py serve` use the same graphs.
+draw_example_pictures` draws them, on the emoji world; tests and `dev.py serve` use the same graphs.
 """
+
+from typing import NamedTuple
 
 from PIL import Image, ImageDraw, ImageFont
 
-from testbed.worlds import checkpoint
-from testbed.worlds.sprites import OBJECTS, STYLES, SUPERCLASS
+from testbed.worlds import captions
 
-from . import graphs
+from . import graphs, judged
 from .server import BASE
 
 SIDE = 800
 INK, GONE, KEPT, PAPER = (28, 32, 38), (192, 66, 52), (46, 125, 90), (250, 250, 247)
+SENTENCES = ("an image of {a}", "a drawing of {a}", "this is {a}")
 SMALL = "on a small SD1.5-format model, same seeds"
-# Per workflow: the sprite world's concepts by node title, the prompts with forgotten concepts,
-# the prompts with kept ones, and the headline.
-BOTH = {"Objects to Forget": ("fox", "house"), "Styles to Forget": ("van gogh",)}
-ERASED = (
-    ("an image of a fox", "a drawing of a house", "a fish by van gogh"),
-    ("an image of a cat", "this is a church", "an apple by warhol"),
-)
-PLANS = {
-    "quick_erase": (BOTH, *ERASED, f"Quick erase: fox, house, van gogh\n{SMALL}"),
-    "erase_sdxl": (BOTH, *ERASED, f"Quick erase for SDXL\nhere the same {SMALL}"),
-    "neuron_pruning": (
-        {"Objects to Forget": ("boat", "anchor")},
-        ("an image of a boat", "a drawing of an anchor", "a drawing of a boat"),
-        ("an image of a fox", "this is a church", "an apple by warhol"),
-        f"Neuron pruning: boat, anchor\n{SMALL}",
-    ),
-    "one_after_another": (
-        {"Objects to Forget": ("fox", "house")},
-        ("an image of a fox", "a drawing of a house", "this is a fox"),
-        ("an image of a cat", "this is a church", "an apple by warhol"),
-        f"One after another: fox, then house\n{SMALL}",
-    ),
-    "all_three_stacked": (
-        {
-            "Style to Forget": ("van gogh",),
-            "Object to Prune": ("boat",),
-            "Object to Train Away": ("fox",),
-        },
-        ("a fish by van gogh", "an image of a boat", "a drawing of a fox"),
-        ("an apple by warhol", "this is a church", "an image of a cat"),
-        f"All three methods, stacked\n{SMALL}",
-    ),
-    "compare_variants": (
-        {"Objects to Forget": ("fox",), "Styles to Forget": ("van gogh",)},
-        ("a drawing of a fox", "a fish by van gogh"),
-        ("an image of a cat",),
-        f"Compare variants: fox, van gogh\n{SMALL}",
-    ),
-    "export_and_reload": (
-        {"Objects to Forget": ("fox", "house")},
-        ("an image of a fox", "a drawing of a house"),
-        ("an image of a cat",),
-        f"Export and reload: fox, house\n{SMALL}",
-    ),
-}
+
+
+class Plan(NamedTuple):
+    """An example workflow in a world.
+
+    concepts: names by the title of the node that lists them. gone, kept: prompts that show
+    forgotten concepts, and others. title: headline of the picture.
+    """
+
+    concepts: dict[str, tuple[str, ...]]
+    gone: tuple[str, ...]
+    kept: tuple[str, ...]
+    title: str
+
+
+def plans(task=judged.SHOWN):
+    """Workflow -> its Plan in the world of a Task."""
+    (first, second), style = task.forget[:2], task.style
+    other = next(s for s in task.kept_styles if s not in task.pruned)
+
+    def shown(name, k=0):
+        """A prompt for an object or a style; k chooses the sentence, or the object in the style."""
+        if name in task.world.styles:
+            return captions.styled(task.others[k], name, "{a} by {style}").text
+        return captions.plain(name, SENTENCES[k]).text
+
+    def erased(*names):
+        return tuple(shown(name, k) for k, name in enumerate(names))
+
+    objects = {"Objects to Forget": (first, second)}
+    both = objects | {"Styles to Forget": (style,)}
+    alike = [task.world.twin[name] for name in (first, second)]
+    kept = (shown(alike[0]), shown(alike[1], 2), shown(other, 1))
+    pruned, again = task.pruned[0], task.pruned[-1]
+    return {
+        "quick_erase": Plan(
+            both,
+            erased(first, second, style),
+            kept,
+            f"Quick erase: {first}, {second}, {style}\n{SMALL}",
+        ),
+        "erase_sdxl": Plan(
+            both,
+            erased(first, second, style),
+            kept,
+            f"Quick erase for SDXL\nhere the same {SMALL}",
+        ),
+        "neuron_pruning": Plan(
+            {"Objects to Forget": task.pruned},
+            erased(pruned, again, pruned),
+            (shown(first), *kept[1:]),
+            f"Neuron pruning: {', '.join(task.pruned)}\n{SMALL}",
+        ),
+        "one_after_another": Plan(
+            objects,
+            erased(first, second, first),
+            kept,
+            f"One after another: {first}, then {second}\n{SMALL}",
+        ),
+        "all_three_stacked": Plan(
+            {
+                "Style to Forget": (style,),
+                "Object to Prune": (pruned,),
+                "Object to Train Away": (first,),
+            },
+            erased(style, pruned, first),
+            (kept[2], kept[1], kept[0]),
+            f"All three methods, stacked\n{SMALL}",
+        ),
+        "compare_variants": Plan(
+            {"Objects to Forget": (first,), "Styles to Forget": (style,)},
+            erased(first, style),
+            kept[:1],
+            f"Compare variants: {first}, {style}\n{SMALL}",
+        ),
+        "export_and_reload": Plan(
+            objects,
+            erased(first, second),
+            kept[:1],
+            f"Export and reload: {first}, {second}\n{SMALL}",
+        ),
+    }
+
+
 TRAINING = {
     "steps": 140,
     "stop_at": 0.7,
@@ -84,25 +125,21 @@ QUICK = TRAINING | {
 }
 
 
-def small(name, muted=False, quick=False):
-    """A workflow in API format, with the sprite world's checkpoint, concepts and sizes.
+def small(name, task=judged.SHOWN, muted=False, quick=False):
+    """A workflow in API format, with a world's checkpoint, concepts and sizes.
 
     quick: with as few steps as possible, for tests.
     """
-    graph, concepts = graphs.to_api(graphs.load(name), muted), PLANS[name][0]
-    gone = [c for names in concepts.values() for c in names]
-    kept = "\n".join(c for c in (*OBJECTS, *STYLES) if c not in gone)
+    graph, concepts = graphs.to_api(graphs.load(name), muted), plans(task)[name].concepts
+    gone, side = [c for names in concepts.values() for c in names], 8 * task.world.size
     for title, names in concepts.items():
-        graphs.put(
-            graph,
-            title,
-            forget="\n".join(f"{c} -> {SUPERCLASS[c]}" if c in SUPERCLASS else c for c in names),
-            keep=kept,
-        )
+        kind = graph[graphs.titled(graph, title)]["inputs"]["kind"]
+        forget = task.forget_lines(names, kind)
+        graphs.put(graph, title, forget=forget, keep=task.keep_lines(gone))
     train = {f"preset.{k}": v for k, v in (QUICK if quick else TRAINING).items()}
     puts = {
-        "CheckpointLoaderSimple": {"ckpt_name": checkpoint.NAME},
-        "EmptyLatentImage": {"width": 64, "height": 64},
+        "CheckpointLoaderSimple": {"ckpt_name": task.world.checkpoint},
+        "EmptyLatentImage": {"width": side, "height": side},
         "KSampler": {"steps": 2 if quick else 12, "cfg": 3.0, "seed": 5},
         "ScaPreSolve": {"prior": not quick},
         "ConceptSaliency": {"prompts": 1, "steps": 2, "window": 1}
@@ -119,7 +156,7 @@ def small(name, muted=False, quick=False):
     for node in graph.values():
         node["inputs"].update(puts.get(node["class_type"], {}))
         if node["class_type"] in ("ConceptSaliency", "DynamicMaskTrainer"):
-            node["inputs"].update(cfg=3.0, size=64)
+            node["inputs"].update(cfg=3.0, size=side)
     return graph
 
 
@@ -129,12 +166,12 @@ def label(title):
     return name[0].lower() + name[1:]
 
 
-def runs(server, name, prompts, quick=False):
+def runs(server, name, prompts, task=judged.SHOWN, quick=False):
     """What is saved for each prompt: [(label, picture), ...] in the order of the workflow's nodes.
 
     Nodes that are muted in the workflow run in a second round.
     """
-    graph, whole = small(name, False, quick), small(name, True, quick)
+    graph, whole = small(name, task, False, quick), small(name, task, True, quick)
     if len(whole) > len(graph):
         server.run(graph)
         graph = {i: n for i, n in whole.items() if n["class_type"] != "SaveUnlearnedCheckpoint"}
@@ -161,7 +198,7 @@ def sheet(title, forgotten, kept):
     for k, line in enumerate(title.split("\n")):
         draw.text((24, 16 + 34 * k), line, INK, font((30, 22)[k]))
     pairs = len(forgotten[0][1]) == 2
-    side = 176 if pairs else 172
+    side = 176  # a multiple of the small pictures' own pixels
     for column, (word, colour, shots) in enumerate(
         (("forgotten", GONE, forgotten), ("kept", KEPT, kept))
     ):
@@ -171,7 +208,7 @@ def sheet(title, forgotten, kept):
             draw.text((x, y), text, colour, font(22))
             draw.text((x + 8 + draw.textlength(text, font(22)), y + 6), word, colour, font(15))
             for j, (label, picture) in enumerate(pictures):
-                at = (x + j * (side + (4 if pairs else 20)), y + 32)
+                at = (x + j * (side + (4 if pairs else 16)), y + 32)
                 out.paste(picture.resize((side, side), Image.NEAREST), at)
                 draw.text((at[0], at[1] + side + 2), label, INK, font(16))
     return out

@@ -50,23 +50,36 @@ def filled(workflow, graph):
         node.get("properties", {}).pop("models", None)
         if (given := graph.get(str(node["id"]))) is None or not node.get("widgets_values"):
             continue
-        values, named = (
-            node["widgets_values"],
-            [entry["name"] for entry in node["inputs"] if "widget" in entry],
-        )
-        if missing := [
-            n for n, v in given["inputs"].items() if not isinstance(v, list) and n not in named
-        ]:
-            raise KeyError(f"'{node['type']}' has no widget {missing[0]} in the workflow")
-        at = 0
-        for name in named:
-            values[at] = (
-                given["inputs"].get(name, values[at])
-                if not isinstance(given["inputs"].get(name), list)
-                else values[at]
-            )
-            at += 1 + (name in ("seed", "noise_seed"))
+        inputs = {k: v for k, v in given["inputs"].items() if not isinstance(v, list)}
+        known = {entry["name"] for entry in node["inputs"] if "widget" in entry}
+        for name in reversed([name for name in inputs if name not in known]):
+            add_widget(workflow, node, name)
+        values, at = node["widgets_values"], 0
+        for entry in node["inputs"]:
+            if "widget" in entry:
+                values[at] = inputs.get(entry["name"], values[at])
+                at += 1 + (entry["name"] in ("seed", "noise_seed"))
     return workflow
+
+
+def add_widget(workflow, node, name):
+    """Gives a node of a UI-format workflow the widget `outer.inner`, first below `outer`.
+
+    The frontend makes such widgets when the choice `outer` is changed.
+    """
+    outer, _, inner = name.rpartition(".")
+    places = [k for k, entry in enumerate(node["inputs"]) if entry["name"] == outer]
+    if not places:
+        raise KeyError(f"'{node['type']}' has no widget {name} in the workflow")
+    (place,) = places
+    before = [entry["name"] for entry in node["inputs"][: place + 1] if "widget" in entry]
+    seeds = sum(n in ("seed", "noise_seed") for n in before)
+    node["widgets_values"].insert(len(before) + seeds, None)
+    entry = {"localized_name": inner, "name": name, "widget": {"name": name}, "link": None}
+    node["inputs"].insert(place + 1, entry)
+    for link in workflow["links"]:
+        if link[3] == node["id"] and link[4] > place:
+            link[4] += 1
 
 
 def titled(graph, title):

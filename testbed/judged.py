@@ -1,4 +1,4 @@
-"""What the demo and benchmarks forget in the sprite world, and the captions they judge it on.
+"""What the demo and benchmarks forget in a world, and the captions they judge it on.
 
 No solve is given these sentences: it uses "{a}", "a photo of {a}" and others of its own.
 """
@@ -6,91 +6,149 @@ No solve is given these sentences: it uses "{a}", "a photo of {a}" and others of
 from typing import NamedTuple
 
 from testbed import pack
-from testbed.worlds import captions
+from testbed.worlds import captions, catalogue
 from testbed.worlds.captions import Caption
+from testbed.worlds.catalogue import World
 from testbed.worlds.evaluate import Look
-from testbed.worlds.sprites import OBJECTS, STYLES, SUPERCLASS, TWIN
 
-FORGET = ("fox", "house", "ice cream")
-STYLE = "van gogh"
 PLAIN = ("an image of {a}", "a drawing of {a}", "this is {a}", "{a} on a wall")
 STYLED = ("{a} by {style}", "a photo of {a} by {style}")
 PAIR = ("{a} next to {b}", "a photo of {a} and {b}")
 
 
 class Shot(NamedTuple):
-    """A caption, and whether what it shows is to be forgotten."""
+    """A caption, and the names that are forgotten."""
 
     caption: Caption
-    forgot: bool
+    gone: tuple[str, ...]
+
+    @property
+    def forgot(self) -> bool:
+        """Whether it shows anything that is forgotten."""
+        return bool({self.caption.name, self.caption.second, self.caption.style} & {*self.gone})
 
     def labels(self, look: Look) -> list[tuple[bool, bool]]:
         """(is the label a forgotten one, did the judge see it) for each label that counts."""
         c = self.caption
         if c.second is not None:
             return [
-                (name in FORGET, seen == name)
+                (name in self.gone, seen == name)
                 for name, seen in zip((c.name, c.second), look.names, strict=True)
             ]
-        if c.style == STYLE:  # without its style, the object may be drawn in any way
-            return [(True, look.style == STYLE)]
-        found = [(c.name in FORGET, look.names[0] == c.name)]
-        if c.style is not None and c.name not in FORGET:
+        if c.style in self.gone:  # without its style, the object may be drawn in any way
+            return [(True, look.style == c.style)]
+        found = [(c.name in self.gone, look.names[0] == c.name)]
+        if c.style is not None and c.name not in self.gone:
             found.append((False, look.style == c.style))
         return found
 
 
-def concepts(forget=FORGET, style=STYLE, keep=True):
-    """The ConceptSet of the demo. With `keep`, everything else is on the keep list."""
-    notation = pack.module("unlearn.concepts.notation")
-    kept = [n for n in OBJECTS if n not in forget] + [s for s in STYLES if s != style]
-    lines = "\n".join(f"{n} -> {SUPERCLASS[n]}" for n in forget)
-    objects = notation.parse(lines, "\n".join(kept) if keep else "")
-    return notation.merge(objects, notation.parse(style, "", "style"))
+class Task(NamedTuple):
+    """What is forgotten in a world.
 
-
-def few_shots() -> list[Shot]:
-    """What the demo draws, forgotten labels first.
-
-    Forgotten objects: plain, styled, in a pair. The forgotten style. Kept: objects, styles, a pair.
+    forget, style: three objects and a style. pruned: objects or other styles that a pruning method
+    forgets well. others: kept objects that are unlike the forgotten ones, to draw beside them.
     """
-    kept = [n for n in OBJECTS if n not in FORGET]
-    others = [s for s in STYLES if s != STYLE]
-    out = []
-    for i, name in enumerate(FORGET):
-        out += [Shot(captions.plain(name, PLAIN[(i + j) % 4]), True) for j in range(2)]
-        out.append(Shot(captions.styled(name, others[i], STYLED[i % 2]), True))
-    out.append(Shot(captions.pair(FORGET[1], kept[7], PAIR[1]), True))
-    for i in range(3):
-        out.append(Shot(captions.styled(kept[6 * i + 1], STYLE, STYLED[i % 2]), True))
-    near = []
-    for name in FORGET:
-        relatives = [k for k in kept if SUPERCLASS[k] == SUPERCLASS[name] and k != TWIN[name]]
-        near += [TWIN[name], relatives[0]]
-    for i, name in enumerate(dict.fromkeys([*near, *kept[1::8]])):
-        out.append(Shot(captions.plain(name, PLAIN[i % 4]), False))
-    for i, style in enumerate(others):
-        out.append(Shot(captions.styled(kept[4 * i + 2], style, STYLED[i % 2]), False))
-    return [*out, Shot(captions.pair(kept[4], kept[15], PAIR[0]), False)]
+
+    world: World
+    forget: tuple[str, ...]
+    style: str
+    pruned: tuple[str, ...]
+    others: tuple[str, ...]
+
+    @property
+    def gone(self) -> tuple[str, ...]:
+        return (*self.forget, self.style)
+
+    @property
+    def kept_styles(self) -> tuple[str, ...]:
+        return tuple(s for s in self.world.styles if s != self.style)
+
+    def forget_lines(self, names, kind="object") -> str:
+        """A forget list of these names, for a node with this kind."""
+        known, named = self.world.superclass, "" if kind == "style" else "style: "
+        lines = {n: f"{n} -> {known[n]}" for n in names if n in known}
+        lines |= {n: f"{named}{n}" for n in names if n in self.world.styles}
+        return "\n".join(lines.get(n, n) for n in names)
+
+    def keep_lines(self, gone) -> str:
+        """A keep list of everything in the world but `gone`."""
+        return "\n".join(n for n in (*self.world.objects, *self.world.styles) if n not in gone)
+
+    def concepts(self, keep=True):
+        """The ConceptSet. With `keep`, everything else is on the keep list."""
+        notation = pack.module("unlearn.concepts.notation")
+        kept = self.keep_lines(self.gone) if keep else ""
+        return notation.parse(self.forget_lines(self.gone), kept)
+
+    def few_shots(self) -> list[Shot]:
+        """What the demo draws, forgotten labels first, in rows of four; a pair counts twice.
+
+        Forgotten objects: plain, styled, in a pair. The forgotten style, also on look-alikes.
+        Kept: look-alikes, relatives, and what is unlike; other styles; pairs.
+        """
+        world, others = self.world, self.others
+        twins = [world.twin[name] for name in self.forget]
+        out, relatives = [], []
+        for i, name in enumerate(self.forget):
+            out += [captions.plain(name, PLAIN[(i + j) % 4]) for j in range(2)]
+            out.append(captions.styled(name, self.kept_styles[i], STYLED[0]))
+            out.append(captions.styled(twins[i], self.style, STYLED[0]))
+            relatives.append(
+                next(
+                    n
+                    for n in world.objects
+                    if world.superclass[n] == world.superclass[name] and n not in (name, twins[i])
+                )
+            )
+        out += [captions.styled(others[i], self.style, STYLED[i]) for i in range(2)]
+        out.append(captions.pair(self.forget[1], others[2], PAIR[1]))
+        near = [*twins, others[3], *relatives, others[4]]
+        out += [captions.plain(name, PLAIN[i % 4]) for i, name in enumerate(near)]
+        for i in range(4):
+            style = self.kept_styles[i % len(self.kept_styles)]
+            out.append(captions.styled(others[i], style, STYLED[i % 2]))
+        out += [captions.pair(others[5], others[6], PAIR[0])]
+        out += [captions.pair(twins[0], others[7], PAIR[1])]
+        return [Shot(caption, self.gone) for caption in out]
+
+    def many_shots(self, rounds: int) -> list[Shot]:
+        """Every object plain `rounds` times, some styled and in pairs.
+
+        Forgotten objects come twice as often, and the forgotten style on kept objects.
+        """
+        objects, styles, out = self.world.objects, self.kept_styles, []
+        for i, name in enumerate(objects):
+            gone = name in self.forget
+            for j in range(2 * rounds if gone else rounds):
+                out.append(captions.plain(name, PLAIN[(i + j) % len(PLAIN)]))
+            if i % 2 == 0 or gone:
+                out.append(captions.styled(name, styles[i % len(styles)], STYLED[i % 2]))
+            if i % 3 == 0 or gone:
+                second = objects[(7 * i + 5) % len(objects)]
+                out.append(captions.pair(name, second, PAIR[i % 2]))
+        kept = [n for n in objects if n not in self.forget]
+        for i in range(3 * rounds):
+            out.append(captions.styled(kept[3 * i % len(kept)], self.style, STYLED[i % 2]))
+        return [Shot(caption, self.gone) for caption in out]
 
 
-def many_shots(rounds: int) -> list[Shot]:
-    """Every object plain `rounds` times (forgotten ones twice as often), some styled and in pairs.
+SPRITES = Task(
+    world=catalogue.SPRITES,
+    forget=("fox", "house", "ice cream"),
+    style="van gogh",
+    pruned=("boat", "anchor"),  # planted
+    others=("fish", "apple", "truck", "tulip", "sword", "rocket", "key", "rose"),
+)
+EMOJI = Task(
+    world=catalogue.EMOJI,
+    forget=("fox", "house", "pizza"),
+    style="line art",
+    pruned=("emojione",),
+    others=("robot", "guitar", "taxi", "trophy", "atom", "princess", "basketball", "donut"),
+)
+SHOWN = SPRITES
+"""The task of the demo, `dev.py serve` and the documentation's pictures.
 
-    The forgotten style is drawn on kept objects.
-    """
-    out = []
-    others = [s for s in STYLES if s != STYLE]
-    for i, name in enumerate(OBJECTS):
-        gone = name in FORGET
-        for j in range(2 * rounds if gone else rounds):
-            out.append(Shot(captions.plain(name, PLAIN[(i + j) % len(PLAIN)]), gone))
-        if i % 2 == 0 or gone:
-            out.append(Shot(captions.styled(name, others[i % 5], STYLED[i % 2]), gone))
-        if i % 3 == 0 or gone:
-            second = OBJECTS[(7 * i + 5) % len(OBJECTS)]
-            out.append(Shot(captions.pair(name, second, PAIR[i % 2]), gone))
-    kept = [n for n in OBJECTS if n not in FORGET]
-    for i in range(3 * rounds):
-        out.append(Shot(captions.styled(kept[3 * i % len(kept)], STYLE, STYLED[i % 2]), True))
-    return out
+It becomes EMOJI with the commit that brings that world's model.
+"""

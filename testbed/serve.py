@@ -1,6 +1,6 @@
-"""`dev.py serve`: ComfyUI with this pack and the sprite world, opened on the quick-erase workflow.
+"""`dev.py serve`: ComfyUI with this pack and a small world, opened on the quick-erase workflow.
 
-It runs until Ctrl+C.
+It is the world of the demo; the sprite world's checkpoint lies beside it. It runs until Ctrl+C.
 """
 
 import argparse
@@ -14,30 +14,31 @@ import time
 import urllib.request
 import webbrowser
 
-from testbed.worlds import checkpoint
-
-from . import example_pictures, graphs
+from . import example_pictures, graphs, judged
 from .server import BASE, HOST, command, free_port
 
 # A node pack without nodes. The template browser lists its workflows, which are ready to run.
-EXAMPLES = "sprite_world"
+EXAMPLES = "unlearn_examples"
 PACKS = ("--whitelist-custom-nodes", "ComfyUI-Unlearn", EXAMPLES)
 
 
+def prepare():
+    """Puts checkpoints and examples where the server finds them."""
+    for task in (judged.SHOWN, judged.SPRITES):
+        task.world.expand(BASE / "models" / "checkpoints")
+    examples()
+
+
 def examples():
-    """Writes the example workflows with the sprite world's names, where the widgets allow it."""
+    """Writes the example workflows with the world's names, sizes and settings."""
     folder = BASE / "custom_nodes" / EXAMPLES / "example_workflows"
     folder.mkdir(parents=True, exist_ok=True)
     (folder.parent / "__init__.py").write_text("NODE_CLASS_MAPPINGS = {}\n", encoding="utf-8")
-    for name in graphs.SOURCES:
-        with contextlib.suppress(KeyError):
-            graph = example_pictures.small(name, muted=True)
-            prompts = [i for i, n in graph.items() if n["_meta"]["title"] == "Prompt"]
-            for i in prompts:
-                graph[i]["inputs"]["text"] = example_pictures.PLANS[name][1][0]
-            made = graphs.filled(graphs.load(name), graph)
-            (folder / f"{name}.json").write_text(json.dumps(made), encoding="utf-8")
-            (folder / f"{name}.jpg").write_bytes((graphs.FOLDER / f"{name}.jpg").read_bytes())
+    for name, plan in example_pictures.plans().items():
+        graph = graphs.put(example_pictures.small(name, muted=True), "Prompt", text=plan.gone[0])
+        made = graphs.filled(graphs.load(name), graph)
+        (folder / f"{name}.json").write_text(json.dumps(made), encoding="utf-8")
+        (folder / f"{name}.jpg").write_bytes((graphs.FOLDER / f"{name}.jpg").read_bytes())
 
 
 def address(url, name="quick_erase"):
@@ -60,8 +61,7 @@ def main():
     parser.add_argument("--port", type=int, default=None, help="default: a free one")
     parser.add_argument("--no-browser", action="store_true", help="print the address only")
     given, more = parser.parse_known_args()
-    checkpoint.expand(BASE / "models" / "checkpoints")
-    examples()
+    prepare()
     port = given.port or free_port()
     url = f"http://127.0.0.1:{port}"
     first = address(url)

@@ -1,26 +1,26 @@
 """`dev.py tool draw_example_pictures`: draws the picture that ComfyUI shows for each workflow.
 
-It runs each example workflow on the sprite world. A sheet holds what the workflow's own Save Image
+It runs each example workflow on the emoji world. A sheet holds what the workflow's own Save Image
 nodes saved: first prompts with forgotten concepts, then prompts with kept ones.
 """
 
 import argparse
 import time
 
-from testbed import example_pictures, graphs
+from testbed import example_pictures, graphs, judged
 from testbed.server import BASE, Server
-from testbed.worlds import checkpoint
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("names", nargs="*", help="example workflows, all by default")
-    names = parser.parse_args().names or list(example_pictures.PLANS)
-    checkpoint.expand(BASE / "models" / "checkpoints")
+    plans = example_pictures.plans()
+    names = parser.parse_args().names or list(plans)
+    judged.SHOWN.world.expand(BASE / "models" / "checkpoints")
     with Server("--disable-metadata", leaves=example_pictures.SAVED) as server:
         for name in names:
             start = time.time()
-            _, gone, kept, title = example_pictures.PLANS[name]
+            _, gone, kept, title = plans[name]
             prompts = (*gone, *kept)
             pictures = example_pictures.runs(server, name, prompts)
             shots = list(zip(prompts, pictures, strict=True))

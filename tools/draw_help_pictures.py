@@ -1,6 +1,6 @@
 """`dev.py tool draw_help_pictures`: draws the picture of each help page.
 
-A picture shows the node in the real frontend after it ran on the sprite world, and to its right
+A picture shows the node in the real frontend after it ran on the emoji world, and to its right
 what it gave. It needs a Chromium.
 """
 
@@ -10,33 +10,34 @@ from pathlib import Path
 
 from PIL import Image
 
-from testbed import example_pictures, graphs
+from testbed import example_pictures, graphs, judged
 from testbed.server import BASE, Server
-from testbed.worlds import checkpoint
-from testbed.worlds.sprites import OBJECTS, STYLES, SUPERCLASS
 from tools import draw_workflows
 
 FOLDER = graphs.FOLDER.parent / "web" / "docs" / "pictures"
 WIDTH, QUALITY = 900, 82
-GONE = ("fox", "house")
+TASK = judged.SHOWN
+GONE, SIDE = TASK.forget[:2], 8 * TASK.world.size
 NAME = "help_page"  # of the files that are saved and loaded again
 WRITTEN = [
     BASE / "models" / folder / f"{NAME}.safetensors"
     for folder in ("unlearn_patches", "loras", "unlearn_saliency")
 ]
-LIST = {
-    "forget": "\n".join(f"{n} -> {SUPERCLASS[n]}" for n in GONE),
-    "keep": "\n".join(n for n in (*OBJECTS, *STYLES) if n not in GONE),
-    "kind": "object",
-    **graphs.NO_FILE,
-}
+
+
+def listed(names):
+    """Inputs of Concepts to Forget: these names are forgotten, and everything else is kept."""
+    forget, keep = TASK.forget_lines(names), TASK.keep_lines(names)
+    return {"forget": forget, "keep": keep, "kind": "object", **graphs.NO_FILE}
+
+
 TRAIN = {f"preset.{k}": v for k, v in example_pictures.TRAINING.items()} | {
     "preset": "custom",
     "warmup": 10,
     "refresh": 25,
     "hold": 5.0,
     "cfg": 3.0,
-    "size": 64,
+    "size": SIDE,
 }
 LOADED = ["1", 0]
 IMAGES, TEXT = "PreviewImage", "PreviewAny"
@@ -49,7 +50,7 @@ def shown(source, slot, kind=TEXT):
 # Two rounds, because the second loads what the first saved.
 # Node id -> (class, inputs, what stands to its right).
 FIRST = {
-    "2": ("UnlearnConcepts", LIST, [shown("2", 1)]),
+    "2": ("UnlearnConcepts", listed(GONE), [shown("2", 1)]),
     "3": (
         "ScaPreSolve",
         {**graphs._solve("2"), "model": LOADED},
@@ -86,7 +87,7 @@ FIRST = {
         }
         | {
             "cfg": 3.0,
-            "size": 64,
+            "size": SIDE,
             "sampler": "ddim",
             "scheduler": "ddim_uniform",
             "templates": "an image of a {concept}",
@@ -102,7 +103,7 @@ FIRST = {
             "steps": 15,
             "window": 10,
             "cfg": 3.0,
-            "size": 64,
+            "size": SIDE,
         },
         [shown("7", 1)],
     ),
@@ -135,9 +136,9 @@ FIRST = {
     ),
 }
 HELPERS = {  # not pictured
-    "1": ("CheckpointLoaderSimple", {"ckpt_name": checkpoint.NAME}),
-    "8": ("UnlearnConcepts", {**LIST, "forget": "boat -> vehicle\nanchor -> tool"}),
-    "15": ("UnlearnConcepts", {**LIST, "forget": "fox -> animal"}),
+    "1": ("CheckpointLoaderSimple", {"ckpt_name": TASK.world.checkpoint}),
+    "8": ("UnlearnConcepts", listed(TASK.pruned)),
+    "15": ("UnlearnConcepts", listed(GONE[:1])),
 }
 SECOND = {
     "20": ("LoadUnlearnPatch", {"name": f"{NAME}.safetensors"}, [shown("20", 1)]),
@@ -234,7 +235,7 @@ def main():
     from playwright.sync_api import sync_playwright
 
     argparse.ArgumentParser(description=__doc__).parse_args()
-    checkpoint.expand(BASE / "models" / "checkpoints")
+    TASK.world.expand(BASE / "models" / "checkpoints")
     FOLDER.mkdir(parents=True, exist_ok=True)
     with Server(leaves=WRITTEN) as server, sync_playwright() as play:
         page = draw_workflows.ready(

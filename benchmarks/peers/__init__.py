@@ -1,7 +1,8 @@
 """Other methods of erasing, written from the published equations for ComfyUI models.
 
-Every file has a `NAME` and a function `erase(model, clip, concepts, seed=0)` that takes a
-ConceptSet and gives an Erased. The model that comes in is not changed. No part of the pack uses
+Every file has a `NAME` and a function `erase(model, clip, concepts, seed=0, size=64)` that
+takes a ConceptSet and gives an Erased; size is the side in pixels of pictures that it draws. The
+model that comes in is not changed. No part of the pack uses
 them; `dev.py bench peers` measures them and the pack alike.
 """
 

@@ -59,9 +59,9 @@ def methods():
 
 def erase(method, studio, rounds, seed):
     """Erased after all rounds, each from the last one's model; bytes and negatives add up."""
-    done = Erased(studio.model, 0)
+    done, size = Erased(studio.model, 0), 8 * studio.judge.world.size
     for concepts in rounds:
-        new = method.erase(done.model, studio.clip, concepts, seed=seed)
+        new = method.erase(done.model, studio.clip, concepts, seed=seed, size=size)
         negative = ", ".join(filter(None, (done.negative, new.negative)))
         done = Erased(new.model, done.nbytes + new.nbytes, negative, done.perp or new.perp)
     return done

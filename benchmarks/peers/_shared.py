@@ -16,7 +16,7 @@ lockstep = pack.module("unlearn.host.batched_sampling")
 networks = pack.module("unlearn.host.training_network")
 weights = pack.module("unlearn.host.weights")
 
-SIZE, CFG = 64, 3.0  # pixels and guidance the sprite world is sampled with (SD1.5: 512 and 7.5)
+CFG = 3.0  # guidance that the worlds are sampled with (SD1.5: 7.5)
 DRAWING = 10  # steps of the pictures that are trained on
 
 
@@ -65,19 +65,16 @@ def multiplied(model, m, tolerance=1e-6):
     ]
 
 
-def network(model, clip, texts):
-    """A Network whose cross-attention is trained and that is told `texts`, each once."""
+def network(model, clip, texts, size):
+    """A Network whose cross-attention is trained and that is told `texts`, each once.
+
+    size: side of its pictures in pixels.
+    """
     chosen = [layer.key for layer in networks.layers(model)]
-    return networks.Network(
-        model,
-        chosen,
-        networks.conditioning(model, clip, texts, SIZE, lockstep.latent_shape(model, SIZE)),
-    )
-
-
-def shape(net):
-    """[c, h, w] of the latents that are trained on."""
-    return lockstep.latent_shape(net.model, SIZE)
+    shape = lockstep.latent_shape(model, size)
+    net = networks.Network(model, chosen, networks.conditioning(model, clip, texts, size, shape))
+    net.shape = tuple(shape)  # [c, h, w] of the latents that are trained on
+    return net
 
 
 def drawn(net, texts, seed):
@@ -88,7 +85,7 @@ def drawn(net, texts, seed):
         rows,
         [net.text_id[""]] * len(rows),
         [seed + i for i in range(len(rows))],
-        networks.DrawSettings(tuple(shape(net)), DRAWING, CFG),
+        networks.DrawSettings(net.shape, DRAWING, CFG),
     )
 
 

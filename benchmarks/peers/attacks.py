@@ -12,30 +12,15 @@ import torch
 
 from testbed import pack
 from testbed.judged import PLAIN
-from testbed.train.model import UNET
-from testbed.train.plant import comfy_cpu
 from testbed.worlds.captions import Caption, a
 
-from ..world.inversion import SENTENCES, Text, revive
+from ..world.inversion import SENTENCES, Text, network, revive
 
 kernel = pack.module("kernels.rece")
 layers = pack.module("unlearn.host.architectures")
 weights = pack.module("unlearn.host.weights")
 REVIVAL = pack.module("unlearn.closed_form.tuning").REVIVAL
 SEED = 9000
-
-
-def network(model):
-    """The UNet of a MODEL with its patches in its weights, one that a gradient can pass."""
-    comfy_cpu()
-    from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
-
-    with torch.inference_mode(False):
-        unet = UNetModel(**UNET, dtype=torch.float32, device="cpu")
-        unet.load_state_dict(
-            {k: weights.read(model, f"diffusion_model.{k}") for k in unet.state_dict()}
-        )
-        return unet.requires_grad_(False)
 
 
 def shown(studio, name, states, erased, steps):

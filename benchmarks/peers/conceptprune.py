@@ -36,14 +36,14 @@ def skilled(w, target, base, top=TOP, select=SELECT):
 
 
 @torch.inference_mode()
-def erase(model, clip, concepts, seed=0):
+def erase(model, clip, concepts, seed=0, size=64):
     how = {
         "score": "wanda",
         "prompts": PROMPTS,
         "steps": STEPS,
         "window": WINDOW,
         "cfg": _shared.CFG,
-        "size": _shared.SIZE,
+        "size": size,
         "seed": seed,
     }
     found = saliency.collect(model, clip, concepts, **how)[0]

@@ -40,7 +40,7 @@ def train(net, names, steps, seed=0):
         torch.optim.Adam(net.trainable.values(), RATE),
     )
     pictures = _shared.drawn(net, [n for n in names for _ in range(PICTURES)], seed).view(
-        len(names), PICTURES, *_shared.shape(net)
+        len(names), PICTURES, *net.shape
     )
     for _ in range(steps * len(names)):
         i = int(torch.randint(len(names), (), generator=g))
@@ -52,9 +52,9 @@ def train(net, names, steps, seed=0):
         optimiser.step()
 
 
-def erase(model, clip, concepts, seed=0):
+def erase(model, clip, concepts, seed=0, size=64):
     names = [name for name, _ in _shared.pairs(concepts)]
     with torch.inference_mode(False), torch.enable_grad():
-        net = _shared.network(model, clip, ["", *names])
+        net = _shared.network(model, clip, ["", *names], size)
         train(net, names, STEPS, seed)
         return _shared.erased(model, NAME, concepts, _shared.moved(net))

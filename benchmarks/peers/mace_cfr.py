@@ -48,7 +48,7 @@ def block(a, b, old, new):
 
 
 @torch.inference_mode()
-def erase(model, clip, concepts, seed=0):
+def erase(model, clip, concepts, seed=0, size=64):
     found = []
     for concept in concepts.concepts:
         templates = (*sentences.TEMPLATES[concept.kind], *plans.MORE[concept.kind])

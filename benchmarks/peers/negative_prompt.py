@@ -10,5 +10,5 @@ def names(concepts):
     return ", ".join(name for c in concepts.concepts for name in c.names)
 
 
-def erase(model, clip, concepts, seed=0):
+def erase(model, clip, concepts, seed=0, size=64):
     return Erased(model, 0, negative=names(concepts))

@@ -53,7 +53,7 @@ def rotation(w0, erase, guide, keep, c, s=ERASE, g=GLOBAL, p=KEEP, lam=LAMBDA):
 
 
 @torch.inference_mode()
-def erase(model, clip, concepts, seed=0):
+def erase(model, clip, concepts, seed=0, size=64):
     said, instead = [], []
     for concept in concepts.concepts:
         for t in SENTENCES.get(concept.kind, SENTENCES["object"]):

@@ -12,7 +12,7 @@ patching = pack.module("unlearn.host.patching")
 
 
 @torch.inference_mode()
-def erase(model, clip, concepts, seed=0):
+def erase(model, clip, concepts, seed=0, size=64):
     patch, _, _ = scapre.solve(
         model, clip, concepts
     )  # outside a server no text state is kept on disk

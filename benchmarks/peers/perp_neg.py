@@ -10,5 +10,5 @@ from . import Erased, negative_prompt
 NAME = "Perp-Neg"
 
 
-def erase(model, clip, concepts, seed=0):
+def erase(model, clip, concepts, seed=0, size=64):
     return Erased(model, 0, negative=negative_prompt.names(concepts), perp=True)

@@ -1,4 +1,4 @@
-"""Ten protocols: what is forgotten, and what is drawn to judge it, for every method and world.
+"""The protocols: what is forgotten, and what is drawn to judge it, for every method and world.
 
 Judged sentences are never given to a method (benchmarks/tests/test_peer_scores.py checks it). A
 label is one thing that a picture can show: no forgotten one should be there (forgot), and every
@@ -219,7 +219,8 @@ def pairs(world, pictures):
 
 
 MAKERS = {
-    f"forget {k}": (lambda world, pictures, k=k: objects(world, k, pictures)) for k in (1, 4, 8, 12)
+    f"forget {k}": (lambda world, pictures, k=k: objects(world, k, pictures))
+    for k in (1, 4, 8, 12, 24)
 }
 MAKERS |= {
     "styles": styles,

@@ -34,7 +34,7 @@ def rounds(grams, start, c, n, keep, lam, count, edit=EDIT, preserve=PRESERVE):
 
 
 @torch.inference_mode()
-def erase(model, clip, concepts, seed=0):
+def erase(model, clip, concepts, seed=0, size=64):
     names, others = zip(*_shared.pairs(concepts), strict=True)
     grams = sum(
         w.T @ w

@@ -6,7 +6,7 @@
 x are pictures of a concept c. s is the label it gets instead: random in the paper, the target here.
 y are pictures of what is kept and k their text: the keep list and everyday captions. What is
 trained is cross-attention (`xattn` in the official code). Paper: learning rate 1e-5, 5 epochs over
-800 pictures in batches of 8, alpha 0.1. The sprite world takes a higher rate and fewer steps.
+800 pictures in batches of 8, alpha 0.1. The worlds here take a higher rate and fewer steps.
 """
 
 import torch
@@ -87,11 +87,11 @@ def train(net, pairs, kept, steps, seed=0):
     return chosen
 
 
-def erase(model, clip, concepts, seed=0):
+def erase(model, clip, concepts, seed=0, size=64):
     pairs = _shared.pairs(concepts)
     spoken = sentences.mentioned([n for n, _ in pairs])
     kept = [*concepts.keep, *[s for s in sentences.prior_sentences() if not spoken(s)][:CAPTIONS]]
     with torch.inference_mode(False), torch.enable_grad():
-        net = _shared.network(model, clip, ["", *(t for pair in pairs for t in pair), *kept])
+        net = _shared.network(model, clip, ["", *(t for pair in pairs for t in pair), *kept], size)
         train(net, pairs, kept, STEPS, seed)
         return _shared.erased(model, NAME, concepts, _shared.moved(net))

@@ -4,7 +4,7 @@
 
 A low-rank change up @ down of every cross-attention matrix is trained to draw more of the concept.
 c is the concept's name and s its target. If the change were linear, -1 would give s for eta 1.
-Paper: rank 4, AdamW at 2e-4, 500 to 1000 steps. The sprite world takes a higher rate and fewer.
+Paper: rank 4, AdamW at 2e-4, 500 to 1000 steps. The worlds here take a higher rate and fewer.
 """
 
 import torch
@@ -69,7 +69,7 @@ def train(net, pairs, steps, seed=0):
     lora = Lora(net, g)
     optimiser = torch.optim.AdamW([*lora.up.values(), *lora.down.values()], RATE)
     pictures = _shared.drawn(net, [n for n, _ in pairs for _ in range(PICTURES)], seed).view(
-        len(pairs), PICTURES, *_shared.shape(net)
+        len(pairs), PICTURES, *net.shape
     )
     for _ in range(steps * len(pairs)):
         i = int(torch.randint(len(pairs), (), generator=g))
@@ -81,10 +81,10 @@ def train(net, pairs, steps, seed=0):
     return lora
 
 
-def erase(model, clip, concepts, seed=0):
+def erase(model, clip, concepts, seed=0, size=64):
     pairs = _shared.pairs(concepts)
     with torch.inference_mode(False), torch.enable_grad():
-        net = _shared.network(model, clip, ["", *(t for pair in pairs for t in pair)])
+        net = _shared.network(model, clip, ["", *(t for pair in pairs for t in pair)], size)
         lora = train(net, pairs, STEPS, seed)
         edits = [
             (

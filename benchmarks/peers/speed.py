@@ -71,7 +71,7 @@ def refined(retain, w0, plain, g, copies=COPIES):
 
 
 @torch.inference_mode()
-def erase(model, clip, concepts, seed=0):
+def erase(model, clip, concepts, seed=0, size=64):
     c, n, keep = uce.states(clip, concepts)
     names = [name for name, _ in _shared.pairs(concepts)]
     words = statistics.read_words(clip, states.TextStateCache(clip, None).get, names)[1]

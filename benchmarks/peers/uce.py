@@ -39,7 +39,7 @@ def states(clip, concepts):
 
 
 @torch.inference_mode()
-def erase(model, clip, concepts, seed=0):
+def erase(model, clip, concepts, seed=0, size=64):
     return _shared.erased(
         model, NAME, concepts, _shared.multiplied(model, multiplier(*states(clip, concepts)))
     )

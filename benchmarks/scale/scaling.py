@@ -24,14 +24,15 @@ from PIL import Image
 
 from testbed import pack
 from testbed.shapes import on_meta, random_model
+from testbed.worlds import catalogue
 from testbed.worlds.studio import studio
 
-from ..world.dynamic_mask import WORLD, settings_of, trainer_of
+from ..world.dynamic_mask import LEARNING, settings_of, trainer_of
 from ..world.dynamic_mask import concepts as kept_alike
 from ..world.fia import Peak, saliency, text
-from ..world.scapre_world import ORDER
 from . import scapre as scapre_bench
 
+ORDER = catalogue.SPRITES.order
 report = pack.module("unlearn.analysis.charts")
 layers = pack.module("unlearn.host.architectures")
 RESULTS = Path(__file__).parents[1] / "results"
@@ -133,7 +134,7 @@ def trained(model, clip, density, steps, size, **more):
     """({seconds of a step, peak MB}) of training one concept with this density."""
     short = {"pictures": 2, "captions": 2, "warmup": 2, "refresh": 2, "stop_at": 0.0}
     short |= {"steps": steps, "density": density, "size": size, "sampling_steps": 2, **more}
-    settings = settings_of.TrainingSettings(**{**WORLD, **short})
+    settings = settings_of.TrainingSettings(**{**LEARNING, **short})
     times = []
     with torch.inference_mode(False), torch.enable_grad():
         trainer = trainer_of(model, clip, kept_alike(ORDER[:1]), settings)

@@ -1,4 +1,4 @@
-"""ScaPre measured on the true shapes of SD1.5 and SDXL, and on the sprite world with every variant.
+"""ScaPre measured on the true shapes of SD1.5 and SDXL, and on a world with every variant.
 
 | shape | matrices | rows | width |
 |---|---|---|---|
@@ -6,8 +6,8 @@
 | SDXL | 140 | 166,400 | 2048 |
 
 Weights are random and encoding is excluded. Our solve is timed against a row-by-row Cholesky
-solution of the same objective in the same run. For the sprite world see scapre_world.py. Last line
-with --json: one JSON object.
+solution of the same objective in the same run. For the worlds see scapre_world.py. Last line with
+--json: one JSON object.
 """
 
 import argparse
@@ -21,6 +21,7 @@ import time
 import torch
 
 from testbed import pack
+from testbed.worlds import catalogue
 
 kernel = pack.module("kernels.scapre")
 SD15_WIDTHS = [320] * 5 + [640] * 5 + [1280] * 6  # a key and a value matrix each
@@ -230,13 +231,19 @@ def size(concepts=50, log=print):
     return found
 
 
-def world(counts, names, pictures, log=print):
-    """Every variant at every count with a keep list, and the default without one."""
+def bench_of(name, pictures, log):
+    """The Bench of a world by its name."""
     from testbed.worlds.studio import studio
 
     from ..world.scapre_world import Bench, shots
 
-    bench = Bench(studio(), shots(plain=pictures), log=log)
+    s = studio(name)
+    return Bench(s, shots(plain=pictures, world=s.judge.world), log=log)
+
+
+def world(name, counts, names, pictures, log=print):
+    """Every variant at every count with a keep list, and the default without one."""
+    bench = bench_of(name, pictures, log)
     log(
         f"unedited model: {bench.rates(bench.before, ())[1]:.3f} of {len(bench.plan)} pictures "
         "right"
@@ -262,24 +269,22 @@ def world(counts, names, pictures, log=print):
     }
 
 
-def informax(count, pictures, log=print):
+def informax(name, count, pictures, log=print):
     """Whether Informax weights change anything.
 
     Compares none, graded ones, those as printed, and the graded ones in random order.
     """
-    from testbed.worlds.studio import studio
+    from ..world.scapre_world import scapre
 
-    from ..world.scapre_world import Bench, scapre, shots
-
-    bench, table = Bench(studio(), shots(plain=pictures), log=log), {}
-    for name in ("off", *scapre.ESTIMATORS):
+    bench, table = bench_of(name, pictures, log), {}
+    for how in ("off", *scapre.ESTIMATORS):
         score = bench.run(
-            f"informax {name}",
+            f"informax {how}",
             count,
-            informax=name != "off",
-            estimator=name if name != "off" else "graded",
+            informax=how != "off",
+            estimator=how if how != "off" else "graded",
         )
-        table[name] = {"forgot": round(score.forgot, 3), "kept": round(score.kept, 3)}
+        table[how] = {"forgot": round(score.forgot, 3), "kept": round(score.kept, 3)}
     return {"informax": table}
 
 
@@ -293,8 +298,9 @@ def main():
         "--part", choices=["all", "speed", "scale", "size", "world", "informax"], default="all"
     )
     parser.add_argument(
-        "--counts", default="1,4,8,12", help="how many objects of the sprite world are forgotten"
+        "--counts", default="1,4,8,12", help="how many objects of the world are forgotten"
     )
+    parser.add_argument("--world", choices=catalogue.WORLDS, default="sprites")
     parser.add_argument("--variants", default="anchored,paper,released-A,released-B,uce")
     parser.add_argument(
         "--pictures", type=int, default=3, help="of every object in plain sentences"
@@ -313,13 +319,16 @@ def main():
         result |= size(log=log)
     if given.part in ("all", "world"):
         result |= world(
+            given.world,
             [int(c) for c in given.counts.split(",")],
             given.variants.split(","),
             given.pictures,
             log,
         )
     if given.part in ("all", "informax"):
-        result |= informax(max(int(c) for c in given.counts.split(",")), given.pictures, log)
+        result |= informax(
+            given.world, max(int(c) for c in given.counts.split(",")), given.pictures, log
+        )
     print(json.dumps(result) if given.json else "\n".join(f"{k}: {v}" for k, v in result.items()))
 
 

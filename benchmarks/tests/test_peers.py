@@ -216,7 +216,7 @@ def trainee(loaded, monkeypatch):
         monkeypatch.setattr(peer, "PICTURES", 2)
     before = {k: v.clone() for k, v in model.model.state_dict().items()}
     with torch.inference_mode(False), torch.enable_grad():
-        net = _shared.network(model, clip, ["", "fox", "animal", "cat"])
+        net = _shared.network(model, clip, ["", "fox", "animal", "cat"], 64)
         x, sigma = _shared.noised(
             net, _shared.drawn(net, ["fox"] * 4, 5), torch.Generator().manual_seed(1)
         )

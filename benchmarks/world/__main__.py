@@ -1,8 +1,8 @@
 """How well a shipped world draws: objects, superclasses, styles, the explicit attribute, pairs.
 
 It samples through ComfyUI's own loader, text encoder and sampler, and a CNN that was never trained
-on the model's pictures judges. `--world glyphs` takes the second world. Last line with --json: one
-JSON object.
+on the model's pictures judges. `--world glyphs` takes the second world. `--text` measures the text
+encoder instead: how alike words are to it. Last line with --json: one JSON object.
 """
 
 import argparse
@@ -14,6 +14,8 @@ import torch
 from testbed.worlds import captions, catalogue
 from testbed.worlds.judge import drawn_batch
 from testbed.worlds.studio import studio
+
+from . import words
 
 
 def drawn(judge, n=4000):
@@ -60,9 +62,14 @@ def main():
     parser.add_argument("--json", action="store_true", help="end with one JSON object")
     parser.add_argument("--seeds", type=int, default=16)
     parser.add_argument("--world", choices=catalogue.WORLDS, default="sprites")
+    parser.add_argument("--text", action="store_true", help="measure the text encoder")
     given = parser.parse_args()
     world = catalogue.get(given.world)
     s = studio(given.world)
+    if given.text:
+        lines, table = words.report(s)
+        print("\n".join([*lines, json.dumps(table)] if given.json else lines))
+        return
     label, style, explicit = drawn(s.judge)
     print(
         f"judge on drawn pictures: label {label:.4f}, style {style:.4f}, explicit {explicit:.4f}",

@@ -1,4 +1,4 @@
-"""Sculpting Memory on the sprite world: objects forgotten one after another, and a step's cost.
+"""Sculpting Memory on a world: objects forgotten one after another, and a step's cost.
 
 Each forgotten object has a look-alike that is kept. All sentences that judge are not trained on.
 
@@ -21,8 +21,7 @@ import numpy as np
 import torch
 
 from testbed import pack
-from testbed.worlds import captions
-from testbed.worlds.sprites import OBJECTS, STYLES, SUPERCLASS, SUPERCLASSES
+from testbed.worlds import captions, catalogue
 from testbed.worlds.studio import studio
 
 training = pack.module("unlearn.sculpting.train")
@@ -35,7 +34,8 @@ tuning = pack.module("unlearn.sculpting.tuning")
 patching = pack.module("unlearn.host.patching")
 text = pack.module("unlearn.concepts.notation")
 
-SEQUENCE = ("fox", "house", "truck", "sword", "rose", "pear")
+SPRITES = catalogue.SPRITES
+SEQUENCES = {"sprites": ("fox", "house", "truck", "sword", "rose", "pear")}
 PLAIN = (
     "an image of {a}",
     "a drawing of {a}",
@@ -43,12 +43,9 @@ PLAIN = (
     "{a} on a wall",
 )  # none is trained on
 STYLED = ("{a} by {style}", "a photo of {a} by {style}")
-WORLD = {
-    "size": 64,
+LEARNING = {  # a small model learns at a higher rate, in fewer steps
     "cfg": 3.0,
     "sampling_steps": 10,
-}  # and a small model learns at a higher rate, in fewer steps
-WORLD |= {
     "learning_rate": 3e-4,
     "steps": 200,
     "stop_at": 0.7,
@@ -59,10 +56,16 @@ WORLD |= {
 }
 
 
-def concepts(names):
+def sequence_of(world):
+    """What is forgotten in a world, in this order: six objects whose look-alikes are kept."""
+    return SEQUENCES.get(world.name, world.order[:6])
+
+
+def concepts(names, world=SPRITES):
     """The ConceptSet of a sequence: everything else is on the keep list."""
-    kept = [n for n in OBJECTS if n not in names] + list(STYLES)
-    return text.parse("\n".join(f"{n} -> {SUPERCLASS[n]}" for n in names), "\n".join(kept))
+    kept = [n for n in world.objects if n not in names] + list(world.styles)
+    lines = "\n".join(f"{n} -> {world.superclass[n]}" for n in names)
+    return text.parse(lines, "\n".join(kept))
 
 
 def plain(names, each):
@@ -73,13 +76,13 @@ def plain(names, each):
     ]
 
 
-def styled(names):
-    styles = list(STYLES)
+def styled(names, world):
+    styles = world.styles
     return [captions.styled(n, styles[i % len(styles)], STYLED[i % 2]) for i, n in enumerate(names)]
 
 
 def accuracy(s, shots, model=None):
-    """Name -> accuracy of its sprite; a styled shot also counts for its style."""
+    """Name -> accuracy of its object; a styled shot also counts for its style."""
     hits = {}
     for caption, look in zip(shots, s.look(shots, seed=900, model=model), strict=True):
         hits.setdefault(caption.name, []).append(look.names[0] == caption.name)
@@ -92,14 +95,14 @@ def rate(table, names):
     return float(np.mean([table[n] for n in names]))
 
 
-def kept_shots(names, each):
-    kept = [n for n in OBJECTS if n not in names]
-    return plain([*kept, *SUPERCLASSES], each) + styled(kept)
+def kept_shots(names, each, world):
+    kept = [n for n in world.objects if n not in names]
+    return plain([*kept, *world.superclasses], each) + styled(kept, world)
 
 
 def sequence(s, names, variant, before, each, **settings):
     """One run: `rounds` (accuracy of what is forgotten so far, kept), forgot, kept, seconds."""
-    done, start, spent = [], time.time(), [0.0]
+    done, start, spent, world = [], time.time(), [0.0], s.judge.world
 
     def after(patch):
         began = time.time()
@@ -108,9 +111,9 @@ def sequence(s, names, variant, before, each, **settings):
             last = len(done) + 1 == len(names)
             gone = names[: len(done) + 1]
             table = accuracy(
-                s, plain(gone, 8 if last else 4) + (styled(gone) if last else []), patched
+                s, plain(gone, 8 if last else 4) + (styled(gone, world) if last else []), patched
             )
-            kept = accuracy(s, kept_shots(names, each if last else 1), patched)
+            kept = accuracy(s, kept_shots(names, each if last else 1, world), patched)
             unedited = before[each if last else 1]
         row = {n: round(table[n], 3) for n in gone}
         shares = rate(kept, unedited) / rate(unedited, unedited)
@@ -122,8 +125,9 @@ def sequence(s, names, variant, before, each, **settings):
         spent[0] += time.time() - began
 
     with torch.inference_mode():
-        how = settings_of.TrainingSettings(**{**WORLD, **settings, "variant": variant})
-        found = training.train(s.model, s.clip, concepts(names), how, after_round=after)
+        more = {"size": 8 * world.size, **settings, "variant": variant}
+        how = settings_of.TrainingSettings(**{**LEARNING, **more})
+        found = training.train(s.model, s.clip, concepts(names, world), how, after_round=after)
     print(found.report, flush=True)
     return {
         "rounds": done,
@@ -163,13 +167,15 @@ def step_cost(s, steps=2 * tuning.TEACHER_STEPS * tuning.TEACHER_USES):
 
     There are as many steps as two pools of the teacher serve for.
     """
+    world = s.judge.world
     short = {"pictures": 4, "captions": 4, "warmup": 1, "steps": steps, "stop_at": 0.0}
-    settings = settings_of.TrainingSettings(**{**WORLD, **short})
+    settings = settings_of.TrainingSettings(**{**LEARNING, **short, "size": 8 * world.size})
     ours, bare, began = [], [], [0.0]
     with torch.inference_mode(False), torch.enable_grad():
-        trainer = trainer_of(s.model, s.clip, concepts(SEQUENCE[:1]), settings)
+        wanted = concepts(sequence_of(world)[:1], world)
+        trainer = trainer_of(s.model, s.clip, wanted, settings)
         rows = settings.rows_per_step
-        x, target = torch.randn(rows, 4, 8, 8), torch.randn(rows, 4, 8, 8)
+        x, target = (torch.randn(rows, 4, world.size, world.size) for _ in range(2))
         sigma = trainer.network.levels((torch.arange(rows) + 0.5) / rows)
 
         def before_step():
@@ -250,23 +256,26 @@ def main():
         action="store_true",
         help="two concepts, the variant `replay` alone, no measurement of memory",
     )
+    parser.add_argument("--world", choices=catalogue.WORLDS, default="sprites")
     parser.add_argument(
         "--variants", default=",".join(settings_of.VARIANTS), help="which variants to run"
     )
     parser.add_argument("--concepts", type=int, default=4, help="how many to forget")
     parser.add_argument("--set", default="", help="settings to try, as in hold=4,batch=2")
+    parser.add_argument("--no-cost", action="store_true", help="leave out the cost of a step")
     parser.add_argument("--memory", default="", help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.memory:
         return one_memory(given.memory)
-    s, names = studio(), SEQUENCE[: 2 if given.quick else given.concepts]
+    s, world = studio(given.world), catalogue.get(given.world)
+    names = sequence_of(world)[: 2 if given.quick else given.concepts]
     more = {
         k: type(settings_of.DEFAULTS[k])(v)
         for k, v in (part.split("=") for part in given.set.split(",") if part)
     }
     each = 1 if given.quick else 2
     before = {
-        n: accuracy(s, kept_shots(names, n)) for n in {1, each}
+        n: accuracy(s, kept_shots(names, n, world)) for n in {1, each}
     }  # pictures of each object -> what the unedited model gets right
     print(
         f"unedited: kept {rate(before[each], before[each]):.3f}, "
@@ -276,18 +285,14 @@ def main():
     table = {}
     for variant in ("replay",) if given.quick else given.variants.split(","):
         table[variant] = sequence(s, names, variant, before, each, **more)
-    result = {
-        **{k: v for k, v in next(iter(table.values())).items() if k != "rounds"},
-        "step_cost": round(step_cost(s), 3),
-    }
-    if not given.quick:
-        result["memory_ratio"] = round(memory_ratio(), 3)
+    result = {k: v for k, v in next(iter(table.values())).items() if k != "rounds"}
+    if not given.no_cost:
+        result["step_cost"] = round(step_cost(s), 3)
+        if not given.quick:
+            result["memory_ratio"] = round(memory_ratio(), 3)
     result["variants"] = {name: found["rounds"] for name, found in table.items()}
-    print(
-        json.dumps(result)
-        if given.json
-        else f"forgot {result['forgot']} kept {result['kept']} step cost {result['step_cost']}"
-    )
+    said = ", ".join(f"{k} {v}" for k, v in result.items() if k != "variants")
+    print(json.dumps(result) if given.json else said)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""ScaPre `anchored` with other settings on the sprite world, in one run and with the same seeds.
+"""ScaPre `anchored` with other settings on a world, in one run and with the same seeds.
 
 Forgets three objects and a style. Judged sentences are ones that no solve was given: plain ones,
 with a style, and with two objects. forgot: accuracy left on forgotten labels. kept: accuracy on
@@ -12,8 +12,7 @@ import time
 import numpy as np
 import torch
 
-from testbed import pack
-from testbed.judged import FORGET, concepts, many_shots
+from testbed import judged, pack
 from testbed.worlds.studio import studio
 
 scapre = pack.module("unlearn.closed_form.solve")
@@ -34,13 +33,16 @@ SETTINGS = {
 }
 
 
-def found(s, plan, model=None):
+TASKS = {task.world.name: task for task in (judged.SPRITES, judged.EMOJI)}
+
+
+def found(s, task, plan, model=None):
     """(rate on forgotten labels, rate on kept labels, misses by label)."""
     looks = s.look([x.caption for x in plan], seed=500, model=model)
     rights = [right for shot, look in zip(plan, looks, strict=True) for right in shot.labels(look)]
     misses = {}
     for shot, look in zip(plan, looks, strict=True):
-        if shot.caption.name not in FORGET and not look.correct:
+        if shot.caption.name not in task.forget and not look.correct:
             misses[shot.caption.name] = misses.get(shot.caption.name, 0) + 1
     gone = np.mean([there for forgotten, there in rights if forgotten])
     kept = np.mean([there for forgotten, there in rights if not forgotten])
@@ -50,11 +52,13 @@ def found(s, plan, model=None):
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--json", action="store_true", help="end with one JSON object")
+    parser.add_argument("--world", choices=TASKS, default="sprites")
     parser.add_argument("--only", default="", help="comma-separated names of settings")
     parser.add_argument("--rounds", type=int, default=2, help="pictures per object")
     given = parser.parse_args()
-    s, plan = studio(), many_shots(given.rounds)
-    before = found(s, plan)
+    task = TASKS[given.world]
+    s, plan = studio(given.world), task.many_shots(given.rounds)
+    before = found(s, task, plan)
     print(
         f"{'unedited':34} forgot {before[0]:.2f} kept {before[1]:.2f} of {len(plan)} pictures",
         flush=True,
@@ -64,12 +68,12 @@ def main():
         settings = dict(SETTINGS[name])
         start = time.time()
         with torch.inference_mode():
-            wanted = concepts(keep=settings.pop("keep", True))
+            wanted = task.concepts(keep=settings.pop("keep", True))
             patch, _, words = scapre.solve(
                 s.model, s.clip, wanted, scapre.SolveSettings.of(**settings)
             )
             seconds = time.time() - start
-            forgot, kept, misses = found(s, plan, patching.apply(s.model, patch)[0])
+            forgot, kept, misses = found(s, task, plan, patching.apply(s.model, patch)[0])
         table[name] = {
             "forgot": round(forgot, 3),
             "kept": round(kept / before[1], 3),

@@ -3,7 +3,7 @@
 The hidden units of planted concepts are known. Judged sentences are ones that the saliency was not
 measured with. Costs are measured on the SD1.5 shape.
 - recall: share of a planted concept's units among the K hidden units of each block with the largest
-  saliency, where K is the number that was planted;
+  saliency, where K is the number that was planted. Only the sprite world has planted ones;
 - forgot: accuracy left on what was forgotten;
 - kept: accuracy on everything else over the unedited model's.
 
@@ -21,8 +21,7 @@ import torch
 
 from testbed import pack, sheet
 from testbed.shapes import random_model
-from testbed.worlds import captions, checkpoint
-from testbed.worlds.sprites import OBJECTS, STYLES
+from testbed.worlds import captions, catalogue, checkpoint
 from testbed.worlds.studio import studio
 
 saliency = pack.module("unlearn.pruning.collection")
@@ -34,40 +33,45 @@ saliency_prompts = pack.module("unlearn.pruning.prompts")
 
 GIVEN = ("a photo of {a}", "{bare}", "a close-up of {a}", "a picture of {a}")
 JUDGED = ("an image of {a}", "a drawing of {a}", "this is {a}", "{a} on a wall")
-HOW = dict(prompts=8, steps=15, window=10, size=64, cfg=3.0, ceiling=0.3)
+HOW = dict(prompts=8, steps=15, window=10, cfg=3.0, ceiling=0.3)
 BEST = {
     "score": "paper",
     "granularity": "neuron",
     "r2": 0.1,
 }  # whose figures are reported; every other is in the table
+SPRITES = catalogue.SPRITES
+# Three objects and a style that are stored anywhere: forgotten where nothing is planted.
+ORDINARY = {"sprites": ("fox", "house", "ice cream"), "emoji": ("fox", "house", "pizza")}
 
 
-def lines(styles=False):
+def lines(world, forget, styles=False):
     """(templates, base, contexts).
 
-    For sprites the base is the old objects in the same sentences; for styles, a style is added or
+    For objects the base is the kept ones in the same sentences; for styles, a style is added or
     not.
     """
+    kept = tuple(n for n in world.objects if n not in forget)
     if styles:
-        contexts = tuple(captions.a(n) for n in OBJECTS)
+        contexts = tuple(captions.a(n) for n in kept)
         return (
             ("{context} in the style of {concept}", "a photo of {context} by {concept}"),
             ("{context}", "a photo of {context}"),
             contexts,
         )
     plain = tuple(t.format(a="a {concept}", bare="{concept}") for t in GIVEN)
-    return plain, tuple(t.replace("{concept}", "{context}") for t in plain), OBJECTS
+    return plain, tuple(t.replace("{concept}", "{context}") for t in plain), kept
 
 
-def measured(s, forget, styles=False, **more):
-    """SaliencyMap of the lines in `forget`."""
+def measured(s, names, styles=False, **more):
+    """(SaliencyMap, report) of objects, or of styles."""
+    world, kind = s.judge.world, "style: " * styles
     with torch.inference_mode():
         return saliency.collect(
             s.model,
             s.clip,
-            text.parse(forget),
-            saliency_prompts.OwnLines(*lines(styles)),
-            **{**HOW, **more},
+            text.parse("\n".join(f"{kind}{name}" for name in names)),
+            saliency_prompts.OwnLines(*lines(world, names, styles)),
+            **{**HOW, "size": 8 * world.size, **more},
         )
 
 
@@ -89,7 +93,7 @@ def recall(found, planted):
     return out
 
 
-def shots(names, each, styles=()):
+def shots(names, each, styles=(), world=SPRITES):
     """Captions of objects in judged sentences, and of styles."""
     plain = [
         captions.plain(n, JUDGED[(i + j) % len(JUDGED)])
@@ -97,7 +101,7 @@ def shots(names, each, styles=()):
         for j in range(each)
     ]
     return plain + [
-        captions.styled(OBJECTS[(5 * j + i) % 24], s, "{a} by {style}")
+        captions.styled(world.objects[(5 * j + i) % len(world.objects)], s, "{a} by {style}")
         for i, s in enumerate(styles)
         for j in range(2)
     ]
@@ -131,92 +135,80 @@ def row(s, found, gone, kept, plan, before, steps, **settings):
     }
 
 
-def world(shares, quick):
-    """(recall, main row, table) on the sprite world."""
-    s, planted = studio(), checkpoint.planted()
-    names = list(planted)
-    before = {}  # plan -> the unedited model's accuracy
-    found = {}
-    for score in ("paper", "wanda"):
-        found[score], report = measured(s, "\n".join(names), score=score)
-        print(report.splitlines()[0], flush=True)
-    recalls = {score: recall(f, planted) for score, f in found.items()}
-    print("recall:", recalls, flush=True)
-    table = []
-    gone, kept = names[:-1], [names[-1], *OBJECTS, *STYLES]  # the last planted one stays
+class Table:
+    """Rows of figures on one world; the unedited model draws each plan once."""
 
-    def add(what, f, gone, kept, plan, steps=8, **settings):
-        if what not in before:
-            before[what] = accuracy(s, plan, steps=steps)
-            print("unedited:", {n: round(v, 2) for n, v in before[what].items()}, flush=True)
-        found = row(s, f, gone, kept, plan, before[what], steps, **settings)
+    def __init__(self, s):
+        self.s, self.world, self.before, self.rows = s, s.judge.world, {}, []
+
+    def add(self, what, f, gone, kept, plan, steps=8, **settings):
+        if what not in self.before:
+            self.before[what] = accuracy(self.s, plan, steps=steps)
+            said = {n: round(v, 2) for n, v in self.before[what].items()}
+            print("unedited:", said, flush=True)
+        found = row(self.s, f, gone, kept, plan, self.before[what], steps, **settings)
         entry = {"what": what, "score": f.settings["score"], **settings, **found}
-        table.append(entry)
+        self.rows.append(entry)
         print(entry, flush=True)
         return entry
 
-    planted_shots = shots(names, 4) + shots(OBJECTS, 1, STYLES)
-    forget = {score: measured(s, "\n".join(gone), score=score)[0] for score in found}
+
+def planted_part(table, planted, shares, quick):
+    """score -> recall; adds the rows of forgetting all planted concepts but the last."""
+    s, world, names = table.s, table.world, list(planted)
+    found = {}
+    for score in ("paper", "wanda"):
+        found[score], report = measured(s, names, score=score)
+        print(report.splitlines()[0], flush=True)
+    recalls = {score: recall(f, planted) for score, f in found.items()}
+    print("recall:", recalls, flush=True)
+    gone, kept = names[:-1], [names[-1], *world.objects, *world.styles]
+    few = shots(names, 4) + shots(world.objects, 1, world.styles)
+    forget = {score: measured(s, gone, score=score)[0] for score in found}
     for f in forget.values():
         for granularity in ("connection", "neuron", "row"):
             for r2 in shares:
-                add(
-                    f"planted {', '.join(gone)}",
-                    f,
-                    gone,
-                    kept,
-                    planted_shots,
-                    granularity=granularity,
-                    r2=r2,
-                )
+                what = f"planted {', '.join(gone)}"
+                table.add(what, f, gone, kept, few, granularity=granularity, r2=r2)
     if not quick:
         best = {"granularity": BEST["granularity"], "r2": BEST["r2"]}
         chosen, *_ = masks.fuse([forget[BEST["score"]]], **best)
         with torch.inference_mode():
             patched = patching.apply(s.model, chosen)[0]
-        sheet.of_studio(
-            s,
-            shots(gone, 2) + shots([names[-1], *OBJECTS[1::3]], 1),
-            gone,
-            patched,
-            Path("output") / "fia.png",
-        )
-        add(
-            "planted, the best again with more pictures",
-            forget[BEST["score"]],
-            gone,
-            kept,
-            shots([*names, *OBJECTS], 4, STYLES),
-            12,
-            **best,
-        )
-        ordinary = ["fox", "house", "ice cream"]
-        for score in found:
-            f, fs = (
-                measured(s, "\n".join(ordinary), score=score)[0],
-                measured(s, "style: van gogh", True, score=score)[0],
-            )
-            for granularity in ("connection", "neuron"):
-                for r2 in (0.03, 0.1):
-                    add(
-                        "objects " + ", ".join(ordinary),
-                        f,
-                        ordinary,
-                        [n for n in OBJECTS if n not in ordinary],
-                        shots(ordinary, 4) + shots([n for n in OBJECTS if n not in ordinary], 1),
-                        granularity=granularity,
-                        r2=r2,
-                    )
-                    add(
-                        "style van gogh",
-                        fs,
-                        ["van gogh"],
-                        [x for x in STYLES if x != "van gogh"],
-                        shots((), 0, STYLES),
-                        granularity=granularity,
-                        r2=r2,
-                    )
-    return recalls, table
+        looked_at = shots(gone, 2) + shots([names[-1], *world.objects[1::3]], 1)
+        sheet.of_studio(s, looked_at, gone, patched, Path("output") / "fia.png")
+        more = shots([*names, *world.objects], 4, world.styles)
+        what = "planted, the best again with more pictures"
+        table.add(what, forget[BEST["score"]], gone, kept, more, 12, **best)
+    return recalls
+
+
+def ordinary_part(table, shares, granularities, scores):
+    """Adds the rows of three objects, and of a style, that nobody planted."""
+    s, world = table.s, table.world
+    gone = list(ORDINARY.get(world.name, world.order[:3]))
+    kept = [n for n in world.objects if n not in gone]
+    plan = shots(gone, 4) + shots(kept, 1)
+    style, *others = world.styles
+    styled = shots((), 0, world.styles, world)
+    for score in scores:
+        f, fs = measured(s, gone, score=score)[0], measured(s, [style], True, score=score)[0]
+        for granularity in granularities:
+            for r2 in shares:
+                how = {"granularity": granularity, "r2": r2}
+                table.add("objects " + ", ".join(gone), f, gone, kept, plan, **how)
+                table.add(f"style {style}", fs, [style], others, styled, **how)
+
+
+def world(name, shares, quick, granularities, scores):
+    """(recall, table) on a world; recall is empty where nothing is planted."""
+    s = studio(name)
+    table, planted, recalls = Table(s), checkpoint.planted(s.judge.world.file), {}
+    if planted:
+        recalls = planted_part(table, planted, (0.03, 0.1), quick)
+    if not quick or not planted:
+        ordinary_part(table, shares, granularities, scores)
+    return recalls, table.rows
 
 
 class Peak:
@@ -314,13 +306,25 @@ def cost(prompts=2, window=1, size=512):
     }
 
 
+def reported(recalls, table):
+    """The figures of BEST on planted concepts."""
+    rows = [r for r in table if r["what"].startswith("planted")]
+    best = [r for r in rows if all(r[k] == v for k, v in BEST.items())][-1]
+    found = {"recall": round(float(np.mean(list(recalls[BEST["score"]].values()))), 3)}
+    return found | {"settings": BEST} | {k: best[k] for k in ("forgot", "kept")}
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--json", action="store_true", help="end with one JSON object")
     parser.add_argument("--part", choices=["all", "world", "cost"], default="all")
+    parser.add_argument("--world", choices=catalogue.WORLDS, default="sprites")
     parser.add_argument(
         "--quick", action="store_true", help="planted concepts only, fewer pictures"
     )
+    parser.add_argument("--shares", default="0.03,0.1", help="values of r2 for ordinary objects")
+    parser.add_argument("--granularities", default="connection,neuron", help="for these as well")
+    parser.add_argument("--scores", default="paper,wanda", help="for these as well")
     parser.add_argument(
         "--size", type=int, default=512, help="pixels of the pictures in the cost part"
     )
@@ -329,17 +333,12 @@ def main():
     if given.part != "world":
         result |= cost(size=given.size)
     if given.part != "cost":
-        recalls, table = world((0.03, 0.1), given.quick)
-        best = [
-            r
-            for r in table
-            if r["what"].startswith("planted") and all(r[k] == v for k, v in BEST.items())
-        ][-1]
-        result |= {
-            "recall": round(float(np.mean(list(recalls[BEST["score"]].values()))), 3),
-            "settings": BEST,
-        }
-        result |= {k: best[k] for k in ("forgot", "kept")} | {"recalls": recalls, "table": table}
+        shares = [float(r2) for r2 in given.shares.split(",")]
+        more = given.granularities.split(","), given.scores.split(",")
+        recalls, table = world(given.world, shares, given.quick, *more)
+        if recalls:
+            result |= reported(recalls, table)
+        result |= {"recalls": recalls, "table": table}
     print(json.dumps(result) if given.json else {k: v for k, v in result.items() if k != "table"})
 
 

@@ -1,4 +1,4 @@
-"""Is the collateral forecast true? Measured on the sprite world, without a keep list.
+"""Is the collateral forecast true? Measured on a world, without a keep list.
 
 Sets of objects are forgotten by UCE and by our solve with hardly anything kept, because edits that
 harm nothing say nothing about a forecast. An object is harmed when its accuracy falls by at least
@@ -14,10 +14,10 @@ import json
 import torch
 
 from testbed import pack
-from testbed.worlds.sprites import OBJECTS
+from testbed.worlds import catalogue
 from testbed.worlds.studio import studio
 
-from .scapre_world import CACHE, ORDER, Bench, patching, shots
+from .scapre_world import CACHE, Bench, patching, shots
 
 forecast = pack.module("unlearn.analysis.forecast")
 kernel = pack.module("kernels.forecast")
@@ -55,7 +55,8 @@ def measured(s, patch, names, contrasts):
     grams = grams_of(s.model, patch)
     edited = patching.apply(s.model, patch)[0]
     listed = [forecast.WordImpact(name, 1.0, False) for name in names]
-    predicted = forecast.impacts_on_predictions(s.model, edited, s.clip, listed, 64)
+    size = 8 * s.judge.world.size
+    predicted = forecast.impacts_on_predictions(s.model, edited, s.clip, listed, size)
     chosen = {name: contrast for name, contrast in contrasts.items() if name in names}
     change = {}
     for name, (rows, weight) in chosen.items():
@@ -92,6 +93,7 @@ def ranked(edits):
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--json", action="store_true", help="end with one JSON object")
+    parser.add_argument("--world", choices=catalogue.WORLDS, default="sprites")
     parser.add_argument("--sets", type=int, default=4, help="how many forget sets")
     parser.add_argument("--count", type=int, default=4, help="objects in each")
     parser.add_argument("--pictures", type=int, default=10, help="of every object")
@@ -99,17 +101,19 @@ def main():
     parser.add_argument("--drop", default="0.25,0.5", help="losses of accuracy that count as harm")
     parser.add_argument("--protect", type=float, default=0.8, help="0: leave auto-protect out")
     given = parser.parse_args()
-    bench = Bench(studio(), shots(plain=given.pictures, styled=0), given.steps)
+    world = catalogue.get(given.world)
+    plan = shots(plain=given.pictures, styled=0, world=world)
+    bench = Bench(studio(given.world), plan, given.steps)
     s, before, rows = bench.studio, bench.objects(bench.before), []
     with torch.inference_mode():
         contrasts = forecast.text_contrasts(
-            s.clip, states.TextStateCache(s.clip, CACHE).get, OBJECTS
+            s.clip, states.TextStateCache(s.clip, CACHE).get, world.objects
         )
     table = []
     for k in range(given.sets):
-        order = ORDER[3 * k % len(ORDER) :] + ORDER
+        order = world.order[3 * k % len(world.order) :] + world.order
         forget = order[: given.count]
-        names = [n for n in OBJECTS if n not in forget]
+        names = [n for n in world.objects if n not in forget]
         for name, settings in HARMFUL.items():
             with torch.inference_mode():
                 patch = bench.solve(given.count, False, order, **settings)[0]
@@ -126,7 +130,7 @@ def main():
                         False,
                         order,
                         protect=given.protect,
-                        glance_size=64,
+                        glance_size=8 * world.size,
                         **settings,
                     )
                 table[-1]["protected"] = [round(x, 3) for x in safe[:2]]

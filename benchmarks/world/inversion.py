@@ -6,18 +6,36 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from testbed import pack
+from testbed.train.model import comfy_cpu
 from testbed.train.plant import noised
-from testbed.worlds import encoder
 
-BATCH = 16
+weights = pack.module("unlearn.host.weights")
+BATCH, LAYERS, HEAD = 16, 12, 64
 SENTENCES = ("a photo of a {}", "an image of a {}", "this is a {}", "{} on a wall")
 
 
+def network(model):
+    """The UNet of a MODEL with its patches in its weights, one that a gradient can pass."""
+    comfy_cpu()
+    from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
+
+    with torch.inference_mode(False):
+        config = model.model.model_config.unet_config
+        unet = UNetModel(**{**config, "dtype": torch.float32, "device": "cpu"})
+        unet.load_state_dict(
+            {k: weights.read(model, f"diffusion_model.{k}") for k in unet.state_dict()}
+        )
+        return unet.requires_grad_(False)
+
+
 class Text:
-    """The sprite world's CLIP-L as plain functions, for a gradient of a token's embedding."""
+    """The CLIP-L of a world as plain functions, for a gradient of a token's embedding."""
 
     def __init__(self, clip):
-        self.w = {k: v.half().float() for k, v in encoder.state_dict().items()}
+        own = clip.cond_stage_model.clip_l.transformer.text_model.state_dict()
+        with torch.inference_mode(False):
+            self.w = {k: v.detach().float().clone() for k, v in own.items()}
         self.clip = clip
 
     def tokens(self, text):
@@ -39,9 +57,9 @@ class Text:
             return F.linear(x, self.w[f"{name}.weight"], self.w[f"{name}.bias"])
 
         def heads(x):
-            return x.view(*x.shape[:2], 12, 64).transpose(1, 2)
+            return x.view(*x.shape[:2], -1, HEAD).transpose(1, 2)
 
-        for i in range(encoder.LAYERS):
+        for i in range(LAYERS):
             at = f"encoder.layers.{i}"
             h = norm(x, f"{at}.layer_norm1")
             q, k, v = (heads(linear(h, f"{at}.self_attn.{n}_proj")) for n in "qkv")

@@ -1,7 +1,8 @@
 """How well a patch works on relatives of its model, and how well one refitted to them does.
 
 A relative is a mix of the world's UNet with the other world's (share of the other's weights), or
-the UNet with random noise on every matrix (relative to the matrix' own size). Two objects are
+the UNet with random noise on every matrix (relative to the matrix' own size). No other world has a
+UNet of the emoji world's shape, so there it is noise alone. Two objects are
 forgotten, everything else is kept. Each line: the fingerprint's difference, and shares of pictures
 in which the judge sees what was asked for, before and after the patch: forgotten objects, kept
 objects, superclasses. Last line with --json: one JSON object.
@@ -23,9 +24,9 @@ NOISES = (0.1, 0.2, 0.4, 0.8)
 
 
 def unets(name):
-    """The state dicts of a world's UNet and of the other world's, float32."""
+    """The state dicts of a world's UNet and of the other world's if it has one, float32."""
     found = []
-    for world in (name, OTHER[name]):
+    for world in (name, *([OTHER[name]] if name in OTHER else [])):
         state = read_compact(catalogue.get(world).file)
         found.append({key: w.float() for key, w in state.items()})
     return found
@@ -46,7 +47,7 @@ def mixed(name, share):
 
 def noisy(name, size):
     """A MODEL with noise on every matrix, of this share of the matrix' root mean square."""
-    one, _ = unets(name)
+    one = unets(name)[0]
     g = torch.Generator().manual_seed(7)
     for key, w in one.items():
         if w.ndim > 1:
@@ -88,7 +89,7 @@ def solved(name, model=None):
 def grades(name, labels, pictures):
     """Rows: a patch of the world's own model on each of its relatives."""
     patch = solved(name)
-    made = {f"mix {share:g}": (mixed, share) for share in MIXES}
+    made = {f"mix {share:g}": (mixed, share) for share in MIXES if name in OTHER}
     made |= {f"noise {size:g}": (noisy, size) for size in NOISES}
     for label, (make, size) in made.items():
         if labels and label not in labels:
@@ -111,13 +112,16 @@ def refits(name, labels, pictures):
     "all": a patch that was made on the other world's model with this world's lists.
     """
     refit, recipe = (pack.module(f"unlearn.{m}") for m in ("closed_form.refit", "provenance"))
-    foreign = solved(name, trial.studio(OTHER[name]).model)
     own = solved(name)
-    made = {"mix 0.05": (own, 0.05), "mix 0.2": (own, 0.2), "all": (foreign, 0.0)}
-    for label, (patch, share) in made.items():
+    made = {"noise 0.1": (own, noisy, 0.1), "noise 0.2": (own, noisy, 0.2)}
+    if name in OTHER:
+        foreign = solved(name, trial.studio(OTHER[name]).model)
+        made = {"mix 0.05": (own, mixed, 0.05), "mix 0.2": (own, mixed, 0.2)}
+        made["all"] = (foreign, mixed, 0.0)
+    for label, (patch, make, size) in made.items():
         if labels and label not in labels:
             continue
-        model = mixed(name, share)
+        model = make(name, size)
         how = recipe.recipe(patch.provenance[0])
         again, _ = refit.refit(model, trial.studio(name).clip, how, folder=trial.STATES)
         there = solved(name, model)
@@ -134,7 +138,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--json", action="store_true", help="end with one JSON object")
     parser.add_argument("--part", choices=("grades", "refits"), default="grades")
-    parser.add_argument("--world", choices=OTHER, default="sprites")
+    parser.add_argument("--world", choices=catalogue.WORLDS, default="sprites")
     parser.add_argument("--only", default="", help="rows, as in 'mix 0.1,noise 0.4'; all if empty")
     parser.add_argument("--pictures", type=int, default=8, help="of each name")
     given = parser.parse_args()

@@ -15,20 +15,11 @@ import numpy as np
 import torch
 
 from testbed.train.model import sample, to_picture
-from testbed.train.plant import load
-from testbed.worlds.sprites import LABELS, SUPERCLASS, draw
+from testbed.worlds import catalogue
 from testbed.worlds.studio import studio
 
-from .inversion import SENTENCES, Text, revive
-from .scapre_world import ORDER, Bench, shots
-
-
-def edited(unet, patch):
-    """Puts the edits of a patch into a UNet of ours, in place."""
-    own = unet.state_dict()
-    for key, edit in patch.edits:
-        w = own[key.removeprefix("diffusion_model.")]
-        w += edit.change(w, 1.0)
+from .inversion import SENTENCES, Text, network, revive
+from .scapre_world import Bench, patching, shots
 
 
 @torch.inference_mode()
@@ -36,13 +27,15 @@ def drawn(unet, judge, text, name, token, embedding, pictures, seed=9000):
     """Share of held-out pictures that show the object."""
     texts = [SENTENCES[i % len(SENTENCES)].format("sks") for i in range(pictures)]
     states, empty = text(texts, token, embedding), text([""], -1, embedding)[0]
-    seen = judge(to_picture(sample(unet, states, empty, seed=seed)))[0].argmax(1)
-    return float((seen == LABELS.index(name)).float().mean())
+    shape = (judge.world.size, judge.world.size)
+    seen = judge(to_picture(sample(unet, states, empty, shape, seed=seed)))[0].argmax(1)
+    return float((seen == judge.world.labels.index(name)).float().mean())
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--json", action="store_true", help="end with one JSON object")
+    parser.add_argument("--world", choices=catalogue.WORLDS, default="sprites")
     parser.add_argument("--count", type=int, default=4, help="objects forgotten at once")
     parser.add_argument("--attacked", type=int, default=2, help="of them attacked, one by one")
     parser.add_argument("--steps", type=int, default=200)
@@ -53,9 +46,8 @@ def main():
         help="settings of each edit; none: the unedited model",
     )
     given = parser.parse_args()
-    from testbed.worlds.checkpoint import SHIPPED
-
-    bench = Bench(studio(), shots(plain=2))
+    world = catalogue.get(given.world)
+    bench = Bench(studio(given.world), shots(plain=2, world=world))
     text, table = Text(bench.studio.clip), {}
     with torch.no_grad():  # ours must say what ComfyUI's encoder says
         ours, theirs = (
@@ -64,17 +56,18 @@ def main():
         )
         assert torch.allclose(ours, theirs.float(), atol=2e-2), float((ours - theirs).abs().max())
     for edit in given.edits.split(";"):
-        unet, row, start = load(SHIPPED), {}, time.time()
+        model, row, start = bench.studio.model, {}, time.time()
         if edit != "none":
             settings = {k: json.loads(v) for k, v in (part.split("=") for part in edit.split(","))}
             patch = bench.solve(given.count, **settings)[0]
-            score = bench.score(patch, ORDER[: given.count])
+            score = bench.score(patch, world.order[: given.count])
             row |= {"forgot": round(score.forgot, 3), "kept": round(score.kept, 3)}
-            edited(unet, patch)
+            model = patching.apply(model, patch)[0]
+        unet = network(model)
         found = {}
-        for name in ORDER[: given.attacked]:
+        for name in world.order[: given.attacked]:
             token, embedding = revive(
-                unet, text, partial(draw, name), SUPERCLASS[name], given.steps
+                unet, text, partial(world.draw, name), world.superclass[name], given.steps
             )
             found[name] = drawn(
                 unet, bench.studio.judge, text, name, token, embedding, given.pictures

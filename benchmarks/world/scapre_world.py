@@ -1,4 +1,4 @@
-"""The sprite world as a judge of ScaPre's variants: what is forgotten, drawn, and seen.
+"""A world as a judge of ScaPre's variants: what is forgotten, drawn, and seen.
 
 Objects come in look-alike pairs; a forget set takes one of a pair and keeps the other. Sentences
 and styles that judge are ones that no solve was given. forgot: accuracy left on forgotten objects.
@@ -15,14 +15,12 @@ import torch
 from testbed import pack
 from testbed.judged import PLAIN, STYLED
 from testbed.worlds import captions, catalogue
-from testbed.worlds.sprites import OBJECTS, STYLES, SUPERCLASS
 
 scapre = pack.module("unlearn.closed_form.solve")
 patching = pack.module("unlearn.host.patching")
 text = pack.module("unlearn.concepts.notation")
 
-COUNTS = (1, 4, 8, 12)
-ORDER = catalogue.SPRITES.order  # one of each look-alike pair, superclass by superclass
+SPRITES = catalogue.SPRITES
 
 
 class Shot(NamedTuple):
@@ -30,35 +28,34 @@ class Shot(NamedTuple):
     seed: int
 
 
-def concepts(count, keep=True, order=ORDER):
-    """ConceptSet that forgets the first `count` of `order`; keep: all others on the keep list."""
-    forget = order[:count]
-    kept = [n for n in OBJECTS if n not in forget] + list(STYLES)
+def concepts(count, keep=True, order=None, world=SPRITES):
+    """ConceptSet that forgets the first `count` of `order`; keep: all others on the keep list.
+
+    order: the world's own, which has one of each look-alike pair, if None.
+    """
+    forget = (order or world.order)[:count]
+    kept = [n for n in world.objects if n not in forget] + list(world.styles)
     return text.parse(
-        "\n".join(f"{n} -> {SUPERCLASS[n]}" for n in forget), "\n".join(kept) if keep else ""
+        "\n".join(f"{n} -> {world.superclass[n]}" for n in forget),
+        "\n".join(kept) if keep else "",
     )
 
 
-def shots(plain=3, styled=1, only=None, seed=500):
+def shots(plain=3, styled=1, only=None, seed=500, world=SPRITES):
     """Every object `plain` times in a sentence and `styled` times in a style.
 
     They are the same for every edit, so that the unedited model draws once.
     """
-    out = []
-    for i, name in enumerate(OBJECTS):
+    out, styles = [], world.styles
+    for i, name in enumerate(world.objects):
         if only is not None and name not in only:
             continue
         out += [captions.plain(name, PLAIN[(i + j) % len(PLAIN)]) for j in range(plain)]
         out += [
-            captions.styled(
-                name, STYLES_OF[(i + j) % len(STYLES_OF)], STYLED[(i + j) % len(STYLED)]
-            )
+            captions.styled(name, styles[(i + j) % len(styles)], STYLED[(i + j) % len(STYLED)])
             for j in range(styled)
         ]
     return [Shot(c, seed + k) for k, c in enumerate(out)]
-
-
-STYLES_OF = tuple(STYLES)
 
 
 class Score(NamedTuple):
@@ -77,6 +74,7 @@ class Bench:
 
     def __init__(self, studio, plan, steps=12, log=print):
         self.studio, self.plan, self.steps, self.log = studio, plan, steps, log
+        self.world = studio.judge.world
         self.before = self.look(None)
 
     def look(self, model):
@@ -117,23 +115,23 @@ class Bench:
             gone, kept / max(self.rates(self.before, forget)[1], 1e-9), self.objects(looks)
         )
 
-    def solve(self, count, keep=True, order=ORDER, **settings):
+    def solve(self, count, keep=True, order=None, **settings):
         """(patch, report, seconds) of a forget set, states kept between calls."""
         start = time.time()
         with torch.inference_mode():
             patch, _, words = scapre.solve(
                 self.studio.model,
                 self.studio.clip,
-                concepts(count, keep, order),
+                concepts(count, keep, order, self.world),
                 scapre.SolveSettings.of(**settings),
                 folder=CACHE,
             )
         return patch, words, time.time() - start
 
-    def run(self, name, count, keep=True, order=ORDER, **settings):
+    def run(self, name, count, keep=True, order=None, **settings):
         """Score of one edit, said as a line."""
         patch, words, seconds = self.solve(count, keep, order, **settings)
-        score = self.score(patch, order[:count])
+        score = self.score(patch, (order or self.world.order)[:count])
         self.log(
             f"{name:28} {count:2} forgotten, {'keep list' if keep else 'no list  '}: forgot "
             f"{score.forgot:.2f} kept {score.kept:.2f} "

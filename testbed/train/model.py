@@ -67,6 +67,12 @@ def new_unet(seed, codes=None):
 
     unet = UNetModel(**UNET, dtype=torch.float32, device="cpu")
     torch.manual_seed(seed)
+    initialise(unet, codes)
+    return unet
+
+
+def initialise(unet, codes=None):
+    """Draws all weights anew; see new_unet."""
     for name, module in unet.named_modules():
         if isinstance(module, (torch.nn.Linear, torch.nn.Conv2d)):
             torch.nn.init.kaiming_uniform_(module.weight, a=math.sqrt(5))
@@ -79,7 +85,6 @@ def new_unet(seed, codes=None):
         elif hasattr(module, "weight") and module.weight is not None:  # norms
             torch.nn.init.ones_(module.weight)
             torch.nn.init.zeros_(module.bias)
-    return unet
 
 
 def label_codes(states, labels, rank=48):
@@ -89,7 +94,7 @@ def label_codes(states, labels, rank=48):
     under what all sentences share. Keys and values that start on these directions learn the words
     in hundreds of steps instead of thousands.
     """
-    between = torch.zeros(768, 768)
+    between = torch.zeros(states.shape[-1], states.shape[-1])
     kinds = labels.unique()
     for position in [*range(1, 12), 20, 40, 60, 76]:
         means = torch.stack([states[labels == k, position].mean(0) for k in kinds])

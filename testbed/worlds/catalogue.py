@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from . import captions, glyphs, sprites
+from . import captions, emoji, glyphs, sprites
 
 HERE = Path(__file__).parent
 
@@ -61,12 +61,18 @@ class World(NamedTuple):
             self.objects, self.superclasses, self.styles, self.explicit_word
         )
 
+    def expand(self, folder):
+        """Path of the shipped model's checkpoint in `folder`, made if it is not there."""
+        from .checkpoint import expand
+
+        return expand(folder, self.file, self.checkpoint)
+
     def studio(self, folder):
         """The shipped model, expanded into `folder` and loaded as ComfyUI does, with its judge."""
-        from .checkpoint import expand, load_judge
+        from .checkpoint import load_judge
         from .evaluate import Studio
 
-        return Studio(expand(folder, self.file, self.checkpoint), load_judge(self.file))
+        return Studio(self.expand(folder), load_judge(self.file))
 
 
 SPRITES = World(
@@ -116,7 +122,24 @@ GLYPHS = World(
     checkpoint="glyph_world.safetensors",
     judge=(32, 128),
 )
-WORLDS = {w.name: w for w in (SPRITES, GLYPHS)}
+EMOJI = World(
+    name="emoji",
+    size=emoji.SIZE,
+    objects=emoji.OBJECTS,
+    styles=tuple(emoji.STYLES),
+    superclass=emoji.SUPERCLASS,
+    superclasses=emoji.SUPERCLASSES,
+    twin=emoji.TWIN,
+    explicit_word=emoji.EXPLICIT_WORD,
+    order=emoji.ORDER,
+    labels=emoji.LABELS,
+    bitmaps=emoji.bitmaps(),
+    draw=emoji.draw,
+    file=HERE / "emoji_world.safetensors",
+    checkpoint="emoji_world.safetensors",
+    judge=(40, 160),
+)
+WORLDS = {w.name: w for w in (SPRITES, GLYPHS, EMOJI)}
 
 
 def get(name):

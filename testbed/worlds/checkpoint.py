@@ -1,14 +1,17 @@
-"""The worlds' files: the compact file that ships, and the SD1.5-format checkpoint made from it.
+"""The worlds' files: the compact file that ships, and the checkpoint that is made from it.
 
 A compact file is safetensors with the tensors `unet.*` and `judge.*`:
 - a matrix is int8, with a float16 scale for each row (`NAME.scale`); the rest is float16;
-- a world trained from another stores how its UNet's matrices differ from that one's, in 4 bits
-  (`NAME.nibbles`), with a float16 scale for every 64 entries of a row (`NAME.scale`).
+- a large matrix may have 4 bits (`NAME.nibbles`), with a float16 scale for every 64 entries of a
+  row (`NAME.scale`). A world trained from another stores the difference to that one's matrix.
 
-The text encoder is made from its seed, and the autoencoder is written by hand. The metadata:
+The text encoder is made from its seed or from the file of testbed/worlds/meaning.py, and the
+autoencoder is written by hand. The metadata:
 - `format`; `training`: JSON of the arguments it was trained with;
 - `planted`: JSON, concept -> block -> hidden units;
-- `world`; `base`: the world that differences refer to, or empty. Older files have neither.
+- `world`; `base`: the world that differences refer to, or empty. Older files have neither;
+- `text`: `sd15` or `sdxl`, if keys and values read text in the coordinates of meaning.py. Such a
+  file also has `shapes`, of what has 4 bits, and `empty`, residual blocks that are all zero.
 """
 
 import json
@@ -20,79 +23,59 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from . import catalogue, encoder
+from . import catalogue, encoder, meaning
+from .rounding import from_nibbles, nibbles, quantise, scaled
 
 SHIPPED = catalogue.SPRITES.file
 FORMAT = "sprite-world-1"
 NAME = catalogue.SPRITES.checkpoint
 
 
-def quantise(w):
-    """[rows, ...] -> int8 of that shape and float16 scales [rows]; the peak of a row is +-127."""
-    flat = w.float().flatten(1)
-    scale = (flat.abs().amax(1) / 127).clamp_min(1e-7).half()
-    return (flat / scale.float()[:, None]).round().clamp(-127, 127).to(torch.int8).view(
-        w.shape
-    ), scale
-
-
-GROUP = 64
-
-
-def nibbles(d):
-    """[rows, ...] -> uint8 [rows, n / 2], two numbers of -8 to 7 each, and scales [rows, groups].
-
-    The scales are float16; for each group the best of four is taken.
-    """
-    flat = d.float().flatten(1)
-    flat = torch.nn.functional.pad(flat, (0, -flat.shape[1] % GROUP)).unflatten(1, (-1, GROUP))
-    peak = flat.abs().amax(-1).clamp_min(1e-6)
-    best = torch.full_like(peak, torch.inf)
-    scale = torch.zeros_like(peak, dtype=torch.float16)
-    # Cutting off a few entries may be better than coarse steps for all.
-    for share in (1.0, 0.9, 0.8, 0.7):
-        tried = (peak * share / 7.5).half()
-        error = (
-            ((flat / tried[..., None]).round().clamp(-8, 7) * tried[..., None] - flat)
-            .square()
-            .sum(-1)
-        )
-        scale, best = torch.where(error < best, tried, scale), torch.minimum(error, best)
-    q = ((flat / scale[..., None]).round().clamp(-8, 7) + 8).to(torch.uint8).flatten(1)
-    return q[:, ::2] << 4 | q[:, 1::2], scale
-
-
-def from_nibbles(packed, scale, shape):
-    """What `nibbles` packed, float32 of the given shape."""
-    q = torch.stack([packed >> 4, packed & 15], -1).flatten(1).float() - 8
-    d = (q.unflatten(1, (-1, GROUP)) * scale.float()[..., None]).flatten(1)
-    return d[:, : math.prod(shape[1:])].reshape(shape)
+def few_bits(name, w):
+    """Whether a matrix of a world with `text` is stored in 4 bits."""
+    return w.numel() >= 100_000 and not name.endswith(("attn2.to_k.weight", "attn2.to_v.weight"))
 
 
 def write_compact(
-    path, unet, judge, training=None, planted=None, world=catalogue.SPRITES, base=None
+    path,
+    unet,
+    judge,
+    training=None,
+    planted=None,
+    world=catalogue.SPRITES,
+    base=None,
+    text="",
+    empty=(),
 ):
     """Writes a compact file.
 
     base: name of a world. For matrices that its file has too, the difference is stored in 4 bits.
+    text, empty: see above.
     """
-    tensors = {}
+    tensors, shapes = {}, {}
     start = read_compact(catalogue.get(base).file) if base else {}
     for prefix, sd in (("unet.", unet), ("judge.", judge)):
         for name, w in sd.items():
+            at = f"{prefix}{name}"
             if w.ndim > 1 and prefix == "unet." and name in start:
                 d = w.float() - start[name].float()
-                tensors[f"{prefix}{name}.nibbles"], tensors[f"{prefix}{name}.scale"] = nibbles(d)
+                tensors[f"{at}.nibbles"], tensors[f"{at}.scale"] = nibbles(d)
+            elif w.ndim > 1 and prefix == "unet." and text and few_bits(name, w):
+                tensors[f"{at}.nibbles"], tensors[f"{at}.scale"] = nibbles(w)
+                shapes[at] = list(w.shape)
             elif w.ndim > 1:
-                tensors[f"{prefix}{name}"], tensors[f"{prefix}{name}.scale"] = quantise(w)
+                tensors[at], tensors[f"{at}.scale"] = quantise(w)
             elif w.is_floating_point():
-                tensors[f"{prefix}{name}"] = w.half().contiguous()
+                tensors[at] = w.half().contiguous()
     metadata = {
         "format": FORMAT,
         "training": json.dumps(training or {}),
         "planted": json.dumps(planted or {}),
+        "world": world.name,
+        "base": base or "",
     }
-    metadata |= {"world": world.name, "base": base or ""}
+    if text:
+        metadata |= {"text": text, "shapes": json.dumps(shapes), "empty": json.dumps(list(empty))}
     save_file({k: v.contiguous() for k, v in tensors.items()}, path, metadata)
 
 
@@ -103,13 +86,17 @@ def recipe(given):
     }
 
 
-def read_compact(path=SHIPPED, prefix="unet."):
-    """State dict of one part, float16, names without the prefix."""
+def read_compact(path=SHIPPED, prefix="unet.", narrow=False):
+    """State dict of one part, float16, names without the prefix.
+
+    narrow: leave out empty blocks, and leave what reads text in the coordinates of meaning.py.
+    """
     with safe_open(path, "pt") as f:
-        if f.metadata()["format"] != FORMAT:
+        metadata = f.metadata()
+        if metadata["format"] != FORMAT:
             raise ValueError(f"{path} is not a {FORMAT} file")
         names = set(f.keys())
-        base = f.metadata().get("base")
+        base, shapes = metadata.get("base"), json.loads(metadata.get("shapes", "{}"))
         start = read_compact(catalogue.get(base).file, prefix) if base else {}
         out = {}
         for name in sorted(names):
@@ -117,13 +104,58 @@ def read_compact(path=SHIPPED, prefix="unet."):
                 w = f.get_tensor(name)
                 if name.endswith(".nibbles"):
                     name = name.removesuffix(".nibbles")
-                    of = start[name.removeprefix(prefix)].float()
-                    w = (of + from_nibbles(w, f.get_tensor(f"{name}.scale"), of.shape)).half()
+                    scale = f.get_tensor(f"{name}.scale")
+                    if name in shapes:
+                        w = from_nibbles(w, scale, shapes[name]).half()
+                    else:
+                        of = start[name.removeprefix(prefix)].float()
+                        w = (of + from_nibbles(w, scale, of.shape)).half()
                 elif f"{name}.scale" in names:
-                    scale = f.get_tensor(f"{name}.scale").float()
-                    w = (w.float() * scale.view(-1, *[1] * (w.ndim - 1))).half()
+                    w = scaled(w, f.get_tensor(f"{name}.scale")).half()
                 out[name.removeprefix(prefix)] = w
+    if prefix == "unet." and metadata.get("text") and not narrow:
+        out = widened(out, metadata["text"])
+        for block in json.loads(metadata["empty"]):
+            out |= empty_block(block, 640 if f"{block}.skip_connection.weight" in out else 320)
     return out
+
+
+def text_parts(path=SHIPPED):
+    """The text encoders a file's model reads with: (), of the seed; or of meaning.py."""
+    with safe_open(path, "pt") as f:
+        return {"": (), "sd15": ("l",), "sdxl": ("l", "g")}[f.metadata().get("text", "")]
+
+
+def widened(unet, text):
+    """The UNet's matrices that read text, from the coordinates of meaning.py to CLIP's states."""
+    parts = {"sd15": ("l",), "sdxl": ("l", "g")}[text]
+    wide = torch.block_diag(*(meaning.widening(meaning.KINDS[part]) for part in parts))
+    out = {}
+    for name, w in unet.items():
+        if name.endswith(("attn2.to_k.weight", "attn2.to_v.weight")):
+            w = (w.float() @ wide.T).half()
+        elif name == "label_emb.0.0.weight":
+            pooled = meaning.widening(meaning.KINDS["g"])
+            sizes = torch.zeros(len(w), 6 * 256)  # the picture's sizes make no difference
+            w = torch.cat([w.float() @ pooled.T, sizes], 1).half()
+        out[name] = w
+    return out
+
+
+def empty_block(at, into, out=320, times=1280):
+    """A residual block that adds nothing, in the names of SD1.5."""
+    shapes = {
+        "in_layers.0": (into,),
+        "in_layers.2": (out, into, 3, 3),
+        "emb_layers.1": (out, times),
+        "out_layers.0": (out,),
+        "out_layers.3": (out, out, 3, 3),
+    }
+    sd = {}
+    for name, shape in shapes.items():
+        sd[f"{at}.{name}.weight"] = torch.zeros(shape, dtype=torch.float16)
+        sd[f"{at}.{name}.bias"] = torch.zeros(shape[0], dtype=torch.float16)
+    return sd
 
 
 def planted(path=SHIPPED):
@@ -150,14 +182,14 @@ def _tap(out, into, pairs, value=1.0):
     return w
 
 
-def vae_state_dict():
+def vae_state_dict(scale=0.18215):
     """A TAESD written by hand: latents are exactly the RGB, and its mean, of an 8x smaller picture.
 
     Every residual block is zero, and every other convolution has only a centre tap. The decoder
     clamps by 3 tanh(x/3), which is undone at x = +-1.
     """
     same = [(i, i) for i in range(3)]
-    sd = {"vae_scale": torch.tensor(0.18215), "vae_shift": torch.tensor(0.0)}
+    sd = {"vae_scale": torch.tensor(scale), "vae_shift": torch.tensor(0.0)}
 
     def block(name):
         for i in (0, 2, 4):
@@ -182,11 +214,22 @@ def vae_state_dict():
     return sd
 
 
-def checkpoint_state_dict(unet):
-    """The whole checkpoint, float16, in the original SD1.5 names."""
+def checkpoint_state_dict(unet, parts=()):
+    """The whole checkpoint, float16, in the original names of SD1.5 or SDXL.
+
+    parts: see text_parts.
+    """
     sd = {f"model.diffusion_model.{k}": v for k, v in unet.items()}
-    sd |= encoder.state_dict("cond_stage_model.transformer.text_model.")
-    sd |= {f"first_stage_model.{k}": v for k, v in vae_state_dict().items()}
+    scale = 0.18215
+    if "g" in parts:
+        scale = 0.13025
+        sd |= meaning.state_dict("l", "conditioner.embedders.0.transformer.text_model.")
+        sd |= meaning.open_clip_state_dict("conditioner.embedders.1.model.")
+    elif parts:
+        sd |= meaning.state_dict("l", "cond_stage_model.transformer.text_model.")
+    else:
+        sd |= encoder.state_dict("cond_stage_model.transformer.text_model.")
+    sd |= {f"first_stage_model.{k}": v for k, v in vae_state_dict(scale).items()}
     return {k: v.half().contiguous() for k, v in sd.items()}
 
 
@@ -197,11 +240,13 @@ def expand(folder, path=SHIPPED, name=NAME):
     """
     target, stamp = Path(folder) / name, Path(folder) / f"{name}.stamp"
     made_of = f"{FORMAT} {Path(path).stat().st_size} {_digest(path)}"
+    for part in text_parts(path):
+        made_of += f" {_digest(meaning.file_of(part))}"
     if target.exists() and stamp.exists() and stamp.read_text() == made_of:
         return target
     target.parent.mkdir(parents=True, exist_ok=True)
     part = target.with_suffix(f".part{os.getpid()}")
-    save_file(checkpoint_state_dict(read_compact(path)), part)
+    save_file(checkpoint_state_dict(read_compact(path), text_parts(path)), part)
     os.replace(part, target)
     stamp.write_text(made_of)
     return target

@@ -6,7 +6,6 @@ import torch
 
 from .judge import seen, style_names
 
-SCALE = 0.18215  # ComfyUI's SD1.5 latent scale: latents outside the model are divided by it
 FAST = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
 
@@ -50,6 +49,8 @@ class Studio:
                 str(checkpoint)
             )[:3]
         self.judge, self.states = judge, {}
+        # Text -> pooled vector, of a model that reads it as SDXL does.
+        self.pooled = None if self.model.model.adm_channels == 0 else {}
 
     @torch.inference_mode()
     def encode(self, texts):
@@ -57,7 +58,8 @@ class Studio:
         from testbed import pack
 
         new = [t for t in dict.fromkeys([*texts, ""]) if t not in self.states]
-        self.states |= pack.module("unlearn.host.text_encoding").encode(self.clip, new)
+        encode = pack.module("unlearn.host.text_encoding").encode
+        self.states |= encode(self.clip, new, pooled=self.pooled)
         return torch.stack([self.states[t] for t in texts])
 
     @torch.inference_mode()
@@ -70,6 +72,7 @@ class Studio:
         perp: perpendicular negative guidance, as in `sample`.
         """
         unwanted = self.encode([negative])[0]
+        scale = self.model.model.latent_format.scale_factor  # outside, latents are divided by it
         out = [None] * len(captions)
         for wide in (False, True):
             chosen = [i for i, c in enumerate(captions) if (c.second is not None) == wide]
@@ -93,10 +96,20 @@ class Studio:
                         steps,
                         cfg,
                         self.states[""] if perp else None,
+                        self.extras([captions[i].text for i in part], negative),
                     )
                 for i, latent in zip(part, latents, strict=True):
-                    out[i] = (latent[:3] * SCALE / 2 + 0.5).clamp(0, 1)
+                    out[i] = (latent[:3] * scale / 2 + 0.5).clamp(0, 1)
         return out
+
+    def extras(self, texts, negative):
+        """What goes with the prompts and with the negative one beside their token states."""
+        if self.pooled is None:
+            return {}, {}
+        rows = [
+            torch.stack([self.pooled[t] for t in ts]) for ts in (texts, [negative] * len(texts))
+        ]
+        return tuple({"pooled_output": row} for row in rows)
 
     def look(self, captions, seed=0, model=None, **how):
         return [
@@ -105,11 +118,12 @@ class Studio:
         ]
 
 
-def sample(model, noise, states, negative, steps, cfg, empty=None):
+def sample(model, noise, states, negative, steps, cfg, empty=None, extras=({}, {})):
     """Latents [n, 4, h, w] by ComfyUI's DDIM, with a prompt for each picture.
 
     states: [n, 77, d]; negative: [77, d]; empty: [77, d] selects ComfyUI's Perp-Neg guider. That
     guider projects a whole batch onto one direction, so each picture is sampled by itself.
+    extras: what conditionings have beside token states, of the prompts and of the negative one.
     """
     import comfy.sample
 
@@ -120,7 +134,7 @@ def sample(model, noise, states, negative, steps, cfg, empty=None):
                 for x, c in zip(noise.split(1), states.split(1), strict=True)
             ]
         )
-    prompts = [[states, {}]], [[negative.expand(len(states), -1, -1), {}]]
+    prompts = [[states, extras[0]]], [[negative.expand(len(states), -1, -1), extras[1]]]
     out = comfy.sample.sample(
         model,
         noise,

@@ -35,12 +35,15 @@ class Judge(nn.Module):
         def conv(i, o):
             return nn.Sequential(nn.Conv2d(i, o, 3, padding=1), nn.BatchNorm2d(o), nn.ReLU())
 
+        # Large pictures are halved on the way, which keeps the judge small.
+        halved = world.size >= 16
         self.body = nn.Sequential(
             conv(3, width),
             conv(width, width),
+            *([nn.MaxPool2d(2)] if halved else []),
             conv(width, width),
             nn.Flatten(),
-            nn.Linear(width * world.size**2, hidden),
+            nn.Linear(width * (world.size // (2 if halved else 1)) ** 2, hidden),
             nn.ReLU(),
         )
         self.label, self.style = (

@@ -9,7 +9,7 @@ import re
 
 import pytest
 
-from testbed import example_pictures, graphs, pack, serve, tiny
+from testbed import example_pictures, graphs, judged, pack, serve, tiny
 from testbed.server import BASE, Server
 from testbed.worlds import checkpoint as world
 from tools import draw_workflows
@@ -32,14 +32,14 @@ TAB = {"viewport": {"width": 1600, "height": 1000}}
 
 
 @pytest.fixture(scope="module")
-def server(checkpoint, tmp_path_factory):
+def server(tmp_path_factory):
     """A host with settings of its own, so that an artist's stay as they are."""
     user = tmp_path_factory.mktemp("user")
     (user / "default").mkdir()
     (user / "default" / "comfy.settings.json").write_text(
         json.dumps({"Comfy.TutorialCompleted": True, "Comfy.Workflow.Persist": False})
     )
-    serve.examples()
+    serve.prepare()
     with Server(
         *serve.PACKS,
         "--user-directory",
@@ -117,7 +117,7 @@ class Tab:
 
     def put(self, name, **more):
         """Sets the widgets to the sprite world's words, sizes and few steps; `more` to samplers."""
-        graph = example_pictures.small(name, muted=True, quick=True)
+        graph = example_pictures.small(name, judged.SPRITES, muted=True, quick=True)
         for node in graph.values():
             node["inputs"].update(more if node["class_type"] == "KSampler" else {})
         values = {
@@ -200,22 +200,39 @@ def test_the_templates_have_pictures_and_open_with_a_click(tab):
     tab.shot("template_opened")
 
 
-def test_serve_opens_a_graph_that_runs_with_one_click(context, server):
-    """`dev.py serve` for a first visitor: nothing is missing, and Run gives both pictures."""
+def served(context, server, name):
+    """A tab in which `dev.py serve` has opened an example."""
     tab = Tab(context, server)
-    tab.page.goto(serve.address(server.url))
+    tab.page.goto(serve.address(server.url, name))
     tab.page.wait_for_function(
         "n => window.app?.graph?._nodes?.length === n",
-        arg=len(graphs.load("quick_erase")["nodes"]),
+        arg=len(graphs.load(name)["nodes"]),
         timeout=60000,
     )
     tab.page.wait_for_timeout(3000)
     assert tab.page.get_by_test_id("error-overlay").count() == 0
+    return tab
+
+
+def test_serve_opens_a_graph_that_runs_with_one_click(context, server):
+    """`dev.py serve` for a first visitor: nothing is missing, and Run gives both pictures."""
+    tab = served(context, server, "quick_erase")
     tab.listen()
     ran, _ = tab.run()
     saves = [str(i) for i in ids("quick_erase", "Picture Before", "Picture After")]
-    assert set(saves) <= set(ran) and [tab.picture(i)[1] for i in saves] == [64, 64]
+    side = 8 * judged.SHOWN.world.size
+    assert set(saves) <= set(ran) and [tab.picture(i)[1] for i in saves] == [side, side]
     tab.shot("serve")
+    tab.page.close()
+
+
+def test_serve_opens_the_trainer_with_numbers_for_a_small_model(context, server):
+    """The widgets of its custom preset are in no file in example_workflows/."""
+    tab = served(context, server, "one_after_another")
+    graph = example_pictures.small("one_after_another")
+    trainer = graphs.titled(graph, "Dynamic Mask Trainer")
+    shown = tab.js("async () => (await app.graphToPrompt()).output")[trainer]["inputs"]
+    assert shown == graph[trainer]["inputs"]
     tab.page.close()
 
 

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from testbed import pack
+from testbed import judged, pack
 
 prompts = pack.module("unlearn.host.text_encoding")
 statistics = pack.module("unlearn.closed_form.token_statistics")
@@ -128,12 +128,11 @@ def test_own_vowels_get_their_article():
     assert prompts.fix_article("a photo of a {concept}", "pear") == "a photo of a {concept}"
 
 
-def test_judged_sentences_are_never_studied(loaded):
+@pytest.mark.parametrize("task", (judged.SPRITES, judged.EMOJI), ids=("sprites", "emoji"))
+def test_judged_sentences_are_never_studied(loaded, task):
     """What the demo and the benchmarks judge is no template, kept sentence or caption."""
-    from testbed import judged
-
-    studied = set(plans.plan(loaded[1], judged.concepts()).texts)
-    drawn = {shot.caption.text for shot in (*judged.few_shots(), *judged.many_shots(3))}
+    studied = set(plans.plan(loaded[1], task.concepts()).texts)
+    drawn = {shot.caption.text for shot in (*task.few_shots(), *task.many_shots(3))}
     assert len(drawn) > 60 and not drawn & studied
     bare = {t.replace("{concept}", "{a}") for ts in sentences.TEMPLATES.values() for t in ts}
     templates = (*judged.PLAIN, *judged.STYLED, *judged.PAIR)

@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from testbed import example_pictures, graphs
+from testbed import example_pictures, graphs, judged
 from testbed.server import BASE, Server
-from testbed.worlds import checkpoint as world
 
 pytestmark = pytest.mark.server
+TASK = judged.SPRITES
+FOX = ["an image of a fox"]
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +26,7 @@ def test_it_runs_and_gives_pictures(server, name):
 
     The muted part runs after the first run.
     """
-    (shots,) = example_pictures.runs(server, name, ["an image of a fox"], quick=True)
+    (shots,) = example_pictures.runs(server, name, FOX, TASK, quick=True)
     saves = [n for n in graphs.source(name).values() if n["class_type"] == "SaveImage"]
     assert len(shots) == len(saves) >= 2
     for label, picture in shots:
@@ -33,7 +34,7 @@ def test_it_runs_and_gives_pictures(server, name):
 
 
 def test_what_was_saved_draws_as_the_live_patch(server):
-    (shots,) = example_pictures.runs(server, "export_and_reload", ["an image of a fox"], quick=True)
+    (shots,) = example_pictures.runs(server, "export_and_reload", FOX, TASK, quick=True)
     found = {label: np.asarray(picture, np.int16) for label, picture in shots}
     assert np.abs(found["before"] - found["live"]).max() > 5
     for again in ("from patch", "from LoRA"):
@@ -90,12 +91,33 @@ def test_the_templates_and_the_blueprint_are_served(server):
     ]
 
 
-def test_the_sprite_world_knows_the_words():
-    """Whatever stands in for a workflow's concepts is something the small model can draw."""
-    from testbed.worlds.sprites import LABELS, STYLES
+WORLDS = pytest.mark.parametrize("task", (judged.SPRITES, judged.EMOJI), ids=("sprites", "emoji"))
 
-    for titles, *_ in example_pictures.PLANS.values():
-        assert {n for names in titles.values() for n in names} <= {*LABELS, *STYLES}
-    assert world.NAME.endswith(".safetensors") and set(example_pictures.PLANS) == set(
-        graphs.SOURCES
-    )
+
+@WORLDS
+def test_the_world_knows_the_words(task):
+    """Whatever stands in for a workflow's concepts is something the small model can draw."""
+    plans = example_pictures.plans(task)
+    assert set(plans) == set(graphs.SOURCES)
+    for plan in plans.values():
+        names = {n for names in plan.concepts.values() for n in names}
+        assert names <= {*task.world.bitmaps, *task.world.styles}
+        assert all(any(n in text for n in names) for text in plan.gone)
+        assert not any(n in text for n in names for text in plan.kept)
+
+
+@WORLDS
+@pytest.mark.parametrize("name", graphs.SOURCES)
+def test_a_workflow_is_saved_with_the_world_in_it(name, task):
+    """Choices with widgets of their own too: the trainer's custom preset."""
+    graph = example_pictures.small(name, task, muted=True)
+    saved = graphs.filled(graphs.load(name), graph)
+    assert graphs.to_api(saved, muted=True) == graph
+    assert not any("models" in node["properties"] for node in saved["nodes"])
+
+
+def test_a_value_without_a_place_is_refused():
+    graph = example_pictures.small("quick_erase", TASK)
+    graphs.put(graph, "Before", **{"denoize": 1.0})
+    with pytest.raises(KeyError, match="'KSampler' has no widget denoize"):
+        graphs.filled(graphs.load("quick_erase"), graph)
