@@ -20,7 +20,8 @@ import os, pytest
 def test_where(n, tally):
     tally("cells")
     with open("ran.txt", "a") as file:
-        file.write(f"{__file__} {os.environ['PYTEST_XDIST_WORKER']} {os.getenv('OMP_NUM_THREADS')}\\n")
+        said = (__file__, os.environ["PYTEST_XDIST_WORKER"], os.environ["OMP_NUM_THREADS"])
+        file.write(" ".join(said) + chr(10))
 """
 CONFTEST = """
 from testbed import processes
