@@ -2,7 +2,8 @@
 """The one command of this repository.
 
     python3 dev.py demo  [args...]       erase a concept and look at the pictures
-    python3 dev.py test  [args...]       run the tests; args go to pytest
+    python3 dev.py test                  run all tests, in two processes
+    python3 dev.py test  args...         run some tests, in one process; args go to pytest
     python3 dev.py serve [args...]       start ComfyUI with this pack
     python3 dev.py bench NAME [args...]  run a benchmark; without a name, list them
     python3 dev.py tool NAME [args...]   run a script of tools/; without a name, list them
@@ -32,7 +33,9 @@ HOST_COMFYUI = "0.30.0"  # the ComfyUI inside; an older .host/ComfyUI is replace
 TORCH = ("torch==2.11.0", "torchvision==0.26.0", "torchaudio==2.11.0")
 # The checkers have fixed versions, because another version may format or judge differently.
 CHECKERS = ("ruff==0.17.6", "pyright[nodejs]==1.1.414")
-TOOLS = ("pytest", "hypothesis", *CHECKERS, "websocket-client", "playwright")
+TOOLS = ("pytest", "pytest-xdist", "hypothesis", *CHECKERS, "websocket-client", "playwright")
+# All tests run in two processes, each of which may need 5 GB of memory.
+ALL_TESTS = ["-n", "2"]
 STAMP_FORMAT = "1"
 
 # Not resolved, because a ComfyUI may hold this pack as a link.
@@ -368,6 +371,8 @@ def main(argv):
             say(f"dev.py: {command} needs a name, one of: {names}.")
             return 2
         module, args = known[args[0]], args[1:]
+    if command == "test" and not args:
+        args = ALL_TESTS
     try:
         return hand_over(module, args)
     except Fail as failure:

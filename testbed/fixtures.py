@@ -34,6 +34,18 @@ def loaded(checkpoint):
         return comfy.sd.load_checkpoint_guess_config(str(checkpoint))[:3]
 
 
+@pytest.fixture(scope="module")
+def states_on_disk(tmp_path_factory):
+    """Sentences are encoded once for all tests of a file, as they are for an artist."""
+    from testbed import pack
+
+    folder = tmp_path_factory.mktemp("states")
+    with pytest.MonkeyPatch.context() as m:
+        for name in ("unlearn.closed_form.solve", "unlearn.analysis.forecast"):
+            m.setattr(pack.module(name), "default_folder", lambda: folder)
+        yield
+
+
 @pytest.fixture(autouse=True)
 def inference_mode(request):
     """Host and reliability tests run as ComfyUI runs nodes: in inference mode."""

@@ -17,7 +17,22 @@ for folder in (str(ROOT), str(HOST)):  # the host comes first: `import nodes` mu
     if folder not in sys.path:
         sys.path.insert(0, folder)
 
-from testbed.fixtures import checkpoint, inference_mode, loaded  # noqa: E402, F401
+from testbed import processes  # noqa: E402
+from testbed.fixtures import (  # noqa: E402, F401
+    checkpoint,
+    inference_mode,
+    loaded,
+    states_on_disk,
+)
+from testbed.processes import pytest_xdist_make_scheduler  # noqa: E402, F401
+from testbed.tally import (  # noqa: E402, F401
+    pytest_sessionfinish,
+    pytest_terminal_summary,
+    pytest_testnodedown,
+    tally,
+)
+
+processes.share_cores()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -13,4 +13,8 @@ for folder in (str(ROOT), str(HOST)):  # the host comes first: `import nodes` mu
     if folder not in sys.path:
         sys.path.insert(0, folder)
 
+from testbed import processes  # noqa: E402
 from testbed.fixtures import checkpoint, inference_mode, loaded  # noqa: E402, F401
+from testbed.processes import pytest_xdist_make_scheduler  # noqa: E402, F401
+
+processes.share_cores()

@@ -23,6 +23,7 @@ layers = pack.module("unlearn.host.architectures")
 types = pack.module("unlearn.types")
 text = pack.module("unlearn.concepts.notation")
 UnlearnError = pack.module("unlearn.errors").UnlearnError
+pytestmark = pytest.mark.usefixtures("states_on_disk")
 CONCEPTS = text.parse("cat\nhouse", "key\ntree")
 QUICK = dict(seed=3, seeds=1, kept=2, steps=4, cfg=3.0, size=64)
 

@@ -42,6 +42,17 @@ def collect(loaded, forget="cat\nhouse", **more):
     return found
 
 
+_measured = {}
+
+
+def measured(loaded, forget="cat\nhouse", **more):
+    """As `collect`, but once for all tests that only read what it finds."""
+    key = (forget, *sorted(more.items()))
+    if key not in _measured:
+        _measured[key] = collect(loaded, forget, **more)
+    return _measured[key]
+
+
 def state_digest(model):
     h = hashlib.sha256()
     for key, value in model.model.state_dict().items():
@@ -181,11 +192,11 @@ def test_cancel_leaves_no_hooks_and_the_next_run_works(loaded, monkeypatch, at):
         collect(loaded)
     assert hooks(model) == 0 and state_digest(model) == before
     monkeypatch.setattr(fia, "correlation", real)
-    assert collect(loaded).rankings
+    assert collect(loaded, "cat", prompts=1, window=1).rankings
 
 
 def test_out_of_memory_shrinks_the_batch_and_counts_nothing_twice(loaded, monkeypatch):
-    whole, real, n = collect(loaded), fia.correlation, [0]
+    whole, real, n = measured(loaded), fia.correlation, [0]
 
     def full(*a, **k):
         n[0] += 1
@@ -200,7 +211,7 @@ def test_out_of_memory_shrinks_the_batch_and_counts_nothing_twice(loaded, monkey
 
 
 def test_batches_do_not_matter(loaded, monkeypatch):
-    most, whole = lockstep.LARGEST_BATCH, collect(loaded)
+    most, whole = lockstep.LARGEST_BATCH, measured(loaded)
     monkeypatch.setattr(fia, "top_threshold", lambda s, share: float("inf"))
     strength = collect(
         loaded
@@ -241,13 +252,13 @@ def test_parts_of_one_concept_merge_as_if_measured_together(loaded, score, tmp_p
 
 
 def test_paper_statistics_that_were_not_kept_cannot_be_merged(loaded):
-    a, b = (collect(loaded, "cat", prompts=2, first=first) for first in (0, 2))
+    a, b = (measured(loaded, "cat", prompts=1, window=1, first=first) for first in (0, 1))
     with pytest.raises(UnlearnError, match="were not kept"):
         merging.merge([a, b], loaded[0])
 
 
 def test_concepts_of_two_machines_merge_exactly_and_files_hold_all(loaded, tmp_path):
-    together, apart = collect(loaded), [collect(loaded, name) for name in ("cat", "house")]
+    together, apart = measured(loaded), [measured(loaded, name) for name in ("cat", "house")]
     for name, found in zip("ab", apart, strict=True):
         files.save(tmp_path / f"{name}.safetensors", found)
     merged = merging.merge([files.load(tmp_path / f"{name}.safetensors") for name in "ab"])
@@ -267,7 +278,7 @@ def test_concepts_of_two_machines_merge_exactly_and_files_hold_all(loaded, tmp_p
 
 def test_files_that_are_not_ours(loaded, tmp_path):
     path = tmp_path / "x.safetensors"
-    files.save(path, collect(loaded, "cat"))
+    files.save(path, measured(loaded, "cat"))
     whole = path.read_bytes()
     for broken in (
         whole[: len(whole) // 2],
@@ -295,7 +306,7 @@ def test_the_patch_prunes_exactly_and_restores(loaded, granularity):
     model = loaded[0]
     mm.load_models_gpu([model])
     before = state_digest(model)
-    patch, picture, report = masks.fuse([collect(loaded)], r2=0.05, granularity=granularity)
+    patch, picture, report = masks.fuse([measured(loaded)], r2=0.05, granularity=granularity)
     assert picture.shape[0] == 1 and "Prunes" in report and "Next:" in report
     patched, warning = patching.apply(model, patch)
     assert warning == ""
@@ -507,7 +518,7 @@ def test_without_memory_nothing_is_run_and_the_need_is_told_before(loaded, monke
 
 def test_sums_in_main_memory_give_the_same(loaded, monkeypatch):
     """Here both devices are the processor, one of them by its number."""
-    whole = collect(loaded, "cat")
+    whole = measured(loaded, "cat")
 
     def place(self, device):
         return (torch.device("cpu"), torch.device("cpu", 0))
@@ -585,7 +596,7 @@ def test_files_of_the_first_version_tell_groups_by_their_keys(loaded, tmp_path):
 @pytest.mark.parametrize("entry", [{"kind": "thing"}, {"concept": 3}, {"concept": None}])
 def test_groups_that_are_not_those_of_the_concepts_are_refused(loaded, tmp_path, entry):
     path = tmp_path / "x.safetensors"
-    files.save(path, collect(loaded, "cat", prompts=1, window=1))
+    files.save(path, measured(loaded, "cat", prompts=1, window=1))
     rewritten(path, lambda content, tensors: content["gathered"]["cat"].update(entry))
     with pytest.raises(UnlearnError, match="groups of prompts"):
         files.load(path)
@@ -593,7 +604,7 @@ def test_groups_that_are_not_those_of_the_concepts_are_refused(loaded, tmp_path,
 
 def test_the_values_of_a_ranking_are_for_old_readers_alone(loaded, tmp_path):
     """Version 0.1.0 wants float16 `values` beside the indices, and uses them for nothing."""
-    path, found = tmp_path / "x.safetensors", collect(loaded, "cat", prompts=1, window=1)
+    path, found = tmp_path / "x.safetensors", measured(loaded, "cat", prompts=1, window=1)
     files.save(path, found)
 
     def without_values(content, tensors):
@@ -607,7 +618,7 @@ def test_the_values_of_a_ranking_are_for_old_readers_alone(loaded, tmp_path):
 
 def test_statistics_that_are_needed_and_were_not_kept_are_named(loaded):
     """The same prompts twice: nothing is to be merged, but the concept is to be ranked again."""
-    found = collect(loaded, "cat", prompts=1, window=1)
+    found = measured(loaded, "cat", prompts=1, window=1)
     with pytest.raises(UnlearnError, match="'object without a concept' were not kept"):
         merging.merge([found, found], loaded[0])
 
@@ -749,7 +760,7 @@ def test_any_precision(loaded, checkpoint, kind):
     """Nothing needs gradients or float weights: about the same hidden units are the strongest."""
     import comfy.sd
 
-    plain = collect(loaded, "cat", prompts=2, window=1)
+    plain = measured(loaded, "cat", prompts=2, window=1)
     dtype = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp8": torch.float8_e4m3fn}.get(kind)
     options = {} if dtype is None else {"dtype": dtype}
     model, *_ = comfy.sd.load_checkpoint_guess_config(

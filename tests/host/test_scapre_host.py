@@ -34,6 +34,7 @@ kernel = pack.module("kernels.scapre")
 eigh_of_torch = torch.linalg.eigh
 EARLIER_VARIANTS = ("anchored", "paper", "released-A", "released-B", "uce")
 
+pytestmark = pytest.mark.usefixtures("states_on_disk")
 CONCEPTS = text.parse("fox -> animal\nhouse -> building", "cat\nchurch")
 SENTENCES = ("{concept}", "a {concept}")
 
@@ -91,16 +92,6 @@ def unasked(monkeypatch):
     """The report does not ask the edited model, which takes seconds; see test_aftermath.py."""
     aftermath = pack.module("unlearn.closed_form.aftermath")
     monkeypatch.setattr(aftermath, "ask", lambda *args: [])
-
-
-@pytest.fixture(scope="module", autouse=True)
-def states_on_disk(tmp_path_factory):
-    """Sentences are encoded once for all tests of this file, as they are for an artist."""
-    folder = tmp_path_factory.mktemp("states")
-    with pytest.MonkeyPatch.context() as m:
-        m.setattr(scapre, "default_folder", lambda: folder)
-        m.setattr(pack.module("unlearn.analysis.forecast"), "default_folder", lambda: folder)
-        yield
 
 
 @pytest.fixture(scope="module")

@@ -318,18 +318,23 @@ def test_a_full_disk_keeps_nothing_and_goes_on(tmp_path, monkeypatch, tally):
 # --- where the pack may lie ---
 
 SCRIPT = """
-import time
-folder = args_of_test[0]
-found = load(folder)
-module = sys.modules  # the names the host gives are gone again; load once more to use one
-done = asyncio.run(nodes.load_custom_node(folder, module_parent="custom_nodes"))
-pack = folder.replace(".", "_x_")
 import importlib
-lists = importlib.import_module(pack + ".unlearn.concepts.lists")
-cached = importlib.import_module(pack + ".unlearn.concepts.sentences")
-said = [len(lists.read_preset(n).concepts) for n in lists.presets()[1:]]
-web = nodes.EXTENSION_WEB_DIRS[os.path.basename(folder)]
-print(json.dumps([*found, said, len(cached.prior_sentences()), os.path.isdir(web)]))
+
+def used(folder):
+    found = load(folder)
+    # the names the host gives are gone again; load once more to use one
+    done = asyncio.run(nodes.load_custom_node(folder, module_parent="custom_nodes"))
+    pack = folder.replace(".", "_x_")
+    lists = importlib.import_module(pack + ".unlearn.concepts.lists")
+    cached = importlib.import_module(pack + ".unlearn.concepts.sentences")
+    presets = [len(lists.read_preset(n).concepts) for n in lists.presets()[1:]]
+    web = nodes.EXTENSION_WEB_DIRS[os.path.basename(folder)]
+    nodes.NODE_CLASS_MAPPINGS.clear()
+    nodes.NODE_CLASS_MAPPINGS.update(known)
+    return [*found, presets, len(cached.prior_sentences()), os.path.isdir(web)]
+
+known = dict(nodes.NODE_CLASS_MAPPINGS)
+print(json.dumps([used(folder) for folder in args_of_test]))
 """
 FOLDERS = [
     "Unlearn with spaces (1)",
@@ -363,19 +368,23 @@ def shipped(target):
     return target
 
 
-@pytest.mark.parametrize("name", FOLDERS)
-def test_a_folder_of_any_name_loads_and_nothing_is_written_into_it(tmp_path, name, tally):
-    folder = shipped(tmp_path / "custom_nodes" / name)
-    before = sorted(str(p) for p in folder.rglob("*"))
+def test_a_folder_of_any_name_loads_and_nothing_is_written_into_it(tmp_path, tally):
+    """One process loads a copy of the pack from each folder, as each would be loaded alone."""
+    folders = [shipped(tmp_path / "custom_nodes" / name) for name in FOLDERS]
+    before = [sorted(str(p) for p in folder.rglob("*")) for folder in folders]
     try:
-        done, nodes, said, presets, prior, web = loading.run(SCRIPT, folder)
+        found = loading.run(SCRIPT, *folders)
     finally:
-        after = sorted(str(p) for p in folder.rglob("*"))
-        for path in [folder, *folder.rglob("*")]:
-            path.chmod(0o755)
-    assert done and nodes == sorted(n.__name__ for n in pack.module("nodes").NODES), said
-    assert len(presets) >= 4 and min(presets) >= 8 and prior > 100 and web and after == before
-    tally("cells")
+        after = [sorted(str(p) for p in folder.rglob("*")) for folder in folders]
+        for folder in folders:
+            for path in [folder, *folder.rglob("*")]:
+                path.chmod(0o755)
+    ours = sorted(n.__name__ for n in pack.module("nodes").NODES)
+    for name, (done, nodes, said, presets, prior, web) in zip(FOLDERS, found, strict=True):
+        assert done and nodes == ours, (name, said)
+        assert len(presets) >= 4 and min(presets) >= 8 and prior > 100 and web, name
+    assert after == before
+    tally("cells", len(FOLDERS))
 
 
 def test_names_of_our_own_files_fit_every_system():

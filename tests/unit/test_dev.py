@@ -134,6 +134,19 @@ def test_usage(dev, capsys):
     assert dev.main(["tset"]) == 2
 
 
+def test_all_tests_run_in_two_processes_and_chosen_ones_as_pytest_is_told(dev, monkeypatch):
+    handed = []
+    monkeypatch.setattr(dev, "hand_over", lambda *given: handed.append(given))
+    for args in ([], ["tests/unit", "-x"], ["--pdb"], ["--fast"]):
+        dev.main(["test", *args])
+    assert handed == [
+        ("pytest", ["-n", "2"]),
+        ("pytest", ["tests/unit", "-x"]),
+        ("pytest", ["--pdb"]),
+        ("pytest", ["--fast"]),
+    ]
+
+
 def test_a_wrong_comfyui_dir_is_one_sentence(dev, ran, monkeypatch, tmp_path, capsys):
     monkeypatch.setenv("COMFYUI_DIR", str(tmp_path))
     assert dev.main(["test"]) == 1

@@ -25,6 +25,19 @@ def tally():
     return count
 
 
+def pytest_sessionfinish(session):
+    """A process of pytest-xdist hands its counts to the one that writes the summary."""
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["tally"] = [dict(_counts), sorted(_cannot)]
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node):
+    counts, cannot = getattr(node, "workeroutput", {}).get("tally", ({}, ()))
+    _counts.update(counts)
+    _cannot.update(cannot)
+
+
 def pytest_terminal_summary(terminalreporter):
     if _counts:
         cannot = f" ({'; '.join(sorted(_cannot))})" if _cannot else ""
