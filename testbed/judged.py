@@ -147,8 +147,5 @@ EMOJI = Task(
     pruned=("emojione",),
     others=("robot", "guitar", "taxi", "trophy", "atom", "princess", "basketball", "donut"),
 )
-SHOWN = SPRITES
-"""The task of the demo, `dev.py serve` and the documentation's pictures.
-
-It becomes EMOJI with the commit that brings that world's model.
-"""
+SHOWN = EMOJI
+"""The task of the demo, `dev.py serve` and the documentation's pictures."""
