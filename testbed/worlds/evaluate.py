@@ -48,6 +48,7 @@ class Studio:
             self.model, self.clip, self.vae = comfy.sd.load_checkpoint_guess_config(
                 str(checkpoint)
             )[:3]
+        leave_out_empty_layers(self.clip)
         if clip_skip:
             self.clip = self.clip.clone()
             self.clip.clip_layer(-clip_skip)
@@ -119,6 +120,26 @@ class Studio:
             judge_picture(self.judge, p, c)
             for p, c in zip(self.draw(captions, seed, model, **how), captions, strict=True)
         ]
+
+
+def leave_out_empty_layers(clip):
+    """Takes layers out of a CLIP's text encoders that add nothing, as most of meaning.py's do.
+
+    The last two stay, so that clip skip 1 and 2 read what they did. The states stay the same.
+    """
+    for name in ("clip_l", "clip_g"):
+        part = getattr(clip.cond_stage_model, name, None)
+        if part is not None:
+            encoder = part.transformer.text_model.encoder
+            layers = list(encoder.layers)
+            used = [layer for layer in layers[:-2] if adds(layer)] + layers[-2:]
+            encoder.layers = torch.nn.ModuleList(used)
+
+
+def adds(layer):
+    """Whether a layer of a text encoder changes what goes through it."""
+    last = (layer.self_attn.out_proj, layer.mlp.fc2)
+    return any(p.count_nonzero() for part in last for p in part.parameters())
 
 
 def sample(model, noise, states, negative, steps, cfg, empty=None, extras=({}, {})):

@@ -9,7 +9,7 @@ import torch
 
 from testbed import pack
 from testbed.train.text import clip_tokenizer
-from testbed.worlds import captions, meaning
+from testbed.worlds import captions, evaluate, meaning
 
 pack.load()
 
@@ -172,3 +172,21 @@ def test_the_pack_reads_the_shipped_encoder_as_it_is(part):
     wanted = shipped(part).read(rows(TEXTS))[0] @ meaning.widening(meaning.KINDS[part]).T
     for text, state in zip(TEXTS, wanted, strict=True):
         assert apart(states[text], state) < LEFT
+
+
+@pytest.mark.parametrize("part", shipped_parts()[:1])
+@pytest.mark.parametrize("skip", [1, 2])
+def test_leaving_out_empty_layers_changes_no_state(part, skip):
+    import comfy.sd
+
+    clip = comfy.sd.load_text_encoder_state_dicts(
+        [{k: w.half() for k, w in meaning.state_dict(part, "text_model.").items()}],
+        clip_type=comfy.sd.CLIPType.STABLE_DIFFUSION,
+    )
+    clip.clip_layer(-skip)
+    before = [clip.encode_from_tokens(clip.tokenize(text)) for text in TEXTS]
+    evaluate.leave_out_empty_layers(clip)
+    layers = clip.cond_stage_model.clip_l.transformer.text_model.encoder.layers
+    assert len(layers) == meaning.DEPTH + 1  # the one before the last is empty, and stays
+    for text, states in zip(TEXTS, before, strict=True):
+        assert torch.equal(clip.encode_from_tokens(clip.tokenize(text)), states)
