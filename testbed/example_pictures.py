@@ -17,6 +17,8 @@ SIDE = 800
 INK, GONE, KEPT, PAPER = (28, 32, 38), (192, 66, 52), (46, 125, 90), (250, 250, 247)
 SENTENCES = ("an image of {a}", "a drawing of {a}", "this is {a}")
 SMALL = "on a small SD1.5-format model, same seeds"
+# Pruning forgets a planted object, and nothing that the emoji model draws (docs/results/fia.md).
+PRUNING = ("neuron_pruning", "all_three_stacked")
 
 
 class Plan(NamedTuple):
@@ -32,49 +34,83 @@ class Plan(NamedTuple):
     title: str
 
 
-def plans(task=judged.SHOWN):
-    """Workflow -> its Plan in the world of a Task."""
-    (first, second), style = task.forget[:2], task.style
+def task_of(name, task=judged.SHOWN):
+    """The Task that a workflow is shown on where the others are shown on this one."""
+    return judged.SPRITES if name in PRUNING else task
+
+
+def shown(task, name, k=0):
+    """A prompt for an object or a style; k chooses the sentence, or the object in the style."""
+    if name in task.world.styles:
+        return captions.styled(task.others[k], name, "{a} by {style}").text
+    return captions.plain(name, SENTENCES[k]).text
+
+
+def erased(task, *names):
+    """Prompts for what is forgotten, each in another sentence or with another object."""
+    return tuple(shown(task, name, k) for k, name in enumerate(names))
+
+
+def kept_prompts(task):
+    """The look-alikes of the first two objects, and a style that stays."""
+    alike = [task.world.twin[name] for name in task.forget[:2]]
     other = next(s for s in task.kept_styles if s not in task.pruned)
+    return shown(task, alike[0]), shown(task, alike[1], 2), shown(task, other, 1)
 
-    def shown(name, k=0):
-        """A prompt for an object or a style; k chooses the sentence, or the object in the style."""
-        if name in task.world.styles:
-            return captions.styled(task.others[k], name, "{a} by {style}").text
-        return captions.plain(name, SENTENCES[k]).text
 
-    def erased(*names):
-        return tuple(shown(name, k) for k, name in enumerate(names))
+def plans(task=judged.SHOWN):
+    """Workflow -> its Plan in the world of a Task; those of PRUNING in that of task_of."""
+    found = {**plans_without_pruning(task), **plans_with_pruning(task_of(PRUNING[0], task))}
+    return {name: found[name] for name in graphs.SOURCES}
 
-    objects = {"Objects to Forget": (first, second)}
+
+def plans_without_pruning(task):
+    (first, second), style = task.forget[:2], task.style
+    objects, kept = {"Objects to Forget": (first, second)}, kept_prompts(task)
     both = objects | {"Styles to Forget": (style,)}
-    alike = [task.world.twin[name] for name in (first, second)]
-    kept = (shown(alike[0]), shown(alike[1], 2), shown(other, 1))
-    pruned, again = task.pruned[0], task.pruned[-1]
     return {
         "quick_erase": Plan(
             both,
-            erased(first, second, style),
+            erased(task, first, second, style),
             kept,
             f"Quick erase: {first}, {second}, {style}\n{SMALL}",
         ),
         "erase_sdxl": Plan(
             both,
-            erased(first, second, style),
+            erased(task, first, second, style),
             kept,
             f"Quick erase for SDXL\nhere the same {SMALL}",
         ),
-        "neuron_pruning": Plan(
-            {"Objects to Forget": task.pruned},
-            erased(pruned, again, pruned),
-            (shown(first), *kept[1:]),
-            f"Neuron pruning: {', '.join(task.pruned)}\n{SMALL}",
-        ),
         "one_after_another": Plan(
             objects,
-            erased(first, second, first),
+            erased(task, first, second, first),
             kept,
             f"One after another: {first}, then {second}\n{SMALL}",
+        ),
+        "compare_variants": Plan(
+            {"Objects to Forget": (first,), "Styles to Forget": (style,)},
+            erased(task, first, style),
+            kept[:1],
+            f"Compare variants: {first}, {style}\n{SMALL}",
+        ),
+        "export_and_reload": Plan(
+            objects,
+            erased(task, first, second),
+            kept[:1],
+            f"Export and reload: {first}, {second}\n{SMALL}",
+        ),
+    }
+
+
+def plans_with_pruning(task):
+    first, style, kept = task.forget[0], task.style, kept_prompts(task)
+    pruned, again = task.pruned[0], task.pruned[-1]
+    return {
+        "neuron_pruning": Plan(
+            {"Objects to Forget": task.pruned},
+            erased(task, pruned, again, pruned),
+            (shown(task, first), *kept[1:]),
+            f"Neuron pruning: {', '.join(task.pruned)}\n{SMALL}",
         ),
         "all_three_stacked": Plan(
             {
@@ -82,21 +118,9 @@ def plans(task=judged.SHOWN):
                 "Object to Prune": (pruned,),
                 "Object to Train Away": (first,),
             },
-            erased(style, pruned, first),
+            erased(task, style, pruned, first),
             (kept[2], kept[1], kept[0]),
             f"All three methods, stacked\n{SMALL}",
-        ),
-        "compare_variants": Plan(
-            {"Objects to Forget": (first,), "Styles to Forget": (style,)},
-            erased(first, style),
-            kept[:1],
-            f"Compare variants: {first}, {style}\n{SMALL}",
-        ),
-        "export_and_reload": Plan(
-            objects,
-            erased(first, second),
-            kept[:1],
-            f"Export and reload: {first}, {second}\n{SMALL}",
         ),
     }
 
@@ -130,7 +154,8 @@ def small(name, task=judged.SHOWN, muted=False, quick=False):
 
     quick: with as few steps as possible, for tests.
     """
-    graph, concepts = graphs.to_api(graphs.load(name), muted), plans(task)[name].concepts
+    concepts, task = plans(task)[name].concepts, task_of(name, task)
+    graph = graphs.to_api(graphs.load(name), muted)
     gone, side = [c for names in concepts.values() for c in names], 8 * task.world.size
     for title, names in concepts.items():
         kind = graph[graphs.titled(graph, title)]["inputs"]["kind"]

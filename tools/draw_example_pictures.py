@@ -1,13 +1,14 @@
 """`dev.py tool draw_example_pictures`: draws the picture that ComfyUI shows for each workflow.
 
-It runs each example workflow on the emoji world. A sheet holds what the workflow's own Save Image
-nodes saved: first prompts with forgotten concepts, then prompts with kept ones.
+It runs each example workflow on the emoji world, or on the sprite world where it prunes. A sheet
+holds what the workflow's own Save Image nodes saved: first prompts with forgotten concepts, then
+prompts with kept ones.
 """
 
 import argparse
 import time
 
-from testbed import example_pictures, graphs, judged
+from testbed import example_pictures, graphs
 from testbed.server import BASE, Server
 
 
@@ -16,7 +17,8 @@ def main():
     parser.add_argument("names", nargs="*", help="example workflows, all by default")
     plans = example_pictures.plans()
     names = parser.parse_args().names or list(plans)
-    judged.SHOWN.world.expand(BASE / "models" / "checkpoints")
+    for task in {id(t): t for t in map(example_pictures.task_of, names)}.values():
+        task.world.expand(BASE / "models" / "checkpoints")
     with Server("--disable-metadata", leaves=example_pictures.SAVED) as server:
         for name in names:
             start = time.time()

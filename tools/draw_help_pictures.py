@@ -1,7 +1,7 @@
 """`dev.py tool draw_help_pictures`: draws the picture of each help page.
 
 A picture shows the node in the real frontend after it ran on the emoji world, and to its right
-what it gave. It needs a Chromium.
+what it gave. Nodes that prune run on the sprite world. It needs a Chromium.
 """
 
 import argparse
@@ -25,9 +25,9 @@ WRITTEN = [
 ]
 
 
-def listed(names):
+def listed(names, task=TASK):
     """Inputs of Concepts to Forget: these names are forgotten, and everything else is kept."""
-    forget, keep = TASK.forget_lines(names), TASK.keep_lines(names)
+    forget, keep = task.forget_lines(names), task.keep_lines(names)
     return {"forget": forget, "keep": keep, "kind": "object", **graphs.NO_FILE}
 
 
@@ -39,7 +39,7 @@ TRAIN = {f"preset.{k}": v for k, v in example_pictures.TRAINING.items()} | {
     "cfg": 3.0,
     "size": SIDE,
 }
-LOADED = ["1", 0]
+LOADED, PRUNED = ["1", 0], ["16", 0]
 IMAGES, TEXT = "PreviewImage", "PreviewAny"
 
 
@@ -98,12 +98,14 @@ FIRST = {
         "ConceptSaliency",
         {
             **graphs.MEASURE,
+            "model": PRUNED,
+            "clip": ["16", 1],
             "concepts": ["8", 0],
             "prompts": 8,
             "steps": 15,
             "window": 10,
             "cfg": 3.0,
-            "size": SIDE,
+            "size": 8 * judged.SPRITES.world.size,
         },
         [shown("7", 1)],
     ),
@@ -137,8 +139,9 @@ FIRST = {
 }
 HELPERS = {  # not pictured
     "1": ("CheckpointLoaderSimple", {"ckpt_name": TASK.world.checkpoint}),
-    "8": ("UnlearnConcepts", listed(TASK.pruned)),
+    "8": ("UnlearnConcepts", listed(judged.SPRITES.pruned, judged.SPRITES)),
     "15": ("UnlearnConcepts", listed(GONE[:1])),
+    "16": ("CheckpointLoaderSimple", {"ckpt_name": judged.SPRITES.world.checkpoint}),
 }
 SECOND = {
     "20": ("LoadUnlearnPatch", {"name": f"{NAME}.safetensors"}, [shown("20", 1)]),
@@ -149,7 +152,7 @@ SECOND = {
         [shown("25", 1)],
     ),
     "22": ("LoadConceptSaliency", {"name": f"{NAME}.safetensors"}, []),
-    "23": ("MergeConceptSaliency", {"saliency.saliency0": ["22", 0], "model": LOADED}, []),
+    "23": ("MergeConceptSaliency", {"saliency.saliency0": ["22", 0], "model": PRUNED}, []),
     "24": ("SaveConceptSaliency", {"saliency": ["23", 0], "name": NAME}, []),
 }
 
@@ -235,13 +238,14 @@ def main():
     from playwright.sync_api import sync_playwright
 
     argparse.ArgumentParser(description=__doc__).parse_args()
-    TASK.world.expand(BASE / "models" / "checkpoints")
+    for task in (TASK, judged.SPRITES):
+        task.world.expand(BASE / "models" / "checkpoints")
     FOLDER.mkdir(parents=True, exist_ok=True)
     with Server(leaves=WRITTEN) as server, sync_playwright() as play:
         page = draw_workflows.ready(
             draw_workflows.launched(play).new_page(viewport={"width": 2000, "height": 1800}), server
         )
-        for nodes, helpers in ((FIRST, HELPERS), (SECOND, {"1": HELPERS["1"]})):
+        for nodes, helpers in ((FIRST, HELPERS), (SECOND, {i: HELPERS[i] for i in ("1", "16")})):
             for name, picture in pictured(page, nodes, helpers):
                 path = Path(FOLDER) / f"{name}.jpg"
                 picture.thumbnail((WIDTH, WIDTH))

@@ -89,7 +89,9 @@ def measure(name, studio, world, protocol, before, given):
 
 
 def attacked(studio, world, erased, given):
-    """{inversion, rece} for the first object of the forget order."""
+    """{inversion, rece} for the first object of the forget order; {} without pictures of them."""
+    if not given.attack_pictures:
+        return {}
     name, how = world.order[0], (given.attack_pictures, given.steps)
     found = (
         {"inversion": attacks.inversion(studio, world, name, erased, given.inversion_steps, *how)}
@@ -274,7 +276,9 @@ def main():
     parser.add_argument(
         "--inversion-steps", type=int, default=60, help="of textual inversion; 0: leave it out"
     )
-    parser.add_argument("--attack-pictures", type=int, default=16, help="drawn after each attack")
+    parser.add_argument(
+        "--attack-pictures", type=int, default=16, help="drawn after each attack; 0: no attacks"
+    )
     parser.add_argument(
         "--fresh", action="store_true", help="measure again what was measured already"
     )

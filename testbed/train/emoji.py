@@ -238,7 +238,9 @@ class Training:
         torch.manual_seed(given.seed * 1_000_003 + self.step)
         pairs = bool(self.rng.random() < given.pairs * (share >= PAIRS_FROM or given.pairs == 1))
         batch, pictures = pick(self.rng, self.groups, given.batch, pairs)
-        x, noise, t, weight = noisy(model.to_latent(pictures), 1 if given.start_from else share, pairs)
+        x, noise, t, weight = noisy(
+            model.to_latent(pictures), 1 if given.start_from else share, pairs
+        )
         exact = self.round_weights() if share >= given.rounded_from else None
         other = given.format == "sdxl" and self.rng.random() < OTHER_SKIP
         text = self.table.of(batch, other)

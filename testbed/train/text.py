@@ -165,17 +165,25 @@ def batches(rows, rng, kind, size=BATCH):
             yield ids, torch.tensor([len(rows[i]) - 1 for i in at]), torch.tensor(at)
 
 
-def train(kind, table, rows, targets, steps=STEPS, seed=1, log=print):
-    """A Narrow; targets [n, 256] of mean square 1 are what the end token's streams shall be."""
+def train(kind, table, rows, targets, steps=STEPS, seed=1, log=print, start_from=None):
+    """A Narrow; targets [n, 256] of mean square 1 are what the end token's streams shall be.
+
+    start_from: state dict of a trained Narrow.
+    """
     torch.manual_seed(seed)
     rng = np.random.default_rng(seed)
     narrow = meaning.Narrow(kind.quick)
     for layer in narrow.layers:
         for last in (layer.out, layer.fc2):
             torch.nn.init.normal_(last.weight, std=0.02)
+    if start_from:
+        narrow.load_state_dict(start_from)
     heads = torch.nn.Linear(WIDTH, 2 * COMPONENTS)  # reads the token, and the mean of those before
     optimiser = torch.optim.AdamW(
-        [*narrow.parameters(), *heads.parameters()], RATE, betas=(0.9, 0.98), weight_decay=0.01
+        [*narrow.parameters(), *heads.parameters()],
+        RATE / 2 if start_from else RATE,
+        betas=(0.9, 0.98),
+        weight_decay=0.01,
     )
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimiser,
@@ -226,6 +234,9 @@ def main():
     parser.add_argument("--emoji", type=Path, required=True)
     parser.add_argument("--steps", type=int, default=STEPS)
     parser.add_argument("--kinds", nargs="+", default=["l", "g"], choices=list(meaning.KINDS))
+    parser.add_argument(
+        "--from-l", action="store_true", help="go on from the part l of the shipped file"
+    )
     given = parser.parse_args()
     cache = given.out.with_suffix(".read.pt")
     tokenizer = clip_tokenizer()
@@ -251,6 +262,7 @@ def main():
             given.steps,
             seed,
             log=lambda line, name=name: print(name, line, flush=True),
+            start_from=meaning.read("l")[0] if given.from_l else None,
         )
         meaning.write(name, narrow.state_dict(), table, given.out)
 
