@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from benchmarks.peers import (
+    _information,
     _shared,
     conceptprune,
     esd,
@@ -14,62 +15,122 @@ from benchmarks.peers import (
     oce,
     perp_neg,
     rece,
+    rows,
     salun,
+    sculpting,
     slider,
     speed,
     uce,
 )
+from testbed import tiny
 
-types = mace_cfr.pack.module("unlearn.types")
-prompts = mace_cfr.prompts
+types, prompts = _shared.types, _shared.prompts
+FEW = types.ConceptSet(
+    (types.Concept("fox", superclass="animal"), types.Concept("house", superclass="building")),
+    ("cat", "ice cream"),
+)
+STYLE = types.ConceptSet((types.Concept("monet", kind="style"),), ("cat",))
+EXPLICIT = types.ConceptSet((types.Concept("naked", kind="explicit"),), ("cat",))
 
 
 def rand(*shape, seed=0):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-def rows(*entries):
+def numbers(*entries):
     return torch.tensor(entries, dtype=torch.float64)
+
+
+def gram(x):
+    return x.T @ x
+
+
+def near(a, b, tolerance=1e-9):
+    return torch.allclose(a, b, rtol=tolerance, atol=tolerance)
 
 
 def test_uce_literal():
     # c = x is to say what y says: with lambda 1 the x column of W0 goes half way to its y column
-    m = uce.multiplier(rows([1, 0]), rows([0, 1]), torch.zeros(0, 2), lam=1.0)
-    assert torch.allclose(m, rows([-0.5, 0], [0.5, 0]))
-    w0 = rows([4, 8], [2, 6])
-    assert torch.allclose(w0 @ (torch.eye(2) + m), rows([6, 8], [4, 6]))
+    m = uce.multiplier(numbers([1, 0]), numbers([0, 1]), torch.zeros(2, 2), lam=1.0)
+    assert torch.allclose(m, numbers([-0.5, 0], [0.5, 0]))
+    w0 = numbers([4, 8], [2, 6])
+    assert torch.allclose(w0 @ (torch.eye(2) + m), numbers([6, 8], [4, 6]))
 
 
 def test_uce_solves_its_normal_equations():
     w0, c, n, k = rand(3, 4), rand(2, 4, seed=1), rand(2, 4, seed=2), rand(3, 4, seed=3)
     left = 0.5 * w0 + (w0 @ n.T) @ c + (w0 @ k.T) @ k
     want = left @ torch.linalg.inv(0.5 * torch.eye(4) + c.T @ c + k.T @ k)
-    assert torch.allclose(w0 + w0 @ uce.multiplier(c, n, k), want)
+    assert torch.allclose(w0 + w0 @ uce.multiplier(c, n, gram(k)), want)
+
+
+def test_uce_weighs_rows():
+    w0, c, n, k = rand(3, 4), rand(2, 4, seed=1), rand(2, 4, seed=2), rand(3, 4, seed=3)
+    omega = torch.diag(numbers(0.25, 2.0))
+    left = 0.5 * w0 + 10 * (w0 @ n.T) @ omega @ c + 3 * (w0 @ k.T) @ k
+    want = left @ torch.linalg.inv(0.5 * torch.eye(4) + 10 * c.T @ omega @ c + 3 * gram(k))
+    found = uce.multiplier(c, n, gram(k), 0.5, 10.0, 3.0, omega.diagonal())
+    assert torch.allclose(w0 + w0 @ found, want)
+
+
+def test_uce_maps_blocks_from_the_last_token_on_that_are_as_long_as_each_other():
+    old, new = torch.arange(8.0)[:, None], 10 + torch.arange(8.0)[:, None]
+    c, n = uce.block(old, new, 2, 1)  # two tokens to one
+    assert c.flatten().tolist() == [2, 3, 4, 5, 6, 7]
+    assert n.flatten().tolist() == [11, 12, 13, 14, 15, 16]
+    c, n = uce.block(old, new, 1, 0)  # one token to the empty text, from its start token on
+    assert c.flatten().tolist() == [1, 2, 3, 4, 5, 6, 7]
+    assert n.flatten().tolist() == [10, 11, 12, 13, 14, 15, 16]
+
+
+def test_uce_official_is_its_equation_on_what_it_reads():
+    clip, setting = tiny.Clip(), uce.OFFICIAL["few"]
+    own = uce.read(clip, FEW, "few")
+    said = prompts.encode(clip, ["", "fox", "animal", "house", "building", "cat", "ice cream"])
+    c, n = (torch.cat([said[a][1:], said[b][1:]]).double() for a, b in (("fox", "house"), ("animal", "building")))
+    k = torch.cat([said[text] for text in ("", "cat", "ice cream")]).double()
+    w0 = rand(2, 768)
+    left = 0.5 * w0 + (w0 @ n.T) @ c + (w0 @ k.T) @ k / 3
+    want = left @ torch.linalg.inv(0.5 * torch.eye(768) + gram(c) + gram(k) / 3)
+    assert near(w0 + w0 @ uce.solved(own, setting), want, 1e-6)
+    # and of its present code: last tokens alone, the names that are kept without the empty text
+    c, n, k = (torch.stack([said[text][at] for text, at in of]).double() for of in (
+        (("fox", 1), ("house", 1)), (("animal", 1), ("building", 1)), (("cat", 1), ("ice cream", 2))
+    ))
+    left = 0.5 * w0 + (w0 @ n.T) @ c + (w0 @ k.T) @ k
+    want = left @ torch.linalg.inv(0.5 * torch.eye(768) + gram(c) + gram(k))
+    assert near(w0 + w0 @ uce.solved(own, setting._replace(whole=False)), want, 1e-6)
 
 
 def test_rece_literal():
     # Half of x is left. With lambda 1/4 the embedding that brings x back is (1/4 + 1/4)^-1 1/2 x =
     # x. Erasing it with lambda 1 halves it again.
-    start, x = rows([-0.5, 0], [0, 0]), rows([1, 0])
+    start, x = numbers([-0.5, 0], [0, 0]), numbers([1, 0])
+    setting = rece.Setting(lam=0.25, edit=1.0)
     m = rece.rounds(
-        torch.eye(2).double(),
-        start,
-        x,
-        torch.zeros(1, 2),
-        torch.zeros(0, 2),
-        lam=0.25,
-        count=1,
-        edit=1.0,
+        torch.eye(2).double(), start, x, torch.zeros(1, 2), torch.zeros(2, 2), setting
     )
-    assert torch.allclose(m, rows([-0.75, 0], [0, 0]))
+    assert torch.allclose(m, numbers([-0.75, 0], [0, 0]))
+
+
+def test_rece_rounds_are_its_equations_one_after_another():
+    w0, c, n, k = rand(6, 4), rand(2, 4, seed=1), rand(2, 4, seed=2), rand(3, 4, seed=3)
+    setting, w = rece.Setting(lam=0.2, count=2, edit=0.3, preserve=0.4), 0.9 * w0
+    for _ in range(2):
+        back = (torch.linalg.inv(0.2 * torch.eye(4) + gram(w)) @ (w.T @ w0) @ c.T).T
+        left = 0.3 * w + (w @ n.T) @ back + 0.4 * (w @ k.T) @ k
+        w = left @ torch.linalg.inv(0.3 * torch.eye(4) + gram(back) + 0.4 * gram(k))
+    start = -0.1 * torch.eye(4).double()
+    assert near(w0 + w0 @ rece.rounds(gram(w0), start, c, n, gram(k), setting), w)
 
 
 def test_rece_rounds_leave_less_each_time():
     w0, c = rand(6, 4), rand(1, 4, seed=1)
-    start = uce.multiplier(c, torch.zeros(1, 4), torch.zeros(0, 4), lam=5.0)
+    start = uce.multiplier(c, torch.zeros(1, 4), torch.zeros(4, 4), lam=5.0)
     left = []
     for count in range(4):
-        m = rece.rounds(w0.T @ w0, start, c, torch.zeros(1, 4), torch.zeros(0, 4), 0.1, count)
+        setting = rece.Setting(lam=0.1, count=count)
+        m = rece.rounds(gram(w0), start, c, torch.zeros(1, 4), torch.zeros(4, 4), setting)
         t = torch.eye(4) + m
         left.append(
             float(rece.kernel.revived(w0.T @ w0, t.T @ w0.T @ w0 @ t, t.T @ w0.T @ w0, c, 0.1))
@@ -110,7 +171,20 @@ def test_mace_solves_its_normal_equations():
     want = (10 * w0 + w0 @ y.T @ c + w0 @ prior) @ torch.linalg.inv(
         10 * torch.eye(4) + c.T @ c + prior
     )
-    assert torch.allclose(w0 + w0 @ mace_cfr.multiplier(c, y, prior), want)
+    assert torch.allclose(w0 + w0 @ mace_cfr.multiplier(c, y, prior, 10.0), want)
+
+
+def test_mace_official_holds_captions_and_the_keep_list():
+    clip = tiny.Clip()
+    own, setting = mace_cfr.read(clip, FEW, "few"), mace_cfr.OFFICIAL["few"]
+    said = _shared.captions(FEW)
+    states = prompts.encode(clip, [*said, *FEW.keep])
+    everyday = sum(gram(states[text].double()) for text in said) / (77 * len(said))
+    listed = sum(gram(states[text].double()) for text in FEW.keep)
+    assert near(own.captions, everyday, 1e-6) and near(own.kept, listed, 1e-6)
+    assert setting.kept == pytest.approx(1e-4 * 5e4)
+    assert setting.prior == pytest.approx(1e-4 * 617e3 * 77)
+    assert not any("fox" in text.split() for text in said)
 
 
 def test_speed_is_the_best_change_that_leaves_the_retained_and_the_held_alone():
@@ -132,15 +206,55 @@ def test_speed_is_the_best_change_that_leaves_the_retained_and_the_held_alone():
     assert torch.allclose(change, want)
 
 
+def test_speed_with_lambda_and_weights_is_its_equation():
+    w0, c, n, k = rand(3, 6), rand(4, 6, seed=1), rand(4, 6, seed=2), rand(6, 2, seed=4)
+    retain, weight, eye = rand(2, 6, seed=3), numbers(0.5, 0.5, 1.0, 0.2), torch.eye(6).double()
+    p = speed.projector(gram(retain), 1e-9)
+    s_tt, s_at = c.T @ torch.diag(weight) @ c, n.T @ torch.diag(weight) @ c
+    m = torch.linalg.inv(s_tt @ p + 0.7 * eye)
+    inner = torch.linalg.inv(k.T @ p @ m @ k + 0.5 * torch.eye(2))
+    want = w0 @ (s_at - s_tt) @ p @ (eye - m @ k @ inner @ k.T @ p) @ m
+    assert near(w0 @ (n - c).T @ speed.right(c, p, k, 0.7, 0.5, weight), want)
+
+
+@pytest.mark.parametrize("sift", [True, False])
+def test_speed_refines_as_if_every_copy_were_made(sift):
+    retain, w0, plain = rand(9, 6), rand(3, 6, seed=1), rand(3, 6, seed=2)
+    found = speed.refined(retain, w0, plain, torch.Generator().manual_seed(5), copies=4, sift=sift)
+
+    def strong(x):
+        return x[(size := (x @ plain.T).norm(dim=1)) >= size.mean()]
+
+    kept = strong(retain) if sift else retain
+    v = torch.linalg.svd(w0, full_matrices=False)[2][-1]
+    g = torch.Generator().manual_seed(5)
+    noise = torch.randn(4 * len(kept), 6, generator=g, dtype=torch.float64)
+    copies = strong(kept.repeat(4, 1) + (noise @ v)[:, None] * v)
+    assert 0 < len(copies) < 4 * len(kept)
+    assert near(found, gram(torch.cat([kept, copies])) / (len(kept) + len(copies)))
+
+
+def test_speed_reads_all_tokens_of_the_explicit_word_and_the_last_of_others():
+    clip = tiny.Clip()
+    own = speed.read(clip, EXPLICIT, "explicit")
+    said = prompts.encode(clip, ["", "naked", "fox", "animal", "cat", "ice cream"])
+    assert near(own.c, said["naked"][1:].double()) and near(own.n, said[""][1:].double())
+    assert near(own.retain["empty"], said[""][1:].double()) and own.count == 1
+    own = speed.read(clip, FEW, "few")
+    assert near(own.c[0], said["fox"][1].double()) and near(own.n[0], said["animal"][1].double())
+    assert near(own.retain["listed"][1], said["ice cream"][2].double())
+    assert len(own.retain["words"]) > 2000 and own.held.shape == (768, 4)
+
+
 def test_speed_centres_find_clusters():
-    found = speed.centres(rows([0, 0], [0, 1], [9, 9], [9, 8]), 2)
+    found = speed.centres(numbers([0, 0], [0, 1], [9, 9], [9, 8]), 2)
     assert sorted(map(tuple, found.tolist())) == [(0, 0.5), (9, 8.5)]
 
 
 def test_oce_is_the_rotation_nearest_to_its_target():
     w0, erase, guide, keep = rand(2, 3), rand(1, 3, seed=1), rand(1, 3, seed=2), rand(1, 3, seed=3)
     c = torch.eye(3).double()
-    r = oce.rotation(w0, erase, guide, keep, c, s=30.0, g=1.0, p=2.0, lam=1.0)
+    r = oce.rotation(w0, erase, guide, keep, c, oce.Setting(30.0, 1.0, 2.0, 1.0))
     assert torch.allclose(r @ r.T, torch.eye(2).double()) and torch.isclose(
         torch.det(r), torch.tensor(1.0).double()
     )
@@ -151,7 +265,7 @@ def test_oce_is_the_rotation_nearest_to_its_target():
     nearest = min(
         turns,
         key=lambda t: float(
-            (rows([math.cos(t), -math.sin(t)], [math.sin(t), math.cos(t)]) - target).norm()
+            (numbers([math.cos(t), -math.sin(t)], [math.sin(t), math.cos(t)]) - target).norm()
         ),
     )
     assert (
@@ -163,9 +277,29 @@ def test_oce_is_the_rotation_nearest_to_its_target():
 def test_oce_without_anything_to_erase_changes_nothing():
     w0 = rand(3, 3)
     same = oce.rotation(
-        w0, rand(1, 3, seed=1), rand(1, 3, seed=1), rand(2, 3, seed=2), torch.eye(3).double()
+        w0, rand(1, 3, seed=1), rand(1, 3, seed=1), rand(2, 3, seed=2), torch.eye(3), oce.Setting()
     )
     assert torch.allclose(same, torch.eye(3).double(), atol=1e-9)
+
+
+def test_oce_spans_no_more_than_what_it_is_given():
+    x = rand(1, 5)
+    assert near(oce.basis(torch.cat([x, x, 2 * x])).abs(), (x / x.norm()).T.abs())
+    both = torch.cat([rand(2, 5), rand(2, 5)])
+    e = oce.basis(both)
+    assert e.shape == (5, 2) and near(e.T @ e, torch.eye(2).double())
+    assert near(both @ e @ e.T, both)
+
+
+def test_oce_reads_sentences_but_for_many_concepts():
+    clip = tiny.Clip()
+    said = prompts.encode(clip, ["painting of house", "house", "style of real", "style of monet"])
+    assert near(oce.read(clip, FEW, "few").c[-1], said["painting of house"][3].double())
+    many = oce.read(clip, FEW, "many")
+    assert len(many.c) == 2 and near(many.c[1], said["house"][1].double())
+    style = oce.read(clip, STYLE, "style")
+    assert near(style.c[-1], said["style of monet"][3].double())
+    assert near(style.n[-1], said["style of real"][3].double())
 
 
 @pytest.mark.parametrize("peer, perp", [(negative_prompt, False), (perp_neg, True)])
@@ -185,6 +319,40 @@ def test_conceptprune_literal():
     both = torch.cat([target, base])  # at the second step nothing is above the base
     assert torch.equal(conceptprune.skilled(w, both, torch.cat([base, base]), top=0.5), want)
     assert not conceptprune.skilled(w, both, torch.cat([base, base]), top=0.5, select=0.5).any()
+
+
+def test_conceptprune_takes_norms_over_the_rows_of_all_prompts():
+    x, y = rand(5, 3), rand(4, 3, seed=1)
+    norms = [part.norm(dim=0)[None] for part in (x, y)]
+    assert near(conceptprune.over_all_prompts(norms), torch.cat([x, y]).norm(dim=0)[None])
+
+
+def test_sculpting_masks_follow_the_sums_of_gradients():
+    w = torch.nn.Parameter(torch.zeros(1, 4))
+    masks = sculpting.Masks([w])
+    for grads in ([3.0, -1, 0, 2], [0.0, -1, -3, 2]):
+        w.grad = torch.tensor([grads])
+        masks.take()
+    assert w.grad.tolist() == [[0, -1, -3, 2]]  # no mask yet
+    masks.begin()  # sums 3, -2, -3, 4: the half with the largest
+    assert masks.masks[0].tolist() == [[True, False, False, True]]
+    w.grad = torch.tensor([[1.0, 5, 2, 3]])
+    masks.take()
+    assert w.grad.tolist() == [[1, 0, 0, 3]]
+    masks.refresh(0.5)  # of two, one leaves and one enters: by 1, 5, 2, 3
+    assert masks.masks[0].tolist() == [[False, True, False, True]]
+
+
+def test_sculpting_takes_back_its_best_epoch():
+    w = torch.nn.Parameter(torch.tensor([1.0]))
+    best = sculpting.Best([w])
+    for value, loss in ((1.0, 3.0), (2.0, 1.0), (3.0, 2.0)):
+        w.data.fill_(value)
+        best.add(torch.tensor(loss), epoch_ends=False)
+        best.add(torch.tensor(loss), epoch_ends=True)
+    best.take()
+    assert float(w) == 2.0
+    assert sculpting.plan(500) == (50, 100, 50) and sculpting.plan(50) == (5, 10, 5)
 
 
 def test_salun_mask_is_global():
