@@ -216,14 +216,14 @@ def test_no_row_is_given_a_judged_sentence(name):
 
 
 def test_ours_and_conceptprune_are_not_given_a_judged_sentence():
-    prompts = pack.module("unlearn.pruning.prompts")
+    pruning = pack.module("unlearn.pruning.prompts")
     plans = pack.module("unlearn.closed_form.sentence_plan")
     for name in catalogue.WORLDS:
         world, clip = catalogue.get(name), tiny.Clip()
         judged = judged_texts(world)
         for title in ("forget 8", "styles", "explicit"):
             (concepts,) = made(world, 1)[title].rounds
-            groups = prompts.build_groups(clip, concepts.concepts, 8)
+            groups = pruning.build_groups(clip, concepts.concepts, 8)
             assert not judged & {text for group in groups for text in group.texts}
             assert not judged & set(plans.plan(clip, concepts).texts)
 
