@@ -632,3 +632,89 @@ def test_edits_reach_a_clone_and_not_the_model(loaded):
         said(model, c) - said(model, animal)
     ).norm()
     assert out.nbytes == sum(320 * 2 for _ in range(8)) + 768 * 4 and not model.patches
+
+
+# --- Every row on a tiny model --------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def small():
+    """(MODEL, CLIP), so small that every row runs in seconds."""
+    return tiny.model(), tiny.Clip()
+
+
+def difference(model, erased):
+    """Weight key -> how far a row has moved it, of all weights that a row may edit."""
+    layers = (*_shared.layers.cross_attention(model), *_shared.layers.feed_forward(model))
+    read = _shared.weights.read
+    found = {x.key: (read(erased, x.key) - read(model, x.key)).norm() for x in layers}
+    assert all(torch.isfinite(d) for d in found.values())
+    return {key for key, d in found.items() if d > 0}
+
+
+TUNED = [name for name, row in rows.known().items() if row.group in (rows.SWEEP, rows.SAME)]
+
+
+@pytest.mark.parametrize("name", TUNED)
+@pytest.mark.parametrize("concepts", [FEW, EXPLICIT], ids=["few", "explicit"])
+def test_a_closed_form_edits_keys_and_values(small, name, concepts):
+    """At every setting of its sweep for few objects, and at the official one for the explicit."""
+    model, clip = small
+    row, kind = rows.known()[name], _shared.kind_of(concepts)
+    layers = _shared.layers.cross_attention(model)
+    only = ("value",) if row.peer in ("oce", "speed") else ("key", "value")
+    wanted = {x.key for x in layers if x.role in only}
+    settings = rows.grid(row, kind)
+    with torch.inference_mode():
+        read = rows.read(row, clip, concepts, kind)
+        for setting in settings if kind == "few" and row.group == rows.SWEEP else settings[:1]:
+            out = rows.erased(row, model, concepts, read, setting, 0)
+            moved = difference(model, out.model)
+            # Where what is retained fills the space, SPEED has nothing left to edit.
+            assert moved == wanted or (row.peer == "speed" and not moved), setting
+            assert out.nbytes > 0
+    assert not model.patches
+
+
+def test_a_rows_method_does_what_its_parts_do(small):
+    model, clip = small
+    with torch.inference_mode():
+        official = rows.method(rows.known()["uce"], FEW).erase(model, clip, FEW, seed=0, size=64)
+        row = rows.known()["uce sweep"]
+        first, other = (
+            rows.method(row, FEW, setting).erase(model, clip, FEW, seed=0, size=64)
+            for setting in rows.grid(row, "few")[:2]
+        )
+    for layer in _shared.layers.cross_attention(model):
+        a, b, c = (_shared.weights.read(x.model, layer.key) for x in (official, first, other))
+        assert torch.equal(a, b) and not torch.equal(a, c)
+
+
+@pytest.mark.parametrize("peer", ["esd", "salun", "sculpting", "slider"])
+def test_a_training_row_trains_as_many_steps_as_it_is_told(small, monkeypatch, peer):
+    model, clip = small
+    monkeypatch.setattr(_shared, "DRAWING", 1)
+    row = rows.known(steps=2)[peer]
+    monkeypatch.setattr(row.module, "PICTURES", 2)
+    steps = []
+    step = torch.optim.Adam.step  # AdamW's too
+    monkeypatch.setattr(torch.optim.Adam, "step", lambda s, *a: steps.append(1) or step(s, *a))
+    with torch.inference_mode():  # as the benchmark runs it
+        out = rows.method(row, FEW).erase(model, clip, FEW, seed=0, size=64)
+    assert difference(model, out.model)
+    # two concepts; one step of Sculpting Memory's is its warm-up
+    assert len(steps) == (2 if peer == "sculpting" else 4)
+
+
+def test_conceptprune_prunes_less_for_a_style(small, monkeypatch):
+    model, clip = small
+    for name, value in (("STEPS", 2), ("WINDOW", 2), ("PROMPTS", 2)):
+        monkeypatch.setattr(conceptprune, name, value)
+    pruned = {}
+    for concepts in (FEW, STYLE):
+        out = conceptprune.erase(model, clip, concepts)
+        read = [_shared.weights.read(out.model, x.key) for x in _shared.layers.feed_forward(model)]
+        zero = sum(int((w == 0).sum()) for w in read)
+        pruned[concepts.concepts[0].kind] = zero / sum(w.numel() for w in read)
+    # two objects at 2 % a step, of two steps; one style at 1 %
+    assert 0 < pruned["style"] <= 0.02 and pruned["style"] < pruned["object"] <= 0.08
