@@ -314,6 +314,9 @@ def options():
     parser.add_argument(
         "--crowded", type=float, default=0.0, help="share of look-alikes' words made alike, 0 to 1"
     )
+    parser.add_argument(
+        "--crowded-words", choices=alike.WORDS, default="both", help="whose words are moved"
+    )
     parser.add_argument("--methods", default="", help="by comma; all unless named")
     parser.add_argument("--rows", default="", help=f"of {', '.join(rows.GROUPS)}; all unless named")
     parser.add_argument("--protocols", default="", help="by comma; all unless named")
@@ -354,14 +357,20 @@ def wanted_rows(given):
     return [row for row in named if row.group in (rows.OURS, *groups)]
 
 
+def crowded_name(name, given):
+    """The name in results of a world whose look-alikes' words are alike."""
+    whose = "" if given.crowded_words == "both" else f" {given.crowded_words}"
+    return f"{name}, crowded{whose} {given.crowded:g}"
+
+
 def loaded(name, world, given):
     """(Studio, World as its results name it) of a shipped world."""
     studio = world.studio(BASE / "models" / "checkpoints", given.clip_skip)
     if given.clip_skip:
         world = world._replace(name=f"{name}, clip skip {given.clip_skip}")
     if given.crowded:
-        alike.make_alike(studio.clip, world, given.crowded)
-        world = world._replace(name=f"{world.name}, crowded {given.crowded:g}")
+        alike.make_alike(studio.clip, world, given.crowded, given.crowded_words)
+        world = world._replace(name=crowded_name(world.name, given))
     return studio, world
 
 
