@@ -94,17 +94,15 @@ def block(a, b, old, new):
 
 def read(clip, concepts, kind):
     """The Own of a ConceptSet."""
-    found = []
+    said = []
     for concept in concepts.concepts:
         templates = (*_shared.sentences.TEMPLATES[concept.kind], *plans.MORE[concept.kind])
         for name in concept.names:
             for t in (prompts.fix_article(t, name) for t in templates):
-                a, b = (
-                    prompts.locate(clip, t, name),
-                    prompts.locate(clip, t, _shared.stand_in(concept)),
-                )
-                states = prompts.encode(clip, [a.text, b.text])
-                found.append(block(a, b, states[a.text], states[b.text]))
+                target = prompts.locate(clip, t, _shared.stand_in(concept))
+                said.append((prompts.locate(clip, t, name), target))
+    states = prompts.encode(clip, [prompt.text for both in said for prompt in both])
+    found = [block(a, b, states[a.text], states[b.text]) for a, b in said]
     c, y = (torch.cat(part) for part in zip(*found, strict=True))
     spoken = _shared.captions(concepts)
     captions = _shared.moment(clip, spoken) / (len(spoken) * 77)

@@ -571,3 +571,34 @@ def test_rows_are_named_on_the_command_line(monkeypatch):
     assert short == ["esd, 50 steps"]
     with pytest.raises(SystemExit, match="no method 'usce'"):
         asked_for(monkeypatch, "--methods", "usce")
+
+
+def test_the_command_goes_over_worlds_protocols_and_rows(tmp_path, monkeypatch, capsys):
+    file, asked = tmp_path / "peers.json", []
+    drawn = protocols.Drawn(marks((1, 1, 0, 0), (0, 0, 1, 1)), np.eye(2))
+
+    def measure(row_of, setting, studio, world, protocol, before, given):
+        asked.append((world.name, protocol.name, row_of.id))
+        return {**row(0.5, 0.4, 0.6, group=row_of.group), "name": row_of.peer}
+
+    crowding = []
+    world_of = Namespace(studio=lambda folder, skip: Namespace(clip="clip"))
+    monkeypatch.setattr(__main__.alike, "make_alike", lambda *args: crowding.append(args))
+    monkeypatch.setattr(catalogue, "get", lambda name: catalogue.MODELS[name]._replace(name=name))
+    monkeypatch.setattr(catalogue.World, "studio", lambda self, *a: world_of.studio(*a))
+    monkeypatch.setattr(protocols, "draw", lambda *_: drawn)
+    monkeypatch.setattr(__main__, "measure", measure)
+    args = ["--worlds", "glyphs", "--protocols", "forget 1,synonyms,explicit", "--json"]
+    args += ["--methods", "ours,oce", "--crowded", "0.5", "--crowded-words", "twins"]
+    monkeypatch.setattr("sys.argv", ["peers", *args, "--pictures", "2", "--out", str(file)])
+    __main__.main()
+    name = "glyphs, crowded twins 0.5"
+    assert [c[:1] + c[2:] for c in crowding] == [("clip", 0.5, "twins")]
+    assert asked == [
+        (name, title, i) for title in ("forget 1", "explicit") for i in ("ours", "oce official")
+    ]
+    said = json.loads(capsys.readouterr().out)
+    assert said["protocols"] == [f"{name}: forget 1", f"{name}: explicit"]
+    assert said["groups"]["official"]["best_or_tied"] == said["protocols"]
+    assert "oce" in file.with_suffix(".md").read_text()
+    assert json.loads(file.read_text())["sweeps"] == {}
