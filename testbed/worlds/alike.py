@@ -11,7 +11,8 @@ the first and s/2 of the second: at s = 0.5 a fox is three quarters fox and one 
 cat the other way round. Or the words of one half of the pairs stay, and those of the other half are
 1 - s of themselves and s of their look-alike's: half and half at 0.5. Either way, at every token,
 states of the two sentences differ by 1 - s of what they did. Sentences without an object stay as
-they are.
+they are. Half and half is hard to tell for the model too: of the kept labels of `look-alikes` on
+the sprite world the unedited model draws 17 of 38 right, without any mixing nearly all (2026-11-28).
 
 The sentence with the look-alike has the same number of tokens: each token of a name is replaced by
 the look-alike's token in the same place, counted from the end of the name, and where the
