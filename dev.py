@@ -11,6 +11,10 @@
 The first start makes .venv and finds a ComfyUI: the folder named by COMFYUI_DIR, else the one
 this pack is installed in, else the published source archive, unpacked into .host. A folder of
 yours is only read, never written to. `test --fast` runs the tests that need no ComfyUI.
+
+UNLEARN_DEVICE=cuda (or mps, xpu) runs test, demo, serve and bench on that device with ComfyUI's
+own memory management; the default is cpu. UNLEARN_FLAGS holds more of ComfyUI's flags, such as
+--lowvram. Where a folder `wheels` lies beside this file, packages come from there alone.
 """
 
 import contextlib
@@ -37,6 +41,7 @@ TOOLS = ("pytest", "pytest-xdist", "hypothesis", *CHECKERS, "websocket-client", 
 # All tests run in two processes, each of which may need 5 GB of memory.
 ALL_TESTS = ["-n", "2"]
 STAMP_FORMAT = "1"
+DEVICES = ("cpu", "cuda", "mps", "xpu")
 
 # Not resolved, because a ComfyUI may hold this pack as a link.
 HERE = Path(os.path.abspath(__file__)).parent
@@ -79,6 +84,13 @@ def run(command, sentence):
 
 def pip(*args, sentence):
     run([PYTHON, "-I", "-m", "pip", "--disable-pip-version-check", *args], sentence)
+
+
+def check_device():
+    """Raises Fail where UNLEARN_DEVICE names no device."""
+    device = os.environ.get("UNLEARN_DEVICE", "").strip().lower()
+    if device and device not in DEVICES:
+        raise Fail(f"UNLEARN_DEVICE is '{device}'; set it to one of {', '.join(DEVICES)}.")
 
 
 def is_host(folder):
@@ -374,6 +386,7 @@ def main(argv):
     if command == "test" and not args:
         args = ALL_TESTS
     try:
+        check_device()
         return hand_over(module, args)
     except Fail as failure:
         say(f"dev.py: {failure}")

@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import torch
 
-from testbed import pack
+from testbed import device, pack
 
 SHARED = {
     "image_size": 32,
@@ -59,8 +59,6 @@ def on_meta(name):
 def random_model(name="SD1.5", seed=0):
     """A genuine MODEL of the true shape; random float32 weights that keep activations finite."""
     pack.load()
-    import comfy.model_management
-    import comfy.model_patcher
     import comfy.supported_models
 
     kinds = {
@@ -81,7 +79,4 @@ def random_model(name="SD1.5", seed=0):
             elif getattr(module, "weight", None) is not None:  # norms
                 module.weight.fill_(1)
                 module.bias.zero_()
-    device = comfy.model_management.get_torch_device()
-    return comfy.model_patcher.ModelPatcher(
-        model, device, comfy.model_management.unet_offload_device()
-    )
+    return device.patcher(model)

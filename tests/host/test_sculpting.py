@@ -13,7 +13,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from testbed import pack, shapes
+from testbed import device, pack, shapes
 
 training = pack.module("unlearn.sculpting.train")
 architectures = pack.module("unlearn.host.architectures")
@@ -103,7 +103,6 @@ class TextEncoder:
 
 def unet(kind="SD1.5", dtype=torch.float32, cast=None):
     """A MODEL of a very small UNet with random weights, made in inference mode as by the host."""
-    import comfy.model_patcher
     import comfy.supported_models
 
     name, config = KINDS[kind]
@@ -124,7 +123,7 @@ def unet(kind="SD1.5", dtype=torch.float32, cast=None):
         elif getattr(module, "weight", None) is not None:
             module.weight.fill_(1)
             module.bias.zero_()
-    return comfy.model_patcher.ModelPatcher(model, torch.device("cpu"), torch.device("cpu"))
+    return device.patcher(model)
 
 
 @pytest.fixture(autouse=True)
