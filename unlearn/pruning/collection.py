@@ -14,7 +14,7 @@ import torch
 
 from ..errors import UnlearnError
 from ..files.raw_statistics import RawWriter
-from ..host import activation_hooks, batched_sampling, progress, text_encoding, weights
+from ..host import activation_hooks, batched_sampling, memory, progress, text_encoding, weights
 from ..host.architectures import feed_forward, native_size
 from ..host.model_types import Clip, Model
 from ..types import ActivationStats, Concept, ConceptSet, Group, Ranking, SaliencyMap
@@ -159,12 +159,14 @@ def _rankings(
         return rank(model, layers, concepts, gathered, asdict(settings))
     statistics.release_work()
     rankings = []
-    for g in statistics.sums:
+    for g in statistics.concepts:
         parts = []
         for layer in range(len(layers)):
+            memory.raise_if_cancelled()
             a = statistics.saliency(g, layer, settings.scale)
             parts.append(ranking(a, settings.ceiling))
         rankings.append(tuple(parts))
+    statistics.release()
     return tuple(rankings)
 
 

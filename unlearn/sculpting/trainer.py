@@ -31,6 +31,7 @@ from .teacher import TeacherPool, most_rows, noise_like, spread_levels
 from .training_data import Check, TrainingData, pick
 
 UNLIMITED = 10**9  # rows at once, until memory runs out
+FUSED = ("cpu", "cuda")  # types of devices on which Adam does a step in one operation
 
 
 class Trainer:
@@ -149,7 +150,7 @@ class Trainer:
         self.generator_state = self.generator.get_state()
 
     def _new_optimizer(self) -> kernel.MaskedAdam:
-        fused = self.network.device.type in ("cpu", "cuda")
+        fused = self.network.device.type in FUSED
         return kernel.MaskedAdam(self.weights, lr=self.settings.learning_rate, fused=fused)
 
     def _clear_importance(self) -> None:
