@@ -51,6 +51,9 @@ def _the_device(monkeypatch, tmp_path):
     far_device.set_memory(monkeypatch)
     monkeypatch.setattr(tuning, "MEASURED_PREDICTIONS", 2)
     monkeypatch.setattr(forecast.tuning, "REFERENCE_WORDS", 4)
+    monkeypatch.setattr(forecast.tuning, "SUSPECT_WORDS", 4)
+    words = pack.module("unlearn.concepts.sentences").prior_words()[:60]
+    monkeypatch.setattr(forecast.prior_words.sentences, "prior_words", lambda: words)
     monkeypatch.setattr(solving, "default_folder", lambda: tmp_path)
     monkeypatch.setattr(forecast, "default_folder", lambda: tmp_path)
     monkeypatch.setattr(trainer, "FUSED", (*trainer.FUSED, far_device.NAME))
@@ -100,10 +103,9 @@ def same(one, other, tolerance=1e-5):
     return True
 
 
-def solve(model, kind="SD15", **settings):
-    return solving.solve(
-        model, clip(kind), concepts(), solving.SolveSettings.of(**settings, glance_size=SIZE)
-    )
+def solve(model, kind="SD15", prior=False, **settings):
+    chosen = solving.SolveSettings.of(**settings, prior=prior, glance_size=SIZE)
+    return solving.solve(model, clip(kind), concepts(), chosen)
 
 
 def measure(model, score, forget="cat\nhouse", **more):
@@ -124,19 +126,23 @@ def trained(model, inputs=train.NO_INPUTS, **more):
 @pytest.mark.parametrize("name", variants.variants())
 def test_closed_form(kind, name):
     """Statistics, session, overshoot, edits, forecast and what is asked of the edited model."""
-    expected = solve(near(kind), kind, variant=name, prior=False)[0]
+    expected = solve(near(kind), kind, variant=name)[0]
     with far_device.open():
-        patch, picture, _ = solve(far(kind), kind, variant=name, prior=False)
+        patch, picture, _ = solve(far(kind), kind, variant=name)
     assert same(patch, expected) and picture.device.type == "cpu"
 
 
 def test_closed_form_with_everything_on(monkeypatch):
     settings = {"hard_keep": 0.5, "rounds": 1, "protect": 0.9, "informax": True, "spectral": 1.0}
     monkeypatch.setattr(solving.session.tuning, "PROTECTION_ROUNDS", 1)
-    monkeypatch.setattr(forecast.tuning, "SUSPECT_WORDS", 4)
     expected = solve(near(), **settings)[0]
     with far_device.open():
         assert same(solve(far(), **settings)[0], expected, 1e-3)
+
+
+def test_closed_form_with_the_general_prior():
+    with far_device.open():
+        assert solve(far(), prior=True)[0].edits
 
 
 def test_a_second_solve_counts_from_before_the_first():

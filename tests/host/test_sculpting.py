@@ -535,7 +535,7 @@ def test_drawing_starts_fewer_pictures_at_once_when_memory_runs_out(small, monke
             2,
         ]  # two steps each of one picture, in both halves of guidance
         room = 1
-        with pytest.raises(torch.OutOfMemoryError):
+        with pytest.raises(UnlearnError, match="ran out on a single picture"):
             draw()
 
 
@@ -555,7 +555,7 @@ def test_gradients_are_taken_in_parts_when_memory_runs_out(small, monkeypatch):
         whole[1]["loss"], rel=1e-2
     )
     room = 0
-    with pytest.raises(torch.OutOfMemoryError):
+    with pytest.raises(UnlearnError, match="single picture; turn on 'checkpointing'"):
         train(small)
     clean(small[0])
 
@@ -914,10 +914,40 @@ def test_too_little_memory_is_refused_before_anything_is_copied(small, monkeypat
     monkeypatch.setattr(progress, "say", lambda text, node_id: told.append(text))
     monkeypatch.setattr(memory, "free_bytes", lambda device: 1000)
     monkeypatch.setattr(networks.weights, "read", lambda *a, **k: pytest.fail("copied a weight"))
-    with pytest.raises(UnlearnError, match="'keys and values'.*bf16.*'checkpointing'"):
+    with pytest.raises(UnlearnError, match="even 'keys and values' .*bf16 need .* ScaPre Solve"):
         train(small)
     assert "GB" in told[-1]
     clean(small[0])
+
+
+@pytest.mark.parametrize(
+    ("trainable", "dtype", "said"),
+    [
+        ("cross-attention", torch.bfloat16, "set 'precision' to bf16, which"),
+        ("keys and values", torch.float32, "set 'trainable' to 'keys and values', which"),
+        ("keys and values", torch.bfloat16, "set 'trainable' .* and 'precision' to bf16, which"),
+    ],
+)
+def test_what_fits_is_offered(small, monkeypatch, trainable, dtype, said):
+    """With exactly the room that the offer needs, where every copy counts."""
+    monkeypatch.setattr(networks, "_can_share", lambda *a: False)
+    needs = {
+        (which, kind): memory_need.weight_bytes(small[0], which, None, kind)
+        for which in ("cross-attention", "keys and values")
+        for kind in (torch.float32, torch.bfloat16)
+    }
+    room = needs[trainable, dtype]
+    smaller = [need for need in needs.values() if need < room]
+    assert smaller or (trainable, dtype) == ("keys and values", torch.bfloat16)
+    monkeypatch.setattr(memory, "free_bytes", lambda device: room)
+    settings = settings_of.TrainingSettings()
+    with pytest.raises(UnlearnError, match=said) as caught:
+        memory_need.check_room(small[0], settings, None, torch.float32)
+    assert f"needs {room / memory_need.GB:.1f} GB, or free memory" in str(caught.value)
+    monkeypatch.setattr(
+        memory, "free_bytes", lambda device: needs["cross-attention", torch.float32]
+    )
+    memory_need.check_room(small[0], settings, None, torch.float32)
 
 
 def test_measuring_what_is_left_takes_fewer_rows_when_memory_runs_out(small, monkeypatch):

@@ -30,6 +30,10 @@ from .settings import TrainingSettings
 from .teacher import TeacherPool, most_rows, noise_like, spread_levels
 from .training_data import Check, TrainingData, pick
 
+LIGHTER = (
+    "turn on 'checkpointing', lower 'size', or set 'trainable' to 'keys and values' and "
+    "'precision' to bf16"
+)
 UNLIMITED = 10**9  # rows at once, until memory runs out
 FUSED = ("cpu", "cuda")  # types of devices on which Adam does a step in one operation
 
@@ -75,7 +79,7 @@ class Trainer:
         self.mask_turnover: list[float] = []
         self.left: list[dict[str, float]] = []
         self.steps: list[int] = []
-        self.batch_size = BatchSize(UNLIMITED)
+        self.batch_size = BatchSize(UNLIMITED, remedy=LIGHTER)
         self._prepare_projection()
         self._prepare_measurements()
 
@@ -97,7 +101,7 @@ class Trainer:
         """What each concept is measured on, and how much its name changes in the reference."""
         plan, n = self.data.plan, tuning.MEASURED_PREDICTIONS
         tasks = (*plan.earlier_tasks, *plan.tasks) if self.settings.replays else plan.tasks
-        self.measured_rows = BatchSize(2 * n)
+        self.measured_rows = BatchSize(2 * n, remedy=LIGHTER)
         self.checks: dict[str, Check] = {
             task.concept.name: self.data.check(task, n) for task in tasks
         }
