@@ -267,6 +267,23 @@ def test_training_that_was_cut_off_goes_on(monkeypatch, tmp_path):
     assert same(found.patch, whole.patch)
 
 
+def test_a_step_reads_its_losses_once_from_the_device(monkeypatch):
+    """Whatever the number of terms: each reading waits until the device has done all before it."""
+    real, waits = trainer.Trainer._set_gradients, []
+    with far_device.open() as seen:
+
+        def counted(self, batch, rows):
+            before = seen.waits
+            losses = real(self, batch, rows)
+            waits.append((len(losses), seen.waits - before))
+            return losses
+
+        monkeypatch.setattr(trainer.Trainer, "_set_gradients", counted)
+        trained(far())
+    assert max(terms for terms, _ in waits) >= 4
+    assert {n for _, n in waits} == {waits[0][1]} and waits[0][1] <= 2, (waits, seen.by_line)
+
+
 @pytest.mark.parametrize("predict", [False, True])
 def test_forecast_of_a_patch(predict):
     with far_device.open():

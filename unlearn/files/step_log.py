@@ -37,7 +37,7 @@ class StepLog:
         folder.mkdir(parents=True, exist_ok=True)
         # It lives as long as the log, so no `with` can hold it.
         self._file: Any = tempfile.SpooledTemporaryFile(
-            max_size=tuning.STEP_LOG_IN_MEMORY, dir=folder
+            max_size=tuning.STEP_LOG_IN_MEMORY, dir=str(folder)
         )
         self._places: dict[Hashable, list[tuple[int, int]]] = {}
         self.nbytes = 0

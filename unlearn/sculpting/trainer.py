@@ -274,13 +274,17 @@ class Trainer:
         """Sets the gradients of a batch, `rows` of its rows at a time (SM-4)."""
         for w in self.weights:
             w.grad = None
-        net, losses = self.network, {"total": 0.0}
+        net, sums = self.network, []
         for chunk in batch.chunks(rows):
             prediction = net.predict(net.student, chunk.x, chunk.sigma, chunk.text_ids)
             total, errors = kernel.objective(prediction[chunk.index], chunk.target, chunk.weights)
             self.scaler.scale(total).backward()
-            losses["total"] += float(total.detach())
-            for name, loss in chunk.by_term(errors).items():
+            sums.append(torch.cat([total.detach()[None], chunk.by_term(errors)]))
+        losses: dict[str, float] = {}
+        names = ["total", *(placed.term.name for placed in batch.placed)]
+        # Read once for the whole step, because each reading waits for the device.
+        for found in torch.stack(sums).tolist():
+            for name, loss in zip(names, found, strict=True):
                 losses[name] = losses.get(name, 0.0) + loss
         return losses
 
