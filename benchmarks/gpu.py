@@ -325,7 +325,7 @@ def machine():
     if device.name() == "cuda":
         name = torch.cuda.get_device_name()
     commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True
+        ["git", "rev-parse", "--short=7", "HEAD"], cwd=ROOT, capture_output=True, text=True
     ).stdout.strip()
     return {
         "device": device.name(),
@@ -345,9 +345,9 @@ def table(result):
     lines = [
         "# On a GPU",
         "",
-        f"Made by `UNLEARN_DEVICE={about['device']} python3 dev.py bench gpu` on {about['name']} "
-        f"at commit {about['commit']}, {about['date']}, with torch {about['torch']} and ComfyUI "
-        f"{about['comfyui']}, in {result['seconds']} s.",
+        f"Command: `UNLEARN_DEVICE={about['device']} python3 dev.py bench gpu`. Commit "
+        f"{about['commit']}, {about['date']}, on {about['name']} with torch {about['torch']} and "
+        f"ComfyUI {about['comfyui']}, in {result['seconds']} s.",
     ]
     if about["dry_run"]:
         lines.append("\nThis was a dry run at tiny sizes: its figures say nothing.")

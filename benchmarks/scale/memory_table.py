@@ -5,6 +5,8 @@ measured beside it stands in the tests that the page names.
 """
 
 import argparse
+import subprocess
+import time
 from pathlib import Path
 
 import torch
@@ -143,19 +145,32 @@ def shown(size):
     return "refused" if size is None else f"{size / GB:.2f} GB"
 
 
-def page():
+def table():
+    """The lines of the table."""
     lines = [
-        "# What each node needs",
-        "",
-        "Memory beyond the loaded model, computed from the shapes by `python3 dev.py bench "
-        "memory_table`. A concept takes no more where the row does not say so.",
-        "",
         f"| node | for | memory | {' | '.join(SHAPES)} |",
         "|---|---|---|---|---|---|",
     ]
     for node, what, where, sizes in rows():
         lines.append(f"| {node} | {what} | {where} | {' | '.join(map(shown, sizes))} |")
-    lines += [
+    return lines
+
+
+def page():
+    """The whole page."""
+    commit = subprocess.run(
+        ["git", "rev-parse", "--short=7", "HEAD"], cwd=OUT.parent, capture_output=True, text=True
+    ).stdout.strip()
+    lines = [
+        "# What each node needs",
+        "",
+        "Memory beyond the loaded model, computed from the shapes. A concept takes no more where "
+        "the row does not say so.",
+        "",
+        f"Command: `python3 dev.py bench memory_table`. Commit {commit}, "
+        f"{time.strftime('%Y-%m-%d')}; it ran on top of that commit.",
+        "",
+        *table(),
         "",
         "- The DiT is Flux by its shapes. *refused*: the node does not take such a model.",
         "- Training needs activations too, which depend on the size of the pictures. The node "
@@ -163,7 +178,7 @@ def page():
         "- `paper` also sets aside on disk what stands out at each step; the report says how much.",
         "- Collateral Forecast needs what ScaPre Solve needs. Erasure Report draws as ComfyUI "
         "does.",
-        "- `tests/host/test_memory_table.py` compares the figures with what a second device holds.",
+        "- `tests/host/test_memory.py` compares the figures with what a second device holds.",
     ]
     return "\n".join(lines) + "\n"
 
