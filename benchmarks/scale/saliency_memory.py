@@ -67,12 +67,14 @@ def run(layers, concepts, given):
                     x, y = passing.of(c_out, c_in, 1000 * g + 10 * step + prompt)
                     moments[i].add(statistics.activation(passing.module, x, y))
             statistics.close(step, g)
+            del moments
     statistics.release_work()
     rankings = []  # they stay, as in a SaliencyMap
     for g in range(1, len(groups)):
-        for i in range(len(layers)):
+        rooms = ranking.room_for(layers, settings.ceiling)
+        for i, room in enumerate(rooms):
             a = statistics.saliency(g, i, settings.scale)
-            rankings.append(ranking.ranking(a, settings.ceiling))
+            rankings.append(ranking.ranking(a, settings.ceiling, room))
     return getattr(getattr(statistics, "log", None), "nbytes", 0)
 
 

@@ -516,7 +516,7 @@ def test_without_memory_nothing_is_run_and_the_need_is_told_before(loaded, monke
     assert len(said) == 1 and said[0].startswith("The statistics will take 0.0")
 
 
-@pytest.mark.parametrize("in_memory", [2**26, 0])
+@pytest.mark.parametrize("in_memory", [2**26, 1])
 @pytest.mark.parametrize("scale", ["layer_max", "none"])
 def test_what_is_set_aside_adds_up_to_the_same_bits(loaded, monkeypatch, scale, in_memory):
     """As sums [c_out, c_in] of every concept gave it, which took gigabytes on SDXL."""

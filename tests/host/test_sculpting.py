@@ -920,33 +920,26 @@ def test_too_little_memory_is_refused_before_anything_is_copied(small, monkeypat
     clean(small[0])
 
 
-@pytest.mark.parametrize(
-    ("trainable", "dtype", "said"),
-    [
-        ("cross-attention", torch.bfloat16, "set 'precision' to bf16, which"),
-        ("keys and values", torch.float32, "set 'trainable' to 'keys and values', which"),
-        ("keys and values", torch.bfloat16, "set 'trainable' .* and 'precision' to bf16, which"),
-    ],
-)
-def test_what_fits_is_offered(small, monkeypatch, trainable, dtype, said):
-    """With exactly the room that the offer needs, where every copy counts."""
+def test_what_fits_is_offered(small, monkeypatch):
+    """The first change that is enough, with its own need; where every copy counts."""
     monkeypatch.setattr(networks, "_can_share", lambda *a: False)
-    needs = {
-        (which, kind): memory_need.weight_bytes(small[0], which, None, kind)
-        for which in ("cross-attention", "keys and values")
-        for kind in (torch.float32, torch.bfloat16)
-    }
-    room = needs[trainable, dtype]
-    smaller = [need for need in needs.values() if need < room]
-    assert smaller or (trainable, dtype) == ("keys and values", torch.bfloat16)
-    monkeypatch.setattr(memory, "free_bytes", lambda device: room)
-    settings = settings_of.TrainingSettings()
-    with pytest.raises(UnlearnError, match=said) as caught:
-        memory_need.check_room(small[0], settings, None, torch.float32)
-    assert f"needs {room / memory_need.GB:.1f} GB, or free memory" in str(caught.value)
-    monkeypatch.setattr(
-        memory, "free_bytes", lambda device: needs["cross-attention", torch.float32]
+    settings, whole = settings_of.TrainingSettings(), "cross-attention"
+    offers = (
+        ("set 'precision' to bf16, which", whole, torch.bfloat16),
+        ("set 'trainable' to 'keys and values', which", "keys and values", torch.float32),
+        ("set 'trainable' .* and 'precision' to bf16, which", "keys and values", torch.bfloat16),
     )
+    needs = [memory_need.weight_bytes(small[0], which, None, kind) for _, which, kind in offers]
+    for room in needs:
+        said, need = next(
+            (offer[0], need) for offer, need in zip(offers, needs, strict=True) if need <= room
+        )
+        monkeypatch.setattr(memory, "free_bytes", lambda device, room=room: room)
+        with pytest.raises(UnlearnError, match=said) as caught:
+            memory_need.check_room(small[0], settings, None, torch.float32)
+        assert f"needs {need / memory_need.GB:.1f} GB, or free memory" in str(caught.value)
+    enough = memory_need.weight_bytes(small[0], whole, None, torch.float32)
+    monkeypatch.setattr(memory, "free_bytes", lambda device: enough)
     memory_need.check_room(small[0], settings, None, torch.float32)
 
 
