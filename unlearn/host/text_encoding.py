@@ -28,7 +28,8 @@ class Prompt(NamedTuple):
     """A text, the concept in it, and where its tokens stand.
 
     The concept's tokens have the positions `first` to `last` (inclusive), the end token has `end`.
-    A concept without tokens has `last` = `first` - 1.
+    A concept without tokens has `last` = `first` - 1. padded: whether anybody reads the padding
+    after the end token; without it the rest is read faster.
     """
 
     text: str
@@ -36,6 +37,7 @@ class Prompt(NamedTuple):
     first: int
     last: int
     end: int
+    padded: bool = True
 
 
 def escaped(text: str) -> str:
