@@ -1,0 +1,256 @@
+"""What the default of ScaPre does where words are alike: at keys and values, without pictures.
+
+Three kinds of words: `random`, of the sprite world's text encoder; `meaning`, of the emoji world's;
+`crowded`, as alike as a trained CLIP's (testbed/crowded.py). Objects are forgotten one of each
+look-alike pair, and everything else is kept. The solve is the node's own, from sentences to
+edits. All figures are of sentences that it was not given:
+
+- left: share of what a forgotten word adds to keys and values that is left, mean and largest;
+- twins: the same of the kept look-alikes of forgotten words, mean and smallest;
+- kept: of all kept words; wider: of the superclasses;
+- drift: how far keys and values of kept prompts move, beside the bound that was asked for.
+
+Last line with --json: one JSON object.
+"""
+
+import argparse
+import contextlib
+import json
+from typing import NamedTuple
+
+import torch
+
+from testbed import crowded, pack
+from testbed.judged import PLAIN, STYLED
+from testbed.worlds import catalogue, checkpoint, meaning
+from testbed.worlds.studio import studio
+
+contrasts = pack.module("unlearn.analysis.contrasts")
+encoding = pack.module("unlearn.host.text_encoding")
+forecast = pack.module("kernels.forecast")
+groups = pack.module("unlearn.closed_form.input_groups")
+patch_edits = pack.module("unlearn.closed_form.patch_edits")
+progress = pack.module("unlearn.host.progress")
+scapre = pack.module("unlearn.closed_form.solve")
+sentence_plan = pack.module("unlearn.closed_form.sentence_plan")
+states = pack.module("unlearn.files.text_cache")
+statistics = pack.module("unlearn.closed_form.token_statistics")
+tuning = pack.module("unlearn.closed_form.tuning")
+
+from .scapre_world import concepts  # noqa: E402
+
+KINDS = ("random", "meaning", "crowded")
+HELD_OUT = tuple(template.format(a="a {concept}") for template in PLAIN)
+ROWS = 640  # of each simulated key or value matrix
+WIDTH = 256  # of the simulated states
+
+
+class Layer(NamedTuple):
+    """What a solve asks of a layer: its names, and that it reads text with all columns."""
+
+    key: str
+    label: str
+    columns: None = None
+
+
+class KeyValues:
+    """Matrices that read token states, as LayerWeights gives them: {name: [d_out, d]}."""
+
+    def __init__(self, matrices):
+        self.matrices = {name: w.float() for name, w in matrices.items()}
+        self.layers = tuple(Layer(name, name) for name in matrices)
+        self.model, self.width = None, next(iter(matrices.values())).shape[1]
+
+    def __iter__(self):
+        return ((layer, self.matrices[layer.key]) for layer in self.layers)
+
+    @staticmethod
+    def have_earlier_patches():
+        return False
+
+
+class NarrowClip:
+    """The emoji world's text encoder in its own 257 coordinates, which say all of its states."""
+
+    def __init__(self):
+        self.encoder = meaning.NarrowEncoder("l")
+
+    def tokenize(self, words, return_word_ids=False):
+        return crowded.tokenizer().tokenize_with_weights(words, return_word_ids)
+
+    def encode_from_tokens(self, tokens):
+        ids = [[entry[0] for entry in chunk] for chunk in tokens["l"]]
+        rows = [row[: row.index(meaning.END) + 1] for row in ids]
+        return self.encoder.read(rows)[0].flatten(0, 1)[None]
+
+
+class Words(NamedTuple):
+    """One kind of words: a world that names them, a CLIP, and keys and values."""
+
+    world: catalogue.World
+    clip: object
+    layers: KeyValues
+
+
+def words_of(kind):
+    if kind == "crowded":
+        g = torch.Generator().manual_seed(1)
+        drawn = {f"matrix {i}": torch.randn(ROWS, WIDTH, generator=g) for i in range(4)}
+        return Words(catalogue.SPRITES, crowded.Clip(catalogue.SPRITES, WIDTH), KeyValues(drawn))
+    world = {"random": catalogue.SPRITES, "meaning": catalogue.EMOJI}[kind]
+    unet = checkpoint.read_compact(world.file, narrow=True)
+    read = {n: w for n, w in unet.items() if n.endswith(("attn2.to_k.weight", "attn2.to_v.weight"))}
+    clip = NarrowClip() if kind == "meaning" else studio(world.name).clip
+    return Words(world, clip, KeyValues(read))
+
+
+class Memory:
+    """Token states of prompts, each read once."""
+
+    def __init__(self, clip, folder=None):
+        self.cache, self.states = states.TextStateCache(clip, folder), {}
+
+    def get(self, wanted, progress=None):
+        wanted = {prompt.text: prompt for prompt in wanted}
+        self.states |= self.cache.get([p for text, p in wanted.items() if text not in self.states])
+        return {text: self.states[text] for text in wanted}
+
+
+class Measured(NamedTuple):
+    """Figures of one edit. The lists are of words: (name, value)."""
+
+    left: dict
+    twins: dict
+    kept: dict
+    wider: dict
+    drift: float
+
+    def row(self):
+        """The figures as they are printed."""
+
+        def mean(of):
+            return sum(of.values()) / max(len(of), 1)
+
+        return {
+            "left": mean(self.left),
+            "most": max(self.left.values()),
+            "twins": mean(self.twins),
+            "least": min(self.twins.values()),
+            "kept": mean(self.kept),
+            "kept least": min(self.kept.values()),
+            "wider": mean(self.wider),
+            "drift": self.drift,
+        }
+
+
+class Bench:
+    """One kind of words, and the solves of it."""
+
+    def __init__(self, kind, folder=None):
+        self.kind, self.words = kind, words_of(kind)
+        self.world = self.words.world
+        self.memory = Memory(self.words.clip, folder)
+        self._contrasts = {}
+
+    def solve(self, wanted, settings):
+        """(the solution of the layers that read token states, the PatchEdits)."""
+        plan = sentence_plan.plan(
+            self.words.clip, wanted, settings.templates, settings.prior, settings.expand
+        )
+        group = groups.InputGroup(self.words.layers, plan, self.memory.get)
+        solved = scapre.GroupSolve(
+            self.words.clip, group, settings, wanted.keep, progress.Progress(1)
+        )
+        return solved, patch_edits.build(group.layers, solved.found.edit, solved.session.grams)
+
+    def added(self, name, neutral, templates=HELD_OUT):
+        """What a word adds to sentences in the place of another: one contrast for each."""
+        key = name, neutral
+        if key not in self._contrasts:
+            pairs = []
+            for template in templates:
+                sentence = encoding.fix_article(template, name)
+                pairs.append(
+                    [encoding.locate(self.words.clip, sentence, n) for n in (name, neutral)]
+                )
+            read = self.memory.get([p for pair in pairs for p in pair])
+            self._contrasts[key] = [
+                contrasts.contrast([(0, 1.0, *pair)], read, "all", 1.0) for pair in pairs
+            ]
+        return self._contrasts[key]
+
+    def retention(self, name, neutral, grams):
+        """The share of what a word adds that is left, the mean over sentences."""
+        left = [
+            float(forecast.retention(c.rows[None], grams.before, grams.cross, c.weights[None]))
+            for c in self.added(name, neutral)
+        ]
+        return sum(left) / len(left)
+
+    def held_out(self, forget):
+        """Second moment [d, d] of kept states in sentences that no solve was given."""
+        world, texts = self.world, []
+        kept = [n for n in world.objects if n not in forget]
+        for i, name in enumerate(kept):
+            texts += [world.plain(name, PLAIN[(i + j) % len(PLAIN)]).text for j in range(2)]
+            style = world.styles[i % len(world.styles)]
+            texts.append(world.styled(name, style, STYLED[i % len(STYLED)]).text)
+        prompts = [encoding.locate(self.words.clip, "{concept}", text) for text in texts]
+        read = self.memory.get(prompts)
+        rows = torch.cat([statistics.kept_states(p, read[p.text]) for p in prompts]).double()
+        return rows.T @ rows / len(rows)
+
+    def measure(self, count, settings=None):
+        """(Measured, the solve) of a forget set at settings of the node."""
+        world, forget = self.world, self.world.order[:count]
+        settings = settings or scapre.SolveSettings()
+        with torch.inference_mode():
+            solved, edits = self.solve(concepts(count, world=world), settings)
+            grams = edits.grams
+
+            def left(names):
+                return {n: self.retention(n, world.superclass.get(n, ""), grams) for n in names}
+
+            twins = [world.twin[n] for n in forget]
+            wider = dict.fromkeys(world.superclass[n] for n in forget)
+            return Measured(
+                left(forget),
+                left(twins),
+                left([n for n in world.objects if n not in forget]),
+                left(wider),
+                grams.drift(self.held_out(forget)),
+            ), solved
+
+
+@contextlib.contextmanager
+def constants(**values):
+    """Constants of tuning.py changed for a while."""
+    before = {name: getattr(tuning, name) for name in values}
+    try:
+        for name, value in values.items():
+            setattr(tuning, name, value)
+        yield
+    finally:
+        for name, value in before.items():
+            setattr(tuning, name, value)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--json", action="store_true", help="end with one JSON object")
+    parser.add_argument("--kinds", default=",".join(KINDS))
+    parser.add_argument("--counts", default="1,4,12")
+    given = parser.parse_args()
+    table = {}
+    for kind in given.kinds.split(","):
+        bench = Bench(kind, ".host/base/temp/states")
+        for count in map(int, given.counts.split(",")):
+            row = bench.measure(count)[0].row()
+            table[f"{kind} {count}"] = row
+            print(f"{kind:8} {count:3} " + " ".join(f"{k} {v:6.3f}" for k, v in row.items()), flush=True)
+    if given.json:
+        print(json.dumps(table))
+
+
+if __name__ == "__main__":
+    main()
