@@ -195,6 +195,10 @@ LAYOUT = """([beside, ids]) => {
     }
     return boxes
 }"""
+LOADED_IMAGES = """() => app.graph._nodes
+    .filter((n) => n.type === 'PreviewImage' && app.canvas.visible_nodes.includes(n))
+    .every((n) => n.imgs?.length && n.imgs.every((i) => i.complete && i.naturalWidth))
+"""
 RENAME = """() => {
     for (const n of app.graph._nodes) {
         n.title = n.constructor.nodeData?.display_name ?? n.constructor.title ?? n.type
@@ -230,6 +234,7 @@ def pictured(page, nodes, helpers):
             [box[0], box[1], scale],
         )
         page.wait_for_timeout(1200)
+        page.wait_for_function(LOADED_IMAGES, timeout=60_000)
         clip = {"x": 112, "y": 112, "width": box[2] * scale + 16, "height": box[3] * scale + 16}
         yield nodes[i][0], Image.open(io.BytesIO(page.screenshot(clip=clip))).convert("RGB")
 

@@ -53,7 +53,7 @@ def erase(model, clip, concepts, seed=0, size=64):
     for concept in concepts.concepts:
         templates = (*sentences.TEMPLATES[concept.kind], *plans.MORE[concept.kind])
         for name in concept.names:
-            for t in (prompts.grammar(t, name) for t in templates):
+            for t in (prompts.fix_article(t, name) for t in templates):
                 a, b = (
                     prompts.locate(clip, t, name),
                     prompts.locate(clip, t, _shared.stand_in(concept)),

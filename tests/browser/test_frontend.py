@@ -152,7 +152,7 @@ class Tab:
         ]
 
     def picture(self, node, vue=False):
-        """(address, width) of the picture a node shows, or None.
+        """(address, width) of the picture a node shows, or None after half a minute without one.
 
         The classic canvas loads it when the node comes into view.
         """
@@ -163,7 +163,21 @@ class Tab:
             if vue
             else f"app.graph.getNodeById({node})?.imgs?.[0]"
         )
-        return self.js(f"() => {{ const i = {image}; return i ? [i.src, i.naturalWidth] : null }}")
+        found = f"() => {{ const i = {image}; return i?.naturalWidth && [i.src, i.naturalWidth] }}"
+        for _ in range(100):
+            if shown := self.js(found):
+                return shown
+            self.page.wait_for_timeout(300)
+
+    def settled(self, code, *args):
+        """What some JavaScript gives when it gives the same three times in a row."""
+        found = []
+        for _ in range(60):
+            found.append(self.js(code, *args))
+            if len(found) > 2 and found[-1] == found[-2] == found[-3]:
+                break
+            self.page.wait_for_timeout(300)
+        return found[-1]
 
     def shot(self, name):
         self.page.screenshot(path=SHOTS / f"{name}.png")
@@ -379,8 +393,7 @@ def test_sockets_come_and_go_with_links(tab):
             }""",
             [how, solve, apply, name],
         )
-        tab.page.wait_for_timeout(300)
-        sockets = tab.js(
+        sockets = tab.settled(
             "id => app.graph.getNodeById(id).inputs.map(i => [i.name, i.link != null])", apply
         )
         return {
