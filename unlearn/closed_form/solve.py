@@ -273,7 +273,7 @@ def _notes_of_pooled(found: Sequence[Solution], parts: Sequence[PatchEdits]) -> 
     """What the report says of the layers that read the pooled text vector."""
     notes = []
     for one, part in zip(found, parts, strict=True):
-        left, drift = part.retention(one.stats.concepts), part.grams.drift(one.stats.preserve_gram)
+        left, drift = part.retention(one.stats.concepts), part.grams.drift(one.stats.drift_gram)
         most, name = max(zip(left.tolist(), one.stats.names, strict=True))
         notes.append(
             f"What the concepts add to the pooled text is cut to {float(left.mean()):.0%} on "
