@@ -7,10 +7,11 @@ edits. All figures are of sentences that it was not given:
 
 - left: share of what a forgotten word adds to keys and values that is left, mean and largest;
 - twins: the same of the kept look-alikes of forgotten words, mean and smallest;
-- kept: of all kept words; wider: of the superclasses;
-- drift: how far keys and values of kept prompts move, beside the bound that was asked for.
+- kept: of all kept words, mean and smallest; wider: of the superclasses;
+- drift: how far keys and values of kept prompts move; told: what the report says of it.
 
-Last line with --json: one JSON object.
+Parts: `default`; `ablation`, each part of the default off and each that is off on; `sensitivity`,
+each constant at a half, as it is, and at double. Last line with --json: one JSON object.
 """
 
 import argparse
@@ -37,7 +38,7 @@ states = pack.module("unlearn.files.text_cache")
 statistics = pack.module("unlearn.closed_form.token_statistics")
 tuning = pack.module("unlearn.closed_form.tuning")
 
-from .scapre_world import concepts  # noqa: E402
+from .scapre_world import CACHE, concepts  # noqa: E402
 
 KINDS = ("random", "meaning", "crowded")
 HELD_OUT = tuple(template.format(a="a {concept}") for template in PLAIN)
@@ -117,13 +118,14 @@ class Memory:
 
 
 class Measured(NamedTuple):
-    """Figures of one edit. The lists are of words: (name, value)."""
+    """Figures of one edit: of words {name: share left}, and how far what is kept moves."""
 
     left: dict
     twins: dict
     kept: dict
     wider: dict
     drift: float
+    told: float
 
     def row(self):
         """The figures as they are printed."""
@@ -140,6 +142,7 @@ class Measured(NamedTuple):
             "kept least": min(self.kept.values()),
             "wider": mean(self.wider),
             "drift": self.drift,
+            "told": self.told,
         }
 
 
@@ -201,7 +204,7 @@ class Bench:
         return rows.T @ rows / len(rows)
 
     def measure(self, count, settings=None):
-        """(Measured, the solve) of a forget set at settings of the node."""
+        """The Measured of a forget set, at settings of the node."""
         world, forget = self.world, self.world.order[:count]
         settings = settings or scapre.SolveSettings()
         with torch.inference_mode():
@@ -211,15 +214,14 @@ class Bench:
             def left(names):
                 return {n: self.retention(n, world.superclass.get(n, ""), grams) for n in names}
 
-            twins = [world.twin[n] for n in forget]
-            wider = dict.fromkeys(world.superclass[n] for n in forget)
             return Measured(
                 left(forget),
-                left(twins),
+                left([world.twin[n] for n in forget]),
                 left([n for n in world.objects if n not in forget]),
-                left(wider),
+                left(dict.fromkeys(world.superclass[n] for n in forget)),
                 grams.drift(self.held_out(forget)),
-            ), solved
+                grams.drift(solved.found.stats.drift_gram),
+            )
 
 
 @contextlib.contextmanager
@@ -235,19 +237,77 @@ def constants(**values):
             setattr(tuning, name, value)
 
 
+class Try(NamedTuple):
+    """One row: its name, settings of the node, and constants of tuning.py."""
+
+    name: str
+    settings: dict
+    constants: dict
+
+
+DEFAULT = Try("default", {}, {})
+CONSTANTS = (
+    "NEUTRAL_WEIGHT",
+    "CONTRAST_WEIGHT",
+    "WORDS_WEIGHT",
+    "TARGET_RESIDUAL",
+)
+SETTINGS = ("erase", "preserve", "anchor", "overshoot", "drift")
+
+
+def ablation():
+    """The default without each of its parts, and with each part that is off by default."""
+    return (
+        DEFAULT,
+        Try("without what words add", {}, {"CONTRAST_WEIGHT": 0.0}),
+        Try("without neutral sentences", {}, {"NEUTRAL_WEIGHT": 0.0}),
+        Try("without common words", {}, {"WORDS_WEIGHT": 0.0}),
+        Try("without the prior", {"prior": False}, {}),
+        Try("without the push", {"overshoot": 0.0}, {}),
+        Try("push without a bound", {"drift": 1.0}, {}),
+        Try("spectral 1", {"spectral": 1.0}, {}),
+        Try("spectral 1000", {"spectral": 1000.0}, {}),
+        Try("Informax", {"informax": True}, {}),
+        Try("hard_keep 0.9", {"hard_keep": 0.9}, {}),
+        Try("hard_keep 0.99", {"hard_keep": 0.99}, {}),
+        Try("variant paper", {"variant": "paper"}, {}),
+        Try("variant paper, no geodesic", {"variant": "paper", "step": 0.0}, {}),
+    )
+
+
+def sensitivity():
+    """Each constant and each number of the default at a half, and at double."""
+    defaults = scapre.SolveSettings().chosen
+    found = [DEFAULT]
+    for factor in (0.5, 2.0):
+        found += [Try(f"{n} x{factor:g}", {}, {n: factor * getattr(tuning, n)}) for n in CONSTANTS]
+        found += [Try(f"{n} x{factor:g}", {n: factor * getattr(defaults, n)}, {}) for n in SETTINGS]
+    return tuple(found)
+
+
+PARTS = {"default": lambda: (DEFAULT,), "ablation": ablation, "sensitivity": sensitivity}
+
+
+def line(name, row):
+    return f"{name:28} " + " ".join(f"{key} {value:6.3f}" for key, value in row.items())
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--json", action="store_true", help="end with one JSON object")
+    parser.add_argument("--part", choices=PARTS, default="default")
     parser.add_argument("--kinds", default=",".join(KINDS))
     parser.add_argument("--counts", default="1,4,12")
-    given = parser.parse_args()
-    table = {}
+    given, table = parser.parse_args(), {}
     for kind in given.kinds.split(","):
-        bench = Bench(kind, ".host/base/temp/states")
+        bench = Bench(kind, CACHE)
         for count in map(int, given.counts.split(",")):
-            row = bench.measure(count)[0].row()
-            table[f"{kind} {count}"] = row
-            print(f"{kind:8} {count:3} " + " ".join(f"{k} {v:6.3f}" for k, v in row.items()), flush=True)
+            print(f"{kind} words, {count} forgotten", flush=True)
+            for one in PARTS[given.part]():
+                with constants(**one.constants):
+                    row = bench.measure(count, scapre.SolveSettings.of(**one.settings)).row()
+                table.setdefault(kind, {}).setdefault(count, {})[one.name] = row
+                print(line(one.name, row), flush=True)
     if given.json:
         print(json.dumps(table))
 
