@@ -75,6 +75,13 @@ def test_drift_is_what_was_asked_for(simulated):
     assert row["drift"] == pytest.approx(0.15, rel=0.15)
 
 
+def test_what_checks_a_choice_is_not_what_it_was_made_on():
+    gone = {kind: set(world.order) for kind, world in bench.KINDS.items()}
+    assert not gone["meaning"] & gone["others"] and len(gone["meaning"]) == len(gone["others"])
+    assert gone["meaning"] | gone["others"] == set(catalogue.EMOJI.order)
+    assert set(bench.CHOSEN_ON) == set(bench.KINDS) - {"glyphs", "others"}
+
+
 def test_constants_are_put_back():
     before = bench.tuning.CONTRAST_WEIGHT
     with pytest.raises(RuntimeError), bench.constants(CONTRAST_WEIGHT=-1.0):
