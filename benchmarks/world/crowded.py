@@ -12,7 +12,8 @@ node's own, from sentences to edits. All figures are of sentences that it was no
 - drift: how far keys and values of kept prompts move; told: what the report says of it.
 
 Parts: `default`; `ablation`, each part of the default off and each that is off on; `sensitivity`,
-each constant at a half, as it is, and at double; `drift`, several bounds. Last line with --json: one JSON object.
+each constant at a half, as it is, and at double; `drift`, several bounds.
+Last line with --json: one JSON object.
 """
 
 import argparse
