@@ -12,7 +12,8 @@ node's own, from sentences to edits. All figures are of sentences that it was no
 - drift: how far keys and values of kept prompts move; told: what the report says of it.
 
 Parts: `default`; `ablation`, each part of the default off and each that is off on; `sensitivity`,
-each constant at a half, as it is, and at double; `drift`, several bounds.
+each constant at a half, as it is, and at double; `drift`, several bounds;
+`weights`, how heavily what kept words add is held.
 Last line with --json: one JSON object.
 """
 
@@ -297,8 +298,16 @@ def sensitivity():
 
 def bounds():
     """A push that only `drift` stops: what is told and measured beside what was asked for."""
-    asked = (0.1, 0.15, 0.2, 0.3)
-    return tuple(Try(f"drift {d}", {"drift": d, "overshoot": 3.0}, {}) for d in asked)
+    endless = {"TARGET_RESIDUAL": -9.0}
+    asked = (0.1, 0.15, 0.2, 0.25)
+    return tuple(Try(f"drift {d}", {"drift": d, "overshoot": 3.0}, endless) for d in asked)
+
+
+def weights():
+    """How heavily what kept words add is held."""
+    return tuple(
+        Try(f"weight {w:g}", {}, {"CONTRAST_WEIGHT": w}) for w in (0.0, 1.0, 3.0, 10.0, 30.0)
+    )
 
 
 PARTS = {
@@ -306,6 +315,7 @@ PARTS = {
     "ablation": ablation,
     "sensitivity": sensitivity,
     "drift": bounds,
+    "weights": weights,
 }
 
 
