@@ -61,10 +61,9 @@ class SentencePlan:
     names: of the concepts; listed: those of `kept` that stand for the keep list. bare_names: every
     name alone; bare_keep: the keep list's entries alone. checked: concepts in sentences that are
     not studied. kept_contrasts: each entry of the keep list and, in its place, each neutral word of
-    the concepts, one index for each such pair; neutral_contrasts: each neutral word, and nothing in
-    its place. measured: kept words in sentences that tell how far an edit moves what is kept.
-    packed: prompts of common words, each with its (word, position) pairs; forgotten words are among
-    them and are left out when the states are read.
+    the concepts, one index for each such pair. measured: kept words in sentences that tell how far
+    an edit moves what is kept. packed: prompts of common words, each with its (word, position)
+    pairs; forgotten words are among them and are left out when the states are read.
     """
 
     pairs: tuple[SentencePair, ...]
@@ -75,7 +74,6 @@ class SentencePlan:
     bare_keep: tuple[Prompt, ...] = ()
     checked: tuple[NamePair, ...] = ()
     kept_contrasts: tuple[SentencePair, ...] = ()
-    neutral_contrasts: tuple[SentencePair, ...] = ()
     measured: tuple[Prompt, ...] = ()
     packed: tuple[tuple[Prompt, tuple[tuple[str, int], ...]], ...] = ()
     forgotten: frozenset[str] = frozenset()
@@ -88,7 +86,7 @@ class SentencePlan:
         found += [prompt.text for prompt, _ in self.packed]
         for pair in (*self.bare_names, *self.checked):
             found += [pair.prompt.text, pair.neutral.text]
-        for pair in (*self.kept_contrasts, *self.neutral_contrasts):
+        for pair in self.kept_contrasts:
             found += [pair.prompt.text, pair.neutral.text]
         found += [prompt.text for prompt in (*self.bare_keep, *self.measured)]
         return tuple(dict.fromkeys(found))
@@ -128,7 +126,6 @@ class SentencePlan:
             bare_keep=tuple(map(seen, self.bare_keep)),
             checked=(),
             kept_contrasts=of_vectors(self.kept_contrasts),
-            neutral_contrasts=of_vectors(self.neutral_contrasts),
             measured=tuple(map(seen, self.measured)),
             packed=(),
         )
@@ -180,7 +177,6 @@ def plan(
         bare_keep=tuple(locate("{concept}", entry) for entry in concept_set.keep),
         checked=_checked_pairs(locate, concept_set.concepts) if check else (),
         kept_contrasts=_contrasts(locate, concept_set.keep, neutral, read_in),
-        neutral_contrasts=_contrasts(locate, wider, ("",), read_in),
         measured=_measured_prompts(locate, concept_set.keep or wider),
         packed=packed_words(clip) if prior else (),
         forgotten=forgotten_words(pair.prompt.name for pair in bare_names),

@@ -15,12 +15,13 @@ NEUTRAL_WEIGHT = 1.0
 Measured on superclasses of both worlds: without them superclasses were lost. At 0.3 more of what
 is kept stays and fewer superclasses do (2026-11-26)."""
 
-CONTRAST_WEIGHT = 10.0
-"""Weight of what kept words and neutral words add to a sentence, relative to everything kept.
+CONTRAST_WEIGHT = 1.0
+"""Weight of what kept words that are like a forgotten one add to a sentence (lookalikes.py),
+relative to everything kept. No unit.
 
-No unit. Measured at keys and values, twelve objects forgotten: look-alikes keep 0.47 of what they
-add at 0, 0.78 at 1, 0.94 at 10 and 0.97 at 30 with simulated crowded words, and 0.84, 0.91, 0.97
-and 0.99 with the emoji world's (2026-11-28)."""
+Measured at keys and values, twelve objects forgotten: look-alikes keep 0.43 of what they add at 0,
+0.90 at 0.3, 0.96 at 1 and 0.98 at 3 with simulated crowded words, and 0.84, 0.92, 0.95 and 0.97
+with the emoji world's (2026-11-28)."""
 
 CONTRASTED = 24
 """Neutral words beside which kept words are read, at most. It bounds time. Not measured
