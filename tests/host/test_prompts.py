@@ -168,9 +168,9 @@ def test_what_kept_words_add_from_its_definition(loaded):
         pads = list(text_cache.pads(3, 77))
         return torch.stack([a[2] - b[2], a[3] - b[3], (a - b)[pads].mean(0)])
 
-    rows = {name: added(name) for name in ("cat", "dog", "fox")}
+    rows = {name: added(name) for name in ("cat", "dog", "fox", *sentences.COMMON)}
     means = {name: of.mean(0) for name, of in rows.items()}
-    centre = sum(means.values()) / 3
+    centre = sum(means[noun] for noun in sentences.COMMON) / len(sentences.COMMON)
     cosine = torch.nn.CosineSimilarity(dim=0)
     expected = sum(
         cosine(means[kept] - centre, means["fox"] - centre).clamp_min(0) ** 2
@@ -178,6 +178,7 @@ def test_what_kept_words_add_from_its_definition(loaded):
         / 3
         for kept in ("cat", "dog")
     )
+    assert float(expected.trace()) > 0
     assert torch.allclose(stats.contrast_gram, expected, atol=1e-6)
     rows = torch.cat([statistics.kept_states(p, states[p.text]) for p in plan.measured]).double()
     assert len(plan.measured) == 2 * len(sentences.MEASURED)

@@ -7,9 +7,9 @@ held as well, by how like it is:
     C = sum_k near_k sum_t omega_t x_kt x_kt^T,      near_k = max_f cos^2(x_k - c, x_f - c).
 
 x_k is what kept word k adds in the place of a forgotten word's neutral word, and x_f what forgotten
-word f adds there; c is the mean of all these, which takes away what they have in common. A word
-that is like no forgotten one adds nothing to C. Holding it too leaves the edit fewer directions,
-which was measured to lose pictures of what is kept.
+word f adds there. c is what any word adds, the mean over some common nouns. A word that is like no
+forgotten one adds nothing to C. Holding it too leaves the edit fewer directions, which was measured
+to lose pictures of what is kept.
 """
 
 from collections.abc import Sequence
@@ -24,9 +24,12 @@ from ..host.progress import Progress
 from .sentence_plan import SentencePair, SentencePlan
 
 
-def likeness(kept: torch.Tensor, forgotten: torch.Tensor) -> torch.Tensor:
-    """near [k], 0 to 1, of kept words' rows [k, d] beside forgotten ones' [f, d]."""
-    centre = torch.cat([kept, forgotten]).mean(0)
+def likeness(kept: torch.Tensor, forgotten: torch.Tensor, common: torch.Tensor) -> torch.Tensor:
+    """near [k], 0 to 1, of kept words' rows [k, d] beside forgotten ones' [f, d].
+
+    common [n, d]: rows of common nouns.
+    """
+    centre = common.mean(0)
     cosines = F.normalize(kept - centre, dim=1) @ F.normalize(forgotten - centre, dim=1).T
     return cosines.clamp_min(0).square().amax(1)
 
@@ -46,10 +49,12 @@ def held_contrasts(
     for pair in plan.pairs:
         concepts.setdefault(pair.neutral.name, {})[pair.concept] = None
     total = torch.zeros(len(forgotten), len(forgotten), dtype=torch.float64)
+    common = _by_neutral(plan.common_contrasts)
     for neutral, words in _by_neutral(plan.kept_contrasts).items():
         found = [_of_word(pairs, fetch, scale, progress) for pairs in words]
-        kept = torch.stack([_mean_row(one) for one in found])
-        near = likeness(kept, forgotten[:, [*concepts[neutral]]].T)
+        any_word = [_of_word(pairs, fetch, scale, progress) for pairs in common[neutral]]
+        kept, nouns = (torch.stack([_mean_row(one) for one in of]) for of in (found, any_word))
+        near = likeness(kept, forgotten[:, [*concepts[neutral]]].T, nouns)
         weights = torch.cat([one.weights * like for one, like in zip(found, near, strict=True)])
         total += scapre.gram(torch.cat([one.rows for one in found]), weights)
     return total
