@@ -9,10 +9,12 @@ held as well, by how like it is:
 x_k is what kept word k adds in the place of a forgotten word's neutral word, and x_f what forgotten
 word f adds there. c is what any word adds, the mean over some common nouns. A word that is like no
 forgotten one adds nothing to C. Holding it too leaves the edit fewer directions, which was measured
-to lose pictures of what is kept.
+to lose pictures of what is kept. Of a long keep list only the words nearest in one sentence are read
+in all sentences.
 """
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch.nn import functional as F
@@ -21,6 +23,7 @@ from ...kernels import scapre
 from ..analysis.contrasts import Contrast, contrast
 from ..analysis.prior_words import Fetch
 from ..host.progress import Progress
+from . import tuning
 from .sentence_plan import SentencePair, SentencePlan
 
 
@@ -51,10 +54,13 @@ def held_contrasts(
     total = torch.zeros(len(forgotten), len(forgotten), dtype=torch.float64)
     common = _by_neutral(plan.common_contrasts)
     for neutral, words in _by_neutral(plan.kept_contrasts).items():
-        found = [_of_word(pairs, fetch, scale, progress) for pairs in words]
-        any_word = [_of_word(pairs, fetch, scale, progress) for pairs in common[neutral]]
-        kept, nouns = (torch.stack([_mean_row(one) for one in of]) for of in (found, any_word))
-        near = likeness(kept, forgotten[:, [*concepts[neutral]]].T, nouns)
+        read = partial(_of_words, fetch=fetch, scale=scale, progress=progress)
+        erased, nouns = forgotten[:, [*concepts[neutral]]].T, _mean_rows(read(common[neutral]))
+        if len(words) > tuning.LOOKALIKES:
+            rough = likeness(_mean_rows(read([pairs[:1] for pairs in words])), erased, nouns)
+            words = [words[i] for i in rough.topk(tuning.LOOKALIKES).indices.tolist()]
+        found = read(words)
+        near = likeness(_mean_rows(found), erased, nouns)
         weights = torch.cat([one.weights * like for one, like in zip(found, near, strict=True)])
         total += scapre.gram(torch.cat([one.rows for one in found]), weights)
     return total
@@ -71,12 +77,20 @@ def _by_neutral(pairs: Sequence[SentencePair]) -> dict[str, list[list[SentencePa
     return found
 
 
-def _of_word(
-    pairs: Sequence[SentencePair], fetch: Fetch, scale: float, progress: Progress | None
-) -> Contrast:
-    states = fetch([prompt for pair in pairs for prompt in (pair.prompt, pair.neutral)], progress)
-    return contrast(pairs, states, "all", scale)
+def _of_words(
+    words: Sequence[Sequence[SentencePair]],
+    fetch: Fetch,
+    scale: float,
+    progress: Progress | None,
+) -> list[Contrast]:
+    """The Contrast of each word's sentence pairs."""
+    found = []
+    for pairs in words:
+        texts = [prompt for pair in pairs for prompt in (pair.prompt, pair.neutral)]
+        found.append(contrast(pairs, fetch(texts, progress), "all", scale))
+    return found
 
 
-def _mean_row(one: Contrast) -> torch.Tensor:
-    return (one.rows * one.weights[:, None]).sum(0) / one.weights.sum()
+def _mean_rows(contrasts: Sequence[Contrast]) -> torch.Tensor:
+    """The weighted mean row of each, [n, d]."""
+    return torch.stack([(c.rows * c.weights[:, None]).sum(0) / c.weights.sum() for c in contrasts])

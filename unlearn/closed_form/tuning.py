@@ -27,6 +27,11 @@ CONTRASTED = 24
 """Neutral words beside which kept words are read, at most. It bounds time. Not measured
 (2026-11-28)."""
 
+LOOKALIKES = 64
+"""Kept words that are held as look-alikes beside one neutral word, at most. It bounds time.
+
+Not measured (2026-11-28)."""
+
 MEASURED_WORDS = 24
 """Kept words that are read to tell how far an edit moves what is kept, at most. It bounds time.
 
@@ -180,6 +185,7 @@ IN_PROVENANCE: dict[str, float | int | str] = {
     "neutral_weight": NEUTRAL_WEIGHT,
     "contrast_weight": CONTRAST_WEIGHT,
     "contrasted": CONTRASTED,
+    "lookalikes": LOOKALIKES,
     "measured_words": MEASURED_WORDS,
     "words_weight": WORDS_WEIGHT,
     "target_residual": TARGET_RESIDUAL,
