@@ -9,8 +9,8 @@ held as well, by how like it is:
 x_k is what kept word k adds in the place of a forgotten word's neutral word, and x_f what forgotten
 word f adds there. c is what any word adds, the mean over some common nouns. A word that is like no
 forgotten one adds nothing to C. Holding it too leaves the edit fewer directions, which was measured
-to lose pictures of what is kept. Of a long keep list only the words nearest in one sentence are read
-in all sentences.
+to lose pictures of what is kept. Of a long keep list only the words that are likest in one sentence
+are read in all sentences.
 """
 
 from collections.abc import Sequence
