@@ -236,13 +236,14 @@ def _common(concept_set: ConceptSet) -> list[str]:
 def _measured_prompts(locate: Locate, concept_set: ConceptSet) -> tuple[Prompt, ...]:
     """Kept words in the sentences that tell how far what is kept moves; of many an even choice.
 
-    Common nouns fill up a short keep list, so that it is not told from two look-alikes alone.
+    Common nouns fill up a list of fewer than 12, so that it is not told from two look-alikes alone.
     """
     words = evenly(concept_set.keep, tuning.MEASURED_WORDS)
-    words += [noun for noun in _common(concept_set) if noun not in words]
+    nouns = [noun for noun in _common(concept_set) if noun not in words]
+    words += nouns[: max(0, len(COMMON) - len(words))]
     return tuple(
         locate(text_encoding.fix_article(template, word), word)
-        for word in words[: tuning.MEASURED_WORDS]
+        for word in words
         for template in MEASURED
     )
 
