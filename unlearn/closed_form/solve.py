@@ -133,7 +133,7 @@ def solve(
     states = TextStateCache(clip, folder or default_folder(), exact_padding=exact, pooled=pooled)
     groups = input_groups(model, (text_layers, pooled_layers), plan, states)
     progress = Progress(len(plan.texts) + 2 * len(text_layers + pooled_layers), node_id)
-    solves = [_GroupSolve(clip, group, settings, concepts.keep, progress) for group in groups]
+    solves = [GroupSolve(clip, group, settings, concepts.keep, progress) for group in groups]
     found = [solve.found for solve in solves]
     if all(one.edit.solution_operator is not None for one in found):
         look_again = _look_again(model, clip, solves, settings.glance_size)
@@ -176,7 +176,7 @@ def _patch(
     )
 
 
-class _GroupSolve:
+class GroupSolve:
     """The solve of one group of layers: the variant's solution, pushed past zero and closed
     against revivals.
 
@@ -228,7 +228,7 @@ def _grams(layers: LayerWeights, progress: Progress) -> WeightGrams:
 
 
 def _look_again(
-    model: Model, clip: Clip, solves: Sequence[_GroupSolve], size: int
+    model: Model, clip: Clip, solves: Sequence[GroupSolve], size: int
 ) -> Callable[[list[LayerEdit], list[WordImpact]], list[WordImpact]]:
     """A function (edits of all groups, forecast) -> the same words as the model without and with
     the edits sees them."""
@@ -273,7 +273,7 @@ def _notes_of_pooled(found: Sequence[Solution], parts: Sequence[PatchEdits]) -> 
     """What the report says of the layers that read the pooled text vector."""
     notes = []
     for one, part in zip(found, parts, strict=True):
-        left, drift = part.retention(one.stats.concepts), part.grams.drift(one.stats.preserve_gram)
+        left, drift = part.retention(one.stats.concepts), part.grams.drift(one.stats.drift_gram)
         most, name = max(zip(left.tolist(), one.stats.names, strict=True))
         notes.append(
             f"What the concepts add to the pooled text is cut to {float(left.mean()):.0%} on "
