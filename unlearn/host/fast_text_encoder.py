@@ -19,11 +19,13 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 
 from . import text_encoding
+from .memory import BatchSize, raise_if_cancelled
 from .model_types import Clip
 from .pooled_text import shallow_copy
 from .progress import Progress
@@ -60,7 +62,8 @@ class PrefixTreeEncoder(torch.nn.Module):
             at = torch.tensor(chosen, device=x.device)
             seen[nodes[:, None], nodes] = mask[at[:, None], at] + _counts(at).log().to(mask)
             every = torch.arange(x.shape[1], device=x.device)
-            spread.append(nodes[torch.searchsorted(at, every)])
+            # Behind the last position that is computed there is nothing that anybody reads.
+            spread.append(nodes[torch.searchsorted(at, every).clamp_max(len(at) - 1)])
         found = self.full(x[owner, places][None], mask=seen, **rest)
         return tuple(part if part is None else _spread(part, spread) for part in found)
 
@@ -153,22 +156,47 @@ class FastTextEncoder:
     ) -> dict[str, torch.Tensor]:
         """Text -> token states float32 [length, d] of Prompts.
 
-        A position that was not computed holds the state of the next one that was. pooled: where
+        A position that was not computed holds the state of the next one that was. Of a Prompt whose
+        padding nobody reads there are the states up to the end token, [end + 1, d]. pooled: where
         given, text -> pooled vector is added to it. Raises what `text_encoding.encode` raises.
         """
         found: dict[str, torch.Tensor] = {}
         chosen = {p.text: self._chosen(p) for p in wanted}
+        rows = BatchSize(text_encoding.BATCH, "prompt", text_encoding.REMEDY)
         for batch in _batches(chosen):
-            for stack in self.stacks:
-                stack.chosen = [chosen[text] for text in batch]
-            found |= text_encoding.encode(self.clip, batch, progress, pooled)
+            at = 0
+            while at < len(batch):
+                raise_if_cancelled()
+                left = batch[at:]
+                count, some = rows.run(len(left), partial(self._first, left, chosen, pooled))
+                found |= some
+                at += count
+                if progress is not None:
+                    progress.step(count)
+        for p in wanted:
+            if not p.padded:
+                found[p.text] = found[p.text][: chosen[p.text][-1] + 1]
         return found
+
+    def _first(
+        self,
+        texts: Sequence[str],
+        chosen: Mapping[str, Sequence[int]],
+        pooled: dict[str, torch.Tensor] | None,
+        count: int,
+    ) -> dict[str, torch.Tensor]:
+        """The states of the first `count` texts, at the positions `chosen`."""
+        for stack in self.stacks:
+            stack.chosen = [list(chosen[text]) for text in texts[:count]]
+        return text_encoding.encode_first(self.clip, texts, pooled, count)
 
     def _chosen(self, prompt: Prompt) -> list[int]:
         """The positions of a Prompt that are computed."""
         end, length = text_encoding.eos_position(self.clip, prompt)
         if not end:
             return list(range(length))
+        if not prompt.padded:
+            return list(range(end + 1))
         dense = [end + k for k in DENSE if end + k < length]
         return sorted({*self.positions(end, length), *dense})
 

@@ -14,14 +14,14 @@ import torch
 
 from ..errors import UnlearnError
 from ..files.raw_statistics import RawWriter
-from ..host import activation_hooks, batched_sampling, progress, text_encoding, weights
+from ..host import activation_hooks, batched_sampling, memory, progress, text_encoding, weights
 from ..host.architectures import feed_forward, native_size
 from ..host.model_types import Clip, Model
 from ..types import ActivationStats, Concept, ConceptSet, Group, Ranking, SaliencyMap
 from . import prompts, report
 from .group_statistics import GB, GroupStatistics, Layers, PaperStatistics, WandaStatistics
 from .prompts import BUILT_IN, OwnLines, PromptGroup
-from .ranking import Gathered, rank, ranking
+from .ranking import Gathered, rank, ranking, rooms
 from .settings import SALIENCY_DEFAULTS, SaliencySettings
 
 DEFAULTS = SALIENCY_DEFAULTS
@@ -159,12 +159,14 @@ def _rankings(
         return rank(model, layers, concepts, gathered, asdict(settings))
     statistics.release_work()
     rankings = []
-    for g in statistics.sums:
+    for g in statistics.concepts:
         parts = []
-        for layer in range(len(layers)):
+        for layer, room in enumerate(rooms(layers, settings.ceiling)):
+            memory.raise_if_cancelled()
             a = statistics.saliency(g, layer, settings.scale)
-            parts.append(ranking(a, settings.ceiling))
+            parts.append(ranking(a, settings.ceiling, room))
         rankings.append(tuple(parts))
+    statistics.release()
     return tuple(rankings)
 
 
@@ -240,6 +242,7 @@ class _Watch:
                 f"{step + 1}; load an undamaged checkpoint, or run it in float32."
             )
         self.statistics.close(step, g)
+        self.moments = []  # they hold the statistics' memory
         self.done += len(texts)
         self.bar.step(len(texts))
         left = (time.time() - self.start) * (self.total / self.done - 1)
