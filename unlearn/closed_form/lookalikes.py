@@ -51,7 +51,7 @@ def held_contrasts(
     read = partial(_of_words, fetch=fetch, scale=scale, progress=progress)
     total = torch.zeros(len(forgotten), len(forgotten), dtype=torch.float64)
     for concepts, kept, nouns in plan.beside:
-        if not kept:
+        if not (kept and nouns):
             continue
         erased, any_word = forgotten[:, [*concepts]].T, _mean_rows(read(nouns))
         if len(kept) > tuning.LOOKALIKES:
