@@ -470,6 +470,22 @@ def test_results_are_taken_up_and_a_failure_is_told(tmp_path, monkeypatch):
     assert len(asked) == 4 and list(results["worlds"]["w"]["p"]["methods"]) == ["ours"]
 
 
+def test_a_sweep_that_chose_the_official_setting_is_not_drawn_again():
+    """Its figures are those of the official row; another setting, or a failed row, is measured."""
+    sweep = rows.Row("uce sweep", "uce", "sweep")
+    same = rows.Row("uce same information", "uce", "same information")
+    concepts = Namespace(concepts=(Namespace(kind="object"),))
+    protocol, known = Namespace(rounds=(concepts,)), {"uce official": {"kept": 0.5, "group": "x"}}
+    first, second = rows.grid(sweep, "few")[:2]
+    found = __main__.official(sweep, first, protocol, known)
+    assert found == {"kept": 0.5, "group": "sweep", "setting": repr(first)}
+    assert known == {"uce official": {"kept": 0.5, "group": "x"}}
+    assert __main__.official(sweep, second, protocol, known) is None
+    assert __main__.official(same, first, protocol, known) is None
+    assert __main__.official(sweep, first, protocol, {"uce official": {"error": "x"}}) is None
+    assert __main__.official(sweep, first, protocol, {}) is None
+
+
 def reported():
     """Results of two protocols with a row of every group."""
     by = {
