@@ -117,9 +117,19 @@ def stand_ins() -> Iterator[None]:
 
 @functools.cache
 def sentence_pieces() -> torch.Tensor:
-    """The one sentencepiece file on disk, for tokenizers whose own comes with their weights."""
+    """The one sentencepiece file on disk, for tokenizers whose own comes with their weights.
+
+    In it the end token has the number 1 as in T5's, and the start token 2 as in Gemma's.
+    """
     found = (_folder("t5_pile_tokenizer") / "tokenizer.model").read_bytes()
-    return torch.frombuffer(bytearray(found), dtype=torch.uint8)
+    pieces, at = [], 0
+    for _ in range(3):  # each is a byte that says what it is, a byte with its length, and itself
+        stop = at + 2 + found[at + 1]
+        pieces.append(found[at:stop])
+        at = stop
+    unknown, start, end = pieces
+    assert b"<s>" in start and b"</s>" in end
+    return torch.frombuffer(bytearray(unknown + end + start + found[at:]), dtype=torch.uint8)
 
 
 class _MistralTokenizer:

@@ -102,7 +102,8 @@ _LUMINA = {
     "axes_lens": [300, 512, 512], "rope_theta": 10000.0, "ffn_dim_multiplier": 4.0,
 }  # fmt: skip
 _Z_IMAGE = {
-    **_NEXT, "n_heads": 2, "n_kv_heads": 2, "dim": 256, "cap_feat_dim": 2560, "axes_dims": [32, 48, 48],
+    **_NEXT, "n_heads": 2, "n_kv_heads": 2, "dim": 256, "cap_feat_dim": 2560,
+    "axes_dims": [32, 48, 48],
     "axes_lens": [1536, 512, 512], "rope_theta": 256.0, "ffn_dim_multiplier": 8 / 3,
     "z_image_modulation": True, "time_scale": 1000.0, "pad_tokens_multiple": 32,
 }  # fmt: skip

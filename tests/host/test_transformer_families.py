@@ -1,4 +1,4 @@
-"""Diffusion transformers, tiny: each family of testbed/families/transformers.py through the pack."""
+"""Each family of testbed/families/transformers.py, tiny, through the pack."""
 
 import pytest
 import torch

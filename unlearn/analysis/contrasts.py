@@ -36,12 +36,12 @@ class _TokenPair(NamedTuple):
     weight: float
 
 
-def _token_pairs(concept: Spans, neutral: Spans, tokens: str) -> list[_TokenPair]:
+def _token_pairs(sentence: Prompt, concept: Spans, neutral: Spans, tokens: str) -> list[_TokenPair]:
     """The tokens of a sentence that are compared with the neutral one, each with its weight.
 
     The padding weighs as much as one token in total, because superclasses were lost when each of
-    its positions had a token's weight. What stands before the concept is left out: attention is
-    causal, so the concept does not change it.
+    its positions had a token's weight. What stands before the concept is left out where the text
+    encoder is causal, because the concept does not change it there.
     """
     last = concept.own.stop - 1
     shift = neutral.own.stop - concept.own.stop
@@ -50,10 +50,14 @@ def _token_pairs(concept: Spans, neutral: Spans, tokens: str) -> list[_TokenPair
     found = []
     for position in concept.own if tokens == "all" else concept.own[-1:]:
         found.append(_TokenPair(("own", position - last), position, stand_in, 1.0))
+    if not sentence.causal:
+        for position in range(concept.own.start):
+            found.append(_TokenPair("before", position, position, 1.0 / concept.own.start))
     for position in concept.after:
         found.append(_TokenPair("word", position, position + shift, 1.0 / len(concept.after)))
     if concept.end is not None:
-        found.append(_TokenPair("end", concept.end, concept.end + shift, 1.0))
+        other_end = concept.end + shift if neutral.end is None else neutral.end
+        found.append(_TokenPair("end", concept.end, other_end, 1.0))
     pads = text_cache.samples_of(concept.padding)
     neutral_pads = text_cache.samples_of(neutral.padding)
     count = min(len(pads), len(neutral_pads))
@@ -77,12 +81,12 @@ def contrast(
     for _, share, sentence, neutral in pairs:
         said, other = states[sentence.text], states[neutral.text]
         spans = text_spans(sentence, len(said))
-        compared = _token_pairs(spans, text_spans(neutral, len(said)), tokens)
+        compared = _token_pairs(sentence, spans, text_spans(neutral, len(other)), tokens)
         total = sum(pair.weight for pair in compared)
         for pair in compared:
             groups.append((sentence.name, pair.role))
             with_concept.append(said[pair.position])
-            without.append(other[min(pair.neutral_position, len(said) - 1)])
+            without.append(other[min(pair.neutral_position, len(other) - 1)])
             weights.append(share * pair.weight / total)
     concept_states = torch.stack(with_concept).double() / scale
     neutral_states = torch.stack(without).double() / scale

@@ -120,16 +120,20 @@ def plan(
     prior: bool = True,
     expand: bool = False,
     check: bool = True,
+    locate_by: Locate | None = None,
 ) -> SentencePlan:
     """The SentencePlan for a ConceptSet.
 
     templates: own sentences with {concept} in them, or None for the built-in ones of each
     concept's kind. prior: also keep everyday captions and words. expand: also study plurals and
     joined forms of the names. check: also plan sentences that are not studied.
+    locate_by: finds a name in a sentence, None for CLIP's tokens; common words are then left out.
     Raises UnlearnError for a concept that has no tokens, a text over 75 tokens, and names that are
     the same to the text encoder.
     """
-    locate: Locate = cache(lambda template, name: text_encoding.locate(clip, template, name))
+    locate: Locate = locate_by or cache(
+        lambda template, name: text_encoding.locate(clip, template, name)
+    )
     taken = same_names.by_tokens(clip, concept_set)
     pairs: list[SentencePair] = []
     bare_names: list[NamePair] = []
@@ -155,7 +159,7 @@ def plan(
         bare_names=tuple(bare_names),
         bare_keep=tuple(locate("{concept}", entry) for entry in concept_set.keep),
         checked=_checked_pairs(locate, concept_set.concepts) if check else (),
-        packed=packed_words(clip) if prior else (),
+        packed=packed_words(clip) if prior and locate_by is None else (),
         forgotten=forgotten_words(pair.prompt.name for pair in bare_names),
     )
 

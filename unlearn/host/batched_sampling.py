@@ -76,7 +76,7 @@ class Watch(Protocol):
         ...
 
 
-class _InsideGuider(comfy.samplers.Sampler):
+class InsideGuider(comfy.samplers.Sampler):
     """A sampler that hands the loaded model to `body(guider, sigmas, model_options)`."""
 
     def __init__(self, body: Callable[[Any, torch.Tensor, dict], None]) -> None:
@@ -233,7 +233,7 @@ def sample(model: Model, clip: Clip, plan: SamplingPlan, watch: Watch) -> int:
         model,
         room,
         plan.cfg,
-        _InsideGuider(run.steps),
+        InsideGuider(run.steps),
         sigmas,
         positive,
         negative,
@@ -344,7 +344,7 @@ def predict_from_noise(
         model,
         room,
         1.0,
-        _InsideGuider(predictions.make),
+        InsideGuider(predictions.make),
         schedule,
         positive,
         negative,

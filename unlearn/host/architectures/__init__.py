@@ -5,14 +5,16 @@ the table in tests/host/test_architectures.py.
 """
 
 import importlib
+import inspect
 import pkgutil
 
 from ..model_types import Model
 from .base import TRAINABLE, Architecture, Layer, Spans, kind
+from .transformer import Transformer
 from .unet import UNet, label, native_size, part, reads_text, text_spans
 
 __all__ = [
-    "TRAINABLE", "Architecture", "Layer", "Spans", "cross_attention", "feed_forward",
+    "TRAINABLE", "Architecture", "Layer", "Spans", "Transformer", "cross_attention", "feed_forward",
     "families", "kind", "known", "label", "native_size", "of", "part", "pooled_text", "reads_text",
     "text_spans",
 ]  # fmt: skip
@@ -22,7 +24,15 @@ def families() -> list[type[Architecture]]:
     """Every family that a file of this folder defines, by the names of the files."""
     for module in pkgutil.iter_modules(__path__):
         importlib.import_module(f".{module.name}", __name__)
-    return Architecture.__subclasses__()
+    return _leaves(Architecture)
+
+
+def _leaves(family: type[Architecture]) -> list[type[Architecture]]:
+    """The families made from a class: those that say all that is asked of them."""
+    found = [] if inspect.isabstract(family) or family is Transformer else [family]
+    for child in family.__subclasses__():
+        found += _leaves(child)
+    return found
 
 
 def known(model: Model) -> Architecture | None:
