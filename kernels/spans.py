@@ -1,13 +1,14 @@
 """An orthonormal basis of what many rows span, found in one pass.
 
-Classical Gram-Schmidt, twice for each block ("twice is enough", Giraud et al. 2005), with a QR
-factorisation of what is left of the block. Sums of outer products of the rows, and edits that are
-made of them, live in this span. Where it is far smaller than the space, they are computed in it.
+Block Gram-Schmidt, done twice ("twice is enough", Giraud et al. 2005). What is left of a block
+gives new directions by the eigenvectors of its rows' products. Sums of outer products of the rows,
+and edits that are made of them, live in this span. Where it is far smaller than the space, they are
+computed in it.
 """
 
 import torch
 
-TOLERANCE = 1e-5  # of the longest row of a block: what is shorter is rounding
+TOLERANCE = 1e-4  # of the longest row of a block: what is shorter is rounding in half precision
 
 
 class Span:
@@ -25,18 +26,19 @@ class Span:
         """Adds rows [n, d] to the span."""
         if self.whole or not len(rows):
             return
-        rows = rows.float()
-        longest = float(rows.norm(dim=1).max())
-        if longest <= 0:
-            return
-        left = rows
-        for _ in range(2):
-            left = left - (left @ self.basis) @ self.basis.T
-        q, r = torch.linalg.qr(left.T)
-        size = r.norm(dim=1)
-        new = q[:, size > TOLERANCE * longest]
-        for _ in range(2):  # of small remainders hardly any figure is exact
-            new = new - self.basis @ (self.basis.T @ new)
-            new = torch.linalg.qr(new)[0]
+        left = self._without(rows.float())
+        products = (left @ left.T).double()
+        values, vectors = torch.linalg.eigh(products)
+        least = TOLERANCE * float(rows.float().norm(dim=1).max())
+        chosen = values > max(least, 1e-30) ** 2
         room = self.basis.shape[0] - self.basis.shape[1]
-        self.basis = torch.cat([self.basis, new[:, :room]], 1)
+        new = left.T @ vectors[:, chosen][:, -room:].float()
+        new = torch.linalg.qr(new)[0]
+        new = torch.linalg.qr(self._without(new.T).T)[0]
+        self.basis = torch.cat([self.basis, new], 1)
+
+    def _without(self, rows: torch.Tensor) -> torch.Tensor:
+        """What is left of rows [n, d] beside the span."""
+        for _ in range(2):
+            rows = rows - (rows @ self.basis) @ self.basis.T
+        return rows

@@ -16,6 +16,7 @@ import torch
 
 RANK = 64  # coordinates of a token's vector
 MIXED = 0.5  # share of the other tokens in a state
+FEW = 8  # tokens whose sum is as long as their mean would be
 BOTH_WAYS = ("T5", "BertModel")  # networks whose tokens see what comes after them
 
 
@@ -60,12 +61,15 @@ class StandIn(torch.nn.Module):
         return self.embeddings
 
     def _others(self, x: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
-        """For each token the mean of those that it sees, as far as they are not masked."""
+        """For each token what it takes from those that it sees, as far as they are not masked.
+
+        It is no sum of them, as little as in a real network: otherwise what a word adds to others
+        would be made of the words themselves.
+        """
         seen = torch.ones(x.shape[:2]) if mask is None else mask.to(x)
-        seen = seen[..., None]
-        if self.both_ways:
-            return ((x * seen).sum(1, keepdim=True) / seen.sum(1, keepdim=True)).expand_as(x)
-        return (x * seen).cumsum(1) / seen.cumsum(1).clamp_min(1)
+        taken = x * seen[..., None] / FEW
+        total = taken.sum(1, keepdim=True).expand_as(x) if self.both_ways else taken.cumsum(1)
+        return torch.sin(2 * total)
 
     def forward(
         self,

@@ -51,8 +51,9 @@ def _token_pairs(sentence: Prompt, concept: Spans, neutral: Spans, tokens: str) 
     for position in concept.own if tokens == "all" else concept.own[-1:]:
         found.append(_TokenPair(("own", position - last), position, stand_in, 1.0))
     if not sentence.causal:
-        for position in range(concept.own.start):
-            found.append(_TokenPair("before", position, position, 1.0 / concept.own.start))
+        before = min(concept.own.start, neutral.own.start)
+        for position in range(before):
+            found.append(_TokenPair("before", position, position, 1.0 / before))
     for position in concept.after:
         found.append(_TokenPair("word", position, position + shift, 1.0 / len(concept.after)))
     if concept.end is not None:

@@ -20,6 +20,7 @@ from .model_types import Clip
 from .text_encoding import LETTERS, SHOWN, Prompt, comparable, escaped
 
 SEPARATOR = "\0"  # stands in no text that an artist writes
+LETTERS_ALONE = ("a", "q")  # by which a token that means no more than a space is found
 DUMMY = "thing"  # stands where a sentence has nothing in the concept's place
 LONG_PADDING = 8  # tokens; fewer in a row are taken for words
 SAME = 1e-4  # relative difference of two rows up to which they are the same
@@ -201,6 +202,21 @@ class Places:
         self.clip, self.segments = clip, tuple(found)
         self._parts: dict[tuple[str, str], tuple[Prompt, ...]] = {}
         self._streams: dict[str, dict[str, Stream]] = {}
+        self._spaces = {one.stream: self._space(one.stream) for one in found}
+
+    def _space(self, name: str) -> Hashable | None:
+        """The token of an encoder that says only that a word begins, None where there is none.
+
+        T5 reads `fox` as such a token and `fox`. It stands before many words and means none.
+        """
+        empty = self._read("")[name].tokens
+        pieces = []
+        for letter in LETTERS_ALONE:
+            tokens = self._read(letter)[name].tokens
+            first, last = common(tokens, empty)
+            pieces.append(tokens[first : len(tokens) - last])
+        firsts = {piece[0] for piece in pieces if len(piece) == 2}
+        return firsts.pop() if len(firsts) == 1 else None
 
     def _read(self, text: str) -> dict[str, Stream]:
         if text not in self._streams:
@@ -255,6 +271,8 @@ class Places:
                 f"The concept '{concept}' has no letters the text encoder reads; write it in "
                 "other characters."
             )
+        while first < stop - 1 and tokens[first] == self._spaces[segment.stream]:
+            first += 1
         row = segment.row_of
         end = max(row(whole.last), 0)  # of an empty prompt nothing but constant rows may be left
         own = max(min(row(first), end), 0)
