@@ -16,7 +16,7 @@ import torch
 from ...kernels import forecast as kernel
 from ..concepts import sentences
 from ..files.text_cache import TextStateCache, default_folder
-from ..host import batched_sampling, patch_match, patching, text_encoding, weights
+from ..host import architectures, batched_sampling, patch_match, patching, text_encoding, weights
 from ..host import predictions as host_predictions
 from ..host.architectures import Layer, cross_attention, native_size, pooled_text
 from ..host.model_types import Clip, Model
@@ -270,7 +270,7 @@ def of_patch(
     layers = [*cross_attention(model), *pooled_text(model)]
     bar = Progress(len(layers) + 1 + calls, settings.node_id)
     changes = _patch_changes(model, patch, settings.strength)
-    impacts = _of_changes(clip, changes, forgotten, keep, bar.step)
+    impacts = _of_changes(model, clip, changes, forgotten, keep, bar.step)
     if not settings.predict:
         return impacts
     patched = patching.apply(model, patch, settings.strength)[0]
@@ -291,7 +291,7 @@ def of_models(
     without cross-attention and for a CLIP of another width.
     """
     changes = _model_changes(before, after)
-    return _of_changes(clip, changes, forgotten, keep, step)
+    return _of_changes(before, clip, changes, forgotten, keep, step)
 
 
 Change = tuple[Layer, torch.Tensor, torch.Tensor]  # a layer, W0 and W - W0, both [d_out, d]
@@ -318,6 +318,7 @@ def _model_changes(before: Model, after: Model) -> Iterator[Change]:
 
 
 def _of_changes(
+    model: Model,
     clip: Clip,
     changes: Iterable[Change],
     forgotten: Iterable[str],
@@ -325,6 +326,13 @@ def _of_changes(
     step: Callable[[], None],
 ) -> list[WordImpact]:
     """The impacts of the Change of every layer, from the weights alone."""
+    family = architectures.of(model)
+    if isinstance(family, architectures.Transformer):
+        from . import observed_forecast  # which is made of this module's parts
+
+        left_out = sentences.forgotten_words(forgotten)
+        words = [word for word in _reference_words() if word not in left_out]
+        return observed_forecast.impacts(family, clip, changes, words, keep, step)
     grams, pooled_grams, width, pooled_width = WeightGrams(), WeightGrams(), 0, 0
     for layer, w0, delta in changes:
         if layer.columns is None:

@@ -15,8 +15,9 @@ from typing import Any
 import torch
 
 from ...kernels.spans import Span
+from ..analysis import observed_forecast
 from ..files.observed_states import Group, ObservedStates
-from ..host import architectures, phrase_places
+from ..host import architectures
 from ..host.architectures import Transformer
 from ..host.model_types import Clip, Model
 from ..host.progress import Progress
@@ -46,8 +47,8 @@ def groups(model: Model, states: ObservedStates, plan: SentencePlan) -> list[Inp
         basis = _basis(own, read)
         layers = LayerWeights(model, group.layers, basis)
         fetch = functools.partial(_get, states, group, basis)
-        located = functools.partial(_located, states, group)
-        found.append(InputGroup(layers, own, fetch, group.pooled, located, group.name))
+        find = functools.partial(observed_forecast.located, states, group)
+        found.append(InputGroup(layers, own, fetch, group.pooled, find, group.name))
     return found
 
 
@@ -60,15 +61,6 @@ def _get(
 ) -> dict[str, torch.Tensor]:
     found = states.get(group, wanted, progress)
     return found if basis is None else {text: rows @ basis for text, rows in found.items()}
-
-
-def _located(states: ObservedStates, group: Group, template: str, concept: str) -> list[Prompt]:
-    """The Prompts of a template with a concept in it, one for each segment of a group."""
-    if group.pooled:
-        text = template.replace("{concept}", concept)
-        return [Prompt(text, text, first=0, last=-1, end=0)]
-    places = states.places(group)
-    return list(places.parts(places.locate(template, concept)))
 
 
 def _basis(plan: SentencePlan, read: Any) -> torch.Tensor | None:
@@ -117,8 +109,3 @@ def _prompts(plan: SentencePlan) -> Iterator[Prompt]:
             elif hasattr(one, "prompt"):
                 yield one.prompt
                 yield one.neutral
-
-
-def texts(plan: SentencePlan) -> int:
-    """How many texts of a plan the model is asked about."""
-    return len({phrase_places.segment_of(prompt.text)[0] for prompt in _prompts(plan)})

@@ -63,7 +63,7 @@ def _count(clip: Clip, text: str) -> tuple[int, int]:
 def tokens_of(clip: Clip, text: str) -> list[tuple]:
     """The word tokens of a text, for each encoder."""
     return [
-        tuple(entry[0] for chunk in chunks for entry in chunk if len(entry) < 3 or entry[2] > 0)
+        tuple(token for chunk in chunks for token, _, *word in chunk if word != [0])
         for chunks in _chunks(clip, text).values()
     ]
 

@@ -14,7 +14,14 @@ import torch
 
 from ..errors import UnlearnError
 from ..files.raw_statistics import RawWriter
-from ..host import activation_hooks, batched_sampling, progress, text_encoding, weights
+from ..host import (
+    activation_hooks,
+    architectures,
+    batched_sampling,
+    progress,
+    text_encoding,
+    weights,
+)
 from ..host.architectures import feed_forward, native_size
 from ..host.model_types import Clip, Model
 from ..types import ActivationStats, Concept, ConceptSet, Group, Ranking, SaliencyMap
@@ -43,6 +50,7 @@ def collect(
     for a later merge, or None. Raises UnlearnError on a model without transformer blocks, a
     compiled model, text that cannot be used, too little memory, a full disk, or NaN activations.
     """
+    architectures.refuse_transformer(model, "Concept Saliency")
     chosen = SaliencySettings(**settings)
     chosen = replace(
         chosen,

@@ -8,6 +8,7 @@ import importlib
 import inspect
 import pkgutil
 
+from ...errors import UnlearnError
 from ..model_types import Model
 from .base import TRAINABLE, Architecture, Layer, Spans, kind
 from .transformer import Transformer
@@ -15,8 +16,8 @@ from .unet import UNet, label, native_size, part, reads_text, text_spans
 
 __all__ = [
     "TRAINABLE", "Architecture", "Layer", "Spans", "Transformer", "cross_attention", "feed_forward",
-    "families", "kind", "known", "label", "native_size", "of", "part", "pooled_text", "reads_text",
-    "text_spans",
+    "UNet", "families", "kind", "known", "label", "native_size", "of", "part", "pooled_text",
+    "reads_text", "refuse_transformer", "text_spans",
 ]  # fmt: skip
 
 
@@ -51,7 +52,30 @@ def known(model: Model) -> Architecture | None:
 
 def of(model: Model) -> Architecture:
     """As `known`; raises UnlearnError for a family that the pack does not know, too."""
-    return known(model) or UNet(model).refuse("text cross-attention layers to train or edit")
+    found = known(model)
+    if found is None:
+        raise UnlearnError(
+            f"The input 'model' ({kind(model)}) has no text cross-attention that this pack knows; "
+            f"it works with SD1.x, SD2.x, SDXL, {', '.join(_titles())}, and docs/architecture.md "
+            "says how to add a family."
+        )
+    return found
+
+
+def _titles() -> list[str]:
+    """What the known families of transformers are called."""
+    found = {family.title for family in families() if issubclass(family, Transformer)}
+    return sorted(found)
+
+
+def refuse_transformer(model: Model, work: str) -> None:
+    """Raises UnlearnError for a diffusion transformer, where `work` is made for UNets alone."""
+    found = known(model)
+    if isinstance(found, Transformer):
+        raise UnlearnError(
+            f"The input 'model' is a {found.title} model, and {work} works with SD1.x, SD2.x and "
+            "SDXL alone; use ScaPre Solve for this one."
+        )
 
 
 def cross_attention(model: Model) -> list[Layer]:

@@ -1,6 +1,6 @@
 """Stable Cascade's stage C: CLIP-G's states and vector enter through one matrix each."""
 
-from .transformer import Matrix, Transformer, entry, pooled
+from .transformer import Transformer, attention, entry, pooled
 
 _ATTENTION = r"((?:down|up)_blocks)\.(\d+)\.(\d+)\.attention\.attn"
 
@@ -15,12 +15,4 @@ class StableCascade(Transformer):
     pooled = (pooled(r"clip_txt_pooled_mapper"),)
     exact = True
     streams = ("g",)
-    attention = tuple(
-        Matrix(rf"{_ATTENTION}\.{name}", role, "{} {}.{} " + label)
-        for name, role, label in (
-            ("to_q", "query", "q"),
-            ("to_k", "key", "k"),
-            ("to_v", "value", "v"),
-            ("out_proj", "output", "out"),
-        )
-    )
+    attention = attention(rf"{_ATTENTION}", ("to_q", "to_k", "to_v", "out_proj"), "{} {}.{}")

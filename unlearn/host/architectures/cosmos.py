@@ -1,16 +1,10 @@
 """Anima, Cosmos-Predict2 and Cosmos 1: cross-attention to states that T5's tokens stand for."""
 
-from .transformer import Matrix, Transformer, key_and_value, second
+from .transformer import Matrix, Transformer, attention, key_and_value, second
 
 _BLOCK = r"blocks\.(\d+)"
-_ATTENTION = tuple(
-    Matrix(rf"{_BLOCK}\.cross_attn\.{name}", role, "block {} " + label)
-    for name, role, label in (
-        ("q_proj", "query", "q"),
-        ("k_proj", "key", "k"),
-        ("v_proj", "value", "v"),
-        ("output_proj", "output", "out"),
-    )
+_ATTENTION = attention(
+    rf"{_BLOCK}\.cross_attn", ("q_proj", "k_proj", "v_proj", "output_proj"), "block {}"
 )
 
 

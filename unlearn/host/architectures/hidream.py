@@ -2,7 +2,7 @@
 
 import re
 
-from .transformer import Matrix, Transformer, pooled, second
+from .transformer import Matrix, Transformer, attention, pooled, second
 
 _CAPTION = r"caption_projection\.(\d+)\.linear"
 
@@ -19,14 +19,10 @@ class HiDream(Transformer):
         second(r"double_stream_blocks\.(\d+)\.block\.ff_t\.w2", "double {} text ff"),
         second(r"single_stream_blocks\.(\d+)\.block\.ff_i\.shared_experts\.w2", "single {} ff"),
     )
-    attention = tuple(
-        Matrix(rf"double_stream_blocks\.(\d+)\.block\.attn1\.{name}", role, "double {} " + label)
-        for name, role, label in (
-            ("to_q_t", "query", "q"),
-            ("to_k_t", "key", "k"),
-            ("to_v_t", "value", "v"),
-            ("to_out_t", "output", "out"),
-        )
+    attention = attention(
+        r"double_stream_blocks\.(\d+)\.block\.attn1",
+        ("to_q_t", "to_k_t", "to_v_t", "to_out_t"),
+        "double {}",
     )
 
     def streams_of(self, group: str) -> tuple[str, ...]:

@@ -3,7 +3,7 @@
 SD3, AuraFlow, Qwen-Image, Lumina2 and Z-Image, Omnigen2, Krea 2, CogVideoX, Ernie and Mochi.
 """
 
-from .transformer import Matrix, Transformer, entry, pooled, second
+from .transformer import Matrix, Transformer, attention, entry, pooled, second
 
 
 class SD3(Transformer):
@@ -39,14 +39,8 @@ class AuraFlow(Transformer):
         second(r"double_layers\.(\d+)\.mlpC\.c_proj", "double {} text ff"),
         second(r"single_layers\.(\d+)\.mlp\.c_proj", "single {} ff"),
     )
-    attention = tuple(
-        Matrix(rf"double_layers\.(\d+)\.attn\.{name}", role, "double {} text " + label)
-        for name, role, label in (
-            ("w1q", "query", "q"),
-            ("w1k", "key", "k"),
-            ("w1v", "value", "v"),
-            ("w1o", "output", "out"),
-        )
+    attention = attention(
+        r"double_layers\.(\d+)\.attn", ("w1q", "w1k", "w1v", "w1o"), "double {} text"
     )
 
 
@@ -61,14 +55,10 @@ class QwenImage(Transformer):
         second(r"transformer_blocks\.(\d+)\.img_mlp\.net\.2", "block {} picture ff"),
         second(r"transformer_blocks\.(\d+)\.txt_mlp\.net\.2", "block {} text ff"),
     )
-    attention = tuple(
-        Matrix(rf"transformer_blocks\.(\d+)\.attn\.{name}", role, "block {} text " + label)
-        for name, role, label in (
-            ("add_q_proj", "query", "q"),
-            ("add_k_proj", "key", "k"),
-            ("add_v_proj", "value", "v"),
-            ("to_add_out", "output", "out"),
-        )
+    attention = attention(
+        r"transformer_blocks\.(\d+)\.attn",
+        ("add_q_proj", "add_k_proj", "add_v_proj", "to_add_out"),
+        "block {} text",
     )
     size = 1328
 
@@ -105,14 +95,8 @@ class Omnigen2(Transformer):
         second(r"context_refiner\.(\d+)\.feed_forward\.linear_2", "text {} ff"),
         second(r"layers\.(\d+)\.feed_forward\.linear_2"),
     )
-    attention = tuple(
-        Matrix(rf"context_refiner\.(\d+)\.attn\.{name}", role, "text {} " + label)
-        for name, role, label in (
-            ("to_q", "query", "q"),
-            ("to_k", "key", "k"),
-            ("to_v", "value", "v"),
-            (r"to_out\.0", "output", "out"),
-        )
+    attention = attention(
+        r"context_refiner\.(\d+)\.attn", ("to_q", "to_k", "to_v", r"to_out\.0"), "text {}"
     )
 
 
@@ -127,14 +111,8 @@ class Krea2(Transformer):
         second(r"txtfusion\.refiner_blocks\.(\d+)\.mlp\.down", "text {} ff"),
         second(r"blocks\.(\d+)\.mlp\.down"),
     )
-    attention = tuple(
-        Matrix(rf"txtfusion\.refiner_blocks\.(\d+)\.attn\.{name}", role, "text {} " + label)
-        for name, role, label in (
-            ("wq", "query", "q"),
-            ("wk", "key", "k"),
-            ("wv", "value", "v"),
-            ("wo", "output", "out"),
-        )
+    attention = attention(
+        r"txtfusion\.refiner_blocks\.(\d+)\.attn", ("wq", "wk", "wv", "wo"), "text {}"
     )
 
 
@@ -147,15 +125,7 @@ class CogVideoX(Transformer):
     exact = False
     streams = ("t5xxl",)
     second = (second(r"blocks\.(\d+)\.ff_out"),)
-    attention = tuple(
-        Matrix(rf"blocks\.(\d+)\.{name}", role, "block {} " + label)
-        for name, role, label in (
-            ("q", "query", "q"),
-            ("k", "key", "k"),
-            ("v", "value", "v"),
-            ("attn_out", "output", "out"),
-        )
-    )
+    attention = attention(r"blocks\.(\d+)", ("q", "k", "v", "attn_out"), "block {}")
     size = 720
 
 
@@ -167,14 +137,8 @@ class Ernie(Transformer):
     text = (entry(r"text_proj"),)
     exact = False
     second = (second(r"layers\.(\d+)\.mlp\.linear_fc2"),)
-    attention = tuple(
-        Matrix(rf"layers\.(\d+)\.self_attention\.{name}", role, "block {} " + label)
-        for name, role, label in (
-            ("to_q", "query", "q"),
-            ("to_k", "key", "k"),
-            ("to_v", "value", "v"),
-            (r"to_out\.0", "output", "out"),
-        )
+    attention = attention(
+        r"layers\.(\d+)\.self_attention", ("to_q", "to_k", "to_v", r"to_out\.0"), "block {}"
     )
     smallest = 4
 

@@ -1,6 +1,6 @@
 """Kandinsky 5: text enters through one matrix, then blocks that the timestep modulates."""
 
-from .transformer import Matrix, Transformer, entry, pooled, second
+from .transformer import Transformer, attention, entry, pooled, second
 
 _ATTENTION = r"visual_transformer_blocks\.(\d+)\.cross_attention"
 
@@ -15,12 +15,6 @@ class Kandinsky5(Transformer):
     exact = False
     streams = ("qwen25_7b",)
     second = (second(r"visual_transformer_blocks\.(\d+)\.feed_forward\.out_layer"),)
-    attention = tuple(
-        Matrix(rf"{_ATTENTION}\.{name}", role, "block {} " + label)
-        for name, role, label in (
-            ("to_query", "query", "q"),
-            ("to_key", "key", "k"),
-            ("to_value", "value", "v"),
-            ("out_layer", "output", "out"),
-        )
+    attention = attention(
+        rf"{_ATTENTION}", ("to_query", "to_key", "to_value", "out_layer"), "block {}"
     )

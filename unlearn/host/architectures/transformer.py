@@ -171,6 +171,16 @@ def key_and_value(path: str, key: str, value: str) -> tuple[Matrix, Matrix]:
     )
 
 
+def attention(path: str, names: tuple[str, str, str, str], label: str) -> tuple[Matrix, ...]:
+    """The matrices of queries, keys, values and outputs, by their names behind a path."""
+    roles: tuple[Role, ...] = ("query", "key", "value", "output")
+    short = ("q", "k", "v", "out")
+    return tuple(
+        Matrix(rf"{path}\.{name}", role, f"{label} {end}")
+        for name, role, end in zip(names, roles, short, strict=True)
+    )
+
+
 def entry(pattern: str, label: str = "text entry", group: str = "text") -> Matrix:
     """The one matrix through which all text enters."""
     return Matrix(pattern, "entry", label, group)
