@@ -27,8 +27,8 @@ class Span:
         if self.whole or not len(rows):
             return
         left = self._without(rows.float())
-        products = (left @ left.T).double()
-        values, vectors = torch.linalg.eigh(products)
+        exact = left.double()  # squares of what is near TOLERANCE are no figures of float32
+        values, vectors = torch.linalg.eigh(exact @ exact.T)
         least = TOLERANCE * float(rows.float().norm(dim=1).max())
         chosen = values > max(least, 1e-30) ** 2
         room = self.basis.shape[0] - self.basis.shape[1]

@@ -49,7 +49,8 @@ def _token_pairs(sentence: Prompt, concept: Spans, neutral: Spans, tokens: str) 
     stand_in = max(neutral.own.stop - 1, neutral.own.start)
     found = []
     for position in concept.own if tokens == "all" else concept.own[-1:]:
-        found.append(_TokenPair(("own", position - last), position, stand_in, 1.0))
+        said = sentence.own[position - concept.own.start] if sentence.own else None
+        found.append(_TokenPair(("own", position - last, said), position, stand_in, 1.0))
     if not sentence.causal:
         before = min(concept.own.start, neutral.own.start)
         for position in range(before):

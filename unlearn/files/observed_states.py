@@ -20,7 +20,7 @@ from ..host.text_encoding import Prompt
 from .text_cache import pads
 
 MAX_BYTES = 2 * 2**30  # of rows in memory. Not measured
-AT_ONCE = 64  # prompts whose conditioning is in memory together. Not measured
+AT_ONCE = 16  # prompts whose conditioning is in memory together. Not measured
 # Two that begin alike, and one that begins otherwise.
 PROBES = ("a photo of a fox in the snow", "a photo of a cat in the snow", "two houses")
 CONSTANT = "\1constant"  # the name of the rows that are the same for every prompt

@@ -277,7 +277,13 @@ class Places:
         end = max(row(whole.last), 0)  # of an empty prompt nothing but constant rows may be left
         own = max(min(row(first), end), 0)
         return Prompt(
-            text, concept, own, row(stop - 1) if concept else own - 1, end, segment.causal
+            text,
+            concept,
+            own,
+            row(stop - 1) if concept else own - 1,
+            end,
+            segment.causal,
+            tokens[first:stop],
         )
 
 

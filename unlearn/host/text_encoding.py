@@ -26,7 +26,8 @@ class Prompt(NamedTuple):
 
     The concept's tokens have the positions `first` to `last` (inclusive), the end token has `end`.
     A concept without tokens has `last` = `first` - 1. causal: whether what stands before the
-    concept is the same with another one in its place.
+    concept is the same with another one in its place. own: the concept's tokens, where they may be
+    others at the beginning of a sentence than within it; () where they are always the same.
     """
 
     text: str
@@ -35,6 +36,7 @@ class Prompt(NamedTuple):
     last: int
     end: int
     causal: bool = True
+    own: tuple[Hashable, ...] = ()
 
 
 def escaped(text: str) -> str:
