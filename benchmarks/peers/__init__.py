@@ -2,8 +2,19 @@
 
 Every file has a `NAME` and a function `erase(model, clip, concepts, seed=0, size=64)` that
 takes a ConceptSet and gives an Erased; size is the side in pixels of pictures that it draws. The
-model that comes in is not changed. No part of the pack uses
-them; `dev.py bench peers` measures them and the pack alike.
+model that comes in is not changed. That is the method as its paper has it.
+
+A closed form has more, so that it can be measured at other settings and with what ours reads:
+- `Setting`, a tuple of its constants; `OFFICIAL`, kind of concepts -> Setting; `grid(kind)`, those
+  that a sweep tries; `SAME`, those that it tries with what ours reads;
+- `read(clip, concepts, kind)`, what the official code reads, and `edits(model, read, setting,
+  seed)`;
+- `same_edits(model, information, setting, seed)`, its solve of what ours reads (_information.py).
+
+A method that trains has `texts(concepts)`, all that it is trained on, `official_steps(concepts)`,
+and an argument `steps` of `erase`, both for each concept.
+
+No part of the pack uses them; `dev.py bench peers` measures them and the pack alike.
 """
 
 from typing import NamedTuple

@@ -8,16 +8,20 @@ For each protocol and method:
 - processor seconds of the erase, which other programs hardly change, with nothing cached;
 - its peak memory in MB, and the bytes that have to be stored.
 
+`--methods uce` is UCE as its paper has it, `uce sweep` at the best of a sweep (sweeps.py says how
+it is chosen), `uce same information` its solve of what ours reads; so for every closed form.
+`--rows` takes whole groups of these. `--training-steps` shortens the training methods, and their
+names say so. `--crowded 0.5` makes the words of look-alikes half as different
+(testbed/worlds/alike.py).
+
 On `forget 4` it also tries to bring an object back, by textual inversion and by RECE's embedding.
 Results are written after every measurement, and a later run goes on from there.
 """
 
 import argparse
 import datetime
-import importlib
 import json
 import os
-import pkgutil
 import platform
 import re
 import sys
@@ -27,9 +31,9 @@ from pathlib import Path
 import torch
 
 from testbed import pack
-from testbed.worlds import catalogue
+from testbed.worlds import alike, catalogue
 
-from . import Erased, __path__, attacks, protocols, scores
+from . import Erased, attacks, protocols, rows, scores, sweeps
 
 BASE = Path(os.environ.get("UNLEARN_BASE", ".host/base"))
 RESULTS = Path(__file__).parents[1] / "results" / "peers.json"
@@ -46,17 +50,6 @@ COLUMNS = {
 COLUMNS |= {"bytes": "MB kept", "inversion": "inversion", "rece": "RECE"}
 
 
-def methods():
-    """Names of the files here that hold a method, ours first."""
-    own = {"__main__", "attacks", "protocols", "scores"}
-    names = sorted(
-        m.name
-        for m in pkgutil.iter_modules(__path__)
-        if m.name not in own and not m.name.startswith("_")
-    )
-    return sorted(names, key=lambda n: n != "ours")
-
-
 def erase(method, studio, rounds, seed):
     """Erased after all rounds, each from the last one's model; bytes and negatives add up."""
     done, size = Erased(studio.model, 0), 8 * studio.judge.world.size
@@ -67,25 +60,27 @@ def erase(method, studio, rounds, seed):
     return done
 
 
-def measure(name, studio, world, protocol, before, given):
-    """The row of one method on one protocol."""
-    method = importlib.import_module(f"{__package__}.{name}")
+def measure(row, setting, studio, world, protocol, before, given):
+    """The figures of one Row on one protocol; setting: what a sweep has chosen, else None."""
+    method = rows.method(row, protocol.rounds[0], setting)
     with torch.inference_mode(), scores.Meter() as meter:  # as ComfyUI runs nodes
         erased = erase(method, studio, protocol.rounds, given.seed)
     start = time.time()
     after = protocols.draw(studio, protocol, erased, given.steps)
-    row = {
-        "name": method.NAME,
+    found = {
+        "name": method.name,
+        "group": row.group,
+        **({} if setting is None else {"setting": repr(setting)}),
         **scores.rates(before.marks, after.marks),
         "frechet": scores.distance(before.features, after.features),
     }
-    row |= {
+    found |= {
         "seconds": round(meter.seconds, 2),
         "cpu_seconds": round(meter.cpu, 2),
         "memory": round(meter.memory, 1),
     }
-    row |= {"bytes": erased.nbytes, "drawn_in": round(time.time() - start, 1)}
-    return row | (attacked(studio, world, erased, given) if protocol.name == ATTACKED else {})
+    found |= {"bytes": erased.nbytes, "drawn_in": round(time.time() - start, 1)}
+    return found | (attacked(studio, world, erased, given) if protocol.name == ATTACKED else {})
 
 
 def attacked(studio, world, erased, given):
@@ -139,7 +134,7 @@ def save(results, path):
         os.replace(part, file)
 
 
-def rows(results):
+def measured(results):
     """`world: protocol` -> method -> row, for all that was measured."""
     return {
         f"{w}: {p}": found["methods"]
@@ -164,35 +159,8 @@ def table(head, lines):
 
 
 def markdown(results):
-    """The results as tables: `overall` of all, then every protocol by itself."""
-    every, s = rows(results), results["settings"]
-    names = {
-        m: row.get("name", m)
-        for by in every.values()
-        for m, row in by.items()
-        if "error" not in row
-    }
-    names = {
-        m: names.get(m, m)
-        for m in sorted({m for by in every.values() for m in by}, key=lambda m: (m != "ours", m))
-    }
-    best = {
-        p: max((r["overall"][0] for r in scores.measured(by).values()), default=0)
-        for p, by in every.items()
-    }
-
-    def short(protocol, method):
-        row = every[protocol].get(method)
-        if row is None:
-            return ""
-        if "error" in row:
-            return "failed"
-        return (
-            f"**{row['overall'][0]:.2f}**"
-            if row["overall"][0] == best[protocol]
-            else f"{row['overall'][0]:.2f}"
-        )
-
+    """The results as tables: `overall` of each group of rows, then every protocol by itself."""
+    every, s = measured(results), results["settings"]
     out = [
         "# Ours beside other methods",
         "Made by `python3 dev.py bench peers`; do not edit. "
@@ -202,25 +170,99 @@ def markdown(results):
         f"{s['steps']} sampling steps; in brackets the "
         f"middle 95 % of {scores.RESAMPLES} bootstrap resamples.",
         "## Overall: harmonic mean of 1 - forgot and kept",
-        table(["", *names.values()], [[p, *(short(p, m) for m in names)] for p in every]),
     ]
+    for group, title in rows.GROUPS.items():
+        table_of = rows.among(every, group)
+        if any(set(by) - {rows.OURS} for by in table_of.values()):
+            out += [f"### {title}", overall(table_of), standing(table_of)]
+    if not every or not any(set(by) - {rows.OURS} for by in every.values()):
+        out.append(overall(every))
+    out += [f"All rows together: {standing(every)}"]
     for protocol, by in every.items():
-        shown = [c for c in COLUMNS if any(c in row for row in by.values())]
-        done = sorted(scores.measured(by).items(), key=lambda x: -x[1]["overall"][0])
-        lines = [[row["name"], *(cell(c, row.get(c)) for c in shown)] for _, row in done]
-        lines += [
-            [m, f"failed: {row['error']}", *[""] * (len(shown) - 1)]
-            for m, row in by.items()
-            if "error" in row
-        ]
-        out += [f"## {protocol}", table(["method", *(COLUMNS[c] for c in shown)], lines)]
+        out += [f"## {protocol}", figures(by)]
+    if chosen_settings := settings(results):
+        out += ["## Settings that the sweeps chose", chosen_settings]
     return "\n\n".join(out) + "\n"
 
 
+def names(every):
+    """Row id -> its name in tables, ours first, of protocol -> row id -> row."""
+    found = {}
+    for by in every.values():
+        for i, row in by.items():
+            found[i] = row.get("name", found.get(i, i))
+    return {i: found[i] for i in sorted(found, key=lambda i: (i != rows.OURS, i))}
+
+
+def overall(every):
+    """A line for each protocol, a column for each row; the best are bold."""
+    columns = names(every)
+    lines = []
+    for protocol, by in every.items():
+        best = max((r["overall"][0] for r in scores.measured(by).values()), default=0)
+        lines.append([protocol, *(short(by.get(i), best) for i in columns)])
+    return table(["", *columns.values()], lines)
+
+
+def short(row, best):
+    """A row's overall in a word."""
+    if row is None:
+        return ""
+    if "error" in row:
+        return "failed"
+    value = row["overall"][0]
+    return f"**{value:.2f}**" if value == best else f"{value:.2f}"
+
+
+def standing(every):
+    """Where ours stands in protocol -> row id -> row, as a sentence."""
+    compared = {p: by for p, by in every.items() if rows.OURS in by and len(by) > 1}
+    tied, last = scores.best_or_tied(compared), scores.last(compared)
+    behind = [p for p, column in last if column == "overall"]
+    return (
+        f"Ours is best or tied in {len(tied)} of {len(compared)} protocols, and last in "
+        f"{len(behind)}."
+    )
+
+
+def figures(by):
+    """The table of one protocol: its groups one after another, in each the best row first."""
+    shown = [c for c in COLUMNS if any(c in row for row in by.values())]
+    order = [rows.OURS, *rows.GROUPS]
+    done = sorted(
+        scores.measured(by).items(),
+        key=lambda x: (order.index(rows.group_of(*x)), -x[1]["overall"][0]),
+    )
+    lines = [
+        [rows.group_of(i, row), row["name"], *(cell(c, row.get(c)) for c in shown)]
+        for i, row in done
+    ]
+    lines += [
+        [rows.group_of(i, row), i, f"failed: {row['error']}", *[""] * (len(shown) - 1)]
+        for i, row in by.items()
+        if "error" in row
+    ]
+    return table(["row", "method", *(COLUMNS[c] for c in shown)], lines)
+
+
+def settings(results):
+    """What the sweeps have chosen, and their overall on the protocol that it was chosen on."""
+    lines = []
+    for world, cases in results.get("sweeps", {}).items():
+        for case, by in cases.items():
+            for i, known in by.items():
+                best = known["tried"][known["chosen"]]
+                lines.append([world, case, i, best["setting"], cell("overall", best["overall"])])
+    return table(["world", "for", "row", "setting", "overall while chosen"], lines) if lines else ""
+
+
 def run_protocol(studio, world, protocol, wanted, results, given, say):
-    """Measures the wanted methods on one protocol, and writes each result as it comes."""
+    """Measures the wanted Rows on one protocol, and writes each result as it comes."""
     found = results["worlds"].setdefault(world.name, {}).setdefault(protocol.name, {"methods": {}})
-    open_ = [m for m in wanted if given.fresh or m not in found["methods"]]
+    if found.get("pictures", len(protocol.shots)) != len(protocol.shots):
+        say(f"{world.name}: {protocol.name} has other pictures now, so it is measured again")
+        found["methods"].clear()
+    open_ = [row for row in wanted if given.fresh or row.id not in found["methods"]]
     if not open_:
         return
     before = protocols.draw(studio, protocol, None, given.steps)
@@ -233,37 +275,50 @@ def run_protocol(studio, world, protocol, wanted, results, given, say):
     if protocol.name == ATTACKED and "rece" not in found["unedited"]:
         found["unedited"] |= attacked(studio, world, Erased(studio.model, 0), given)
     say(f"{world.name}: {protocol.name}, unedited {found['unedited']}")
-    for name in open_:
+    for row in open_:
         start = time.time()
         try:
-            row = measure(name, studio, world, protocol, before, given)
+            setting = given.sweeps.setting(row, studio, world, protocol, say)
+            figures_of = measure(row, setting, studio, world, protocol, before, given)
         except Exception as error:  # a method that fails is a result as well
-            row = {"error": f"{type(error).__name__}: {error}"}
-        found["methods"][name] = row | {
+            figures_of = {"error": f"{type(error).__name__}: {error}", "group": row.group}
+        found["methods"][row.id] = figures_of | {
             "date": today(),
             "whole_seconds": round(time.time() - start, 1),
         }
         save(results, given.out)
-        said = row.get("error") or ", ".join(f"{c} {cell(c, row[c])}" for c in COLUMNS if c in row)
-        say(f"{world.name}: {protocol.name}, {name}: {said} [{time.time() - start:.0f} s]")
+        said = figures_of.get("error") or ", ".join(
+            f"{c} {cell(c, figures_of[c])}" for c in COLUMNS if c in figures_of
+        )
+        say(f"{world.name}: {protocol.name}, {row.id}: {said} [{time.time() - start:.0f} s]")
 
 
 def chosen(given, known, what):
     """The names in a comma-separated option; exits with a sentence on one that is not known."""
-    names = [n.strip() for n in given.split(",")] if given else list(known)
-    if wrong := [n for n in names if n not in known]:
+    listed = [n.strip() for n in given.split(",") if n.strip()] or list(known)
+    if wrong := [n for n in listed if n not in known]:
         sys.exit(f"There is no {what} '{wrong[0]}'; there are {', '.join(known)}.")
-    return names
+    return listed
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__)
+def options():
+    """The command's arguments."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--json", action="store_true", help="end with one JSON object")
     parser.add_argument("--worlds", default="", help="by comma; all unless named")
     parser.add_argument(
         "--clip-skip", type=int, help="which last layer of the text encoder is read"
     )
+    parser.add_argument(
+        "--crowded", type=float, default=0.0, help="share of look-alikes' words made alike, 0 to 1"
+    )
+    parser.add_argument(
+        "--crowded-words", choices=alike.WORDS, default="both", help="whose words are moved"
+    )
     parser.add_argument("--methods", default="", help="by comma; all unless named")
+    parser.add_argument("--rows", default="", help=f"of {', '.join(rows.GROUPS)}; all unless named")
     parser.add_argument("--protocols", default="", help="by comma; all unless named")
     parser.add_argument(
         "--pictures",
@@ -271,8 +326,14 @@ def main():
         default=40,
         help="of forgotten things per protocol; twice as many of kept ones",
     )
+    parser.add_argument(
+        "--sweep-pictures", type=int, default=8, help="the same, for each setting of a sweep"
+    )
     parser.add_argument("--steps", type=int, default=8, help="sampling steps per picture")
     parser.add_argument("--seed", type=int, default=0, help="of the methods that train")
+    parser.add_argument(
+        "--training-steps", type=int, help="most steps for each concept; all that the paper has"
+    )
     parser.add_argument(
         "--inversion-steps", type=int, default=60, help="of textual inversion; 0: leave it out"
     )
@@ -285,13 +346,55 @@ def main():
     parser.add_argument(
         "--out", type=Path, default=RESULTS, help="the JSON file; the table is written beside it"
     )
-    given = parser.parse_args()
-    wanted = chosen(given.methods, methods(), "method")
-    names = chosen(given.protocols, list(protocols.MAKERS), "protocol")
-    known = catalogue.MODELS
-    shipped = [name for name, world in known.items() if world.file.exists()]
+    return parser.parse_args()
+
+
+def wanted_rows(given):
+    """The Rows that are asked for, in their order."""
+    known = rows.known(given.training_steps)
+    named = [known[n] for n in chosen(given.methods, known, "method")]
+    groups = chosen(given.rows, rows.GROUPS, "group of rows")
+    return [row for row in named if row.group in (rows.OURS, *groups)]
+
+
+def crowded_name(name, given):
+    """The name in results of a world whose look-alikes' words are alike."""
+    whose = "" if given.crowded_words == "both" else f" {given.crowded_words}"
+    return f"{name}, crowded{whose} {given.crowded:g}"
+
+
+def loaded(name, world, given):
+    """(Studio, World as its results name it) of a shipped world."""
+    studio = world.studio(BASE / "models" / "checkpoints", given.clip_skip)
+    if given.clip_skip:
+        world = world._replace(name=f"{name}, clip skip {given.clip_skip}")
+    if given.crowded:
+        alike.make_alike(studio.clip, world, given.crowded, given.crowded_words)
+        world = world._replace(name=crowded_name(world.name, given))
+    return studio, world
+
+
+def summary(results, out):
+    """What `--json` prints: where ours stands among all rows, and in each group."""
+    every = measured(results)
+
+    def stands(found):
+        return {"best_or_tied": scores.best_or_tied(found), "last": scores.last(found)}
+
+    groups = {g: stands(rows.among(every, g)) for g in rows.GROUPS}
+    file = os.path.relpath(out)
+    return {"protocols": list(every), **stands(every), "groups": groups, "results_file": file}
+
+
+def main():
+    given = options()
+    wanted, titles = wanted_rows(given), chosen(given.protocols, protocols.MAKERS, "protocol")
+    shipped = [name for name, world in catalogue.MODELS.items() if world.file.exists()]
     results = load(given.out, {k: getattr(given, k) for k in SETTINGS})
     results |= {"processor": processor(), "date": today(), "torch": torch.__version__}
+    given.sweeps = sweeps.Sweeps(
+        results.setdefault("sweeps", {}), given.sweep_pictures, given.steps, given.fresh
+    )
     start = time.time()
 
     def say(line):
@@ -299,35 +402,18 @@ def main():
 
     pack.load()
     for name in chosen(given.worlds, shipped, "world"):
-        world = known[name]
-        studio = world.studio(BASE / "models" / "checkpoints", given.clip_skip)
-        if given.clip_skip:
-            world = world._replace(name=f"{name}, clip skip {given.clip_skip}")
-        for protocol in protocols.possible(world, names):
-            run_protocol(
-                studio,
-                world,
-                protocols.MAKERS[protocol](world, given.pictures),
-                wanted,
-                results,
-                given,
-                say,
-            )
+        studio, world = loaded(name, catalogue.get(name), given)
+        for title in protocols.possible(world, titles):
+            protocol = protocols.MAKERS[title](world, given.pictures)
+            run_protocol(studio, world, protocol, wanted, results, given, say)
     save(results, given.out)
-    every = rows(results)
-    file = os.path.relpath(given.out)
-    summary = {
-        "protocols": list(every),
-        "best_or_tied": scores.best_or_tied(every),
-        "last": scores.last(every),
-        "results_file": file,
-    }
+    found = summary(results, given.out)
     if given.json:
-        print(json.dumps(summary))
+        print(json.dumps(found))
     else:
         print(
-            f"best or tied in {len(summary['best_or_tied'])} of {len(every)} protocols, last in "
-            f"{summary['last']}; {file}"
+            f"best or tied in {len(found['best_or_tied'])} of {len(found['protocols'])} protocols, "
+            f"last in {found['last']}; {found['results_file']}"
         )
 
 

@@ -10,14 +10,28 @@ adapters = pack.module("unlearn.host.adapters")
 layers = pack.module("unlearn.host.architectures")
 patching = pack.module("unlearn.host.patching")
 prompts = pack.module("unlearn.host.text_encoding")
+scapre = pack.module("kernels.scapre")
+sentences = pack.module("unlearn.concepts.sentences")
 types = pack.module("unlearn.types")
 uce = pack.module("kernels.uce")
 lockstep = pack.module("unlearn.host.batched_sampling")
 networks = pack.module("unlearn.host.training_network")
 weights = pack.module("unlearn.host.weights")
 
+KINDS = ("few", "many", "style", "explicit")
+MANY = 10  # objects from which on papers have a setting for many
 CFG = 3.0  # guidance that the worlds are sampled with (SD1.5: 7.5)
 DRAWING = 10  # steps of the pictures that are trained on
+READ_AT_ONCE = 64  # texts whose states are in memory at a time
+
+
+def kind_of(concepts):
+    """One of KINDS: which of a paper's settings a ConceptSet calls for."""
+    kinds = {c.kind for c in concepts.concepts}
+    for kind in ("explicit", "style"):
+        if kind in kinds:
+            return kind
+    return "many" if len(concepts.concepts) >= MANY else "few"
 
 
 def stand_in(concept):
@@ -31,6 +45,12 @@ def stand_in(concept):
 def pairs(concepts):
     """(name, what it turns into) of every concept and alias of a ConceptSet."""
     return [(name, stand_in(c)) for c in concepts.concepts for name in c.names]
+
+
+def captions(concepts):
+    """Everyday captions that name none of the concepts."""
+    spoken = sentences.mentioned([name for name, _ in pairs(concepts)])
+    return [s for s in sentences.prior_sentences() if not spoken(s)]
 
 
 def last_states(clip, texts):
@@ -53,6 +73,15 @@ def all_states(clip, texts):
     return torch.cat([read[t] for t in texts]).double()
 
 
+def moment(clip, texts):
+    """Sum of s s^T, [d, d] float64, over the states s of every position of the texts."""
+    texts = list(texts)
+    return sum(
+        scapre.gram(all_states(clip, texts[at : at + READ_AT_ONCE]))
+        for at in range(0, len(texts), READ_AT_ONCE)
+    )
+
+
 def multiplied(model, m, tolerance=1e-6):
     """Edits W0 -> W0 (I + M) of every cross-attention key and value, as low-rank factors.
 
@@ -63,6 +92,13 @@ def multiplied(model, m, tolerance=1e-6):
         (k.key, adapters.LowRank.of((weights.read(model, k.key) @ left).half(), right))
         for k in layers.cross_attention(model)
     ]
+
+
+def values(model):
+    """(weight key, weight [d_out, d] float64) of every cross-attention value."""
+    for layer in layers.cross_attention(model):
+        if layer.role == "value":
+            yield layer.key, weights.read(model, layer.key).double()
 
 
 def network(model, clip, texts, size):
@@ -77,13 +113,17 @@ def network(model, clip, texts, size):
     return net
 
 
-def drawn(net, texts, seed):
-    """Latents [n, c, h, w], one per text, that the model that came in draws for them."""
+def drawn(net, texts, seed, away=None):
+    """Latents [n, c, h, w], one per text, that the model that came in draws for them.
+
+    away: the texts that they are guided away from, the empty one by default.
+    """
     rows = [net.text_id[t] for t in texts]
+    others = [net.text_id[t] for t in away or [""] * len(texts)]
     return net.draw(
         net.reference,
         rows,
-        [net.text_id[""]] * len(rows),
+        others,
         [seed + i for i in range(len(rows))],
         networks.DrawSettings(net.shape, DRAWING, CFG),
     )
@@ -93,6 +133,25 @@ def noised(net, latents, g):
     """(x, sigma) of latents [n, c, h, w] at noise levels of timesteps drawn evenly."""
     sigma = net.levels(torch.rand(len(latents), generator=g))
     return net.noised(latents, torch.randn(latents.shape, generator=g), sigma), sigma
+
+
+def denoising(net, x, sigma, latents, rows):
+    """Mean squared error of the student's prediction of the noise in x.
+
+    x: noised latents [n, c, h, w]; rows: their texts.
+    """
+    wanted = net.denoising_target(latents, x, sigma)
+    return (net.predict(net.student, x, sigma, rows) - wanted).square().mean()
+
+
+def forgetting(net, x, sigma, rows, others):
+    """Mean squared error between the student's predictions for `rows` and those for `others`.
+
+    The latter are detached.
+    """
+    with torch.no_grad():
+        wanted = net.predict(net.student, x, sigma, others)
+    return (net.predict(net.student, x, sigma, rows) - wanted).square().mean()
 
 
 def moved(net):

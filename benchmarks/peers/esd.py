@@ -2,10 +2,10 @@
 
     eps(x_t, c)  <-  eps_0(x_t, "") - eta ( eps_0(x_t, c) - eps_0(x_t, "") ),   eta 1
 
-eps_0 is the model that came in, c the concept's name, x_t pictures of it at any noise level. With
-several concepts, each step takes one of them. Paper: 1000 steps of one picture at learning rate
-1e-5. On the sprite world, with 60 steps of four pictures, an object was measured to stay at 1e-5,
-and from 3e-5 on more and more of everything else was lost.
+eps_0 is the model that came in, c the concept's name. Paper: 1000 steps of one picture at a
+learning rate of 1e-5, for each concept; with several, each step takes one of them. There x_t is
+sampled from the model in training at every step. Here it is a picture of the concept by the model
+that came in, with noise of any level, which spares the sampling.
 """
 
 import torch
@@ -13,7 +13,7 @@ import torch
 from . import _shared
 
 NAME = "ESD-x"
-ETA, RATE, STEPS, BATCH, PICTURES = 1.0, 2e-5, 60, 4, 8
+ETA, RATE, STEPS, BATCH, PICTURES = 1.0, 1e-5, 1000, 1, 32
 
 
 def target(empty, said, eta=ETA):
@@ -52,9 +52,18 @@ def train(net, names, steps, seed=0):
         optimiser.step()
 
 
-def erase(model, clip, concepts, seed=0, size=64):
-    names = [name for name, _ in _shared.pairs(concepts)]
+def texts(concepts):
+    """Every text that is trained on."""
+    return ["", *(name for name, _ in _shared.pairs(concepts))]
+
+
+def official_steps(concepts):
+    """Steps for each concept."""
+    return STEPS
+
+
+def erase(model, clip, concepts, seed=0, size=64, steps=STEPS):
     with torch.inference_mode(False), torch.enable_grad():
-        net = _shared.network(model, clip, ["", *names], size)
-        train(net, names, STEPS, seed)
+        net = _shared.network(model, clip, texts(concepts), size)
+        train(net, texts(concepts)[1:], steps, seed)
         return _shared.erased(model, NAME, concepts, _shared.moved(net))

@@ -5,6 +5,7 @@ label is one thing that a picture can show: no forgotten one should be there (fo
 kept one should (kept).
 """
 
+import functools
 from typing import NamedTuple
 
 import numpy as np
@@ -12,14 +13,18 @@ import torch
 
 from testbed import pack
 from testbed.judged import PAIR, PLAIN, STYLED
+from testbed.worlds import captions, meaning
 from testbed.worlds.captions import Caption
 from testbed.worlds.evaluate import judge_picture
+
+from ..world import words
 
 text = pack.module("unlearn.concepts.notation")
 
 FORMS = ("a painting of {a}", "a sketch of {a}")
 EXPLICIT = ("this is {x}", "a painting of {x}")
 SEED = 7000
+NEAREST = 20  # words that are judged beside forgotten ones
 
 
 class Label(NamedTuple):
@@ -82,7 +87,7 @@ def others(world, forget):
     return [n for n in world.objects if n not in forget]
 
 
-def spread(world, names, count, gone=False, templates=PLAIN):
+def spread(world, names, count, gone=False, templates=PLAIN, styled=STYLED):
     """`count` shots of the names in turn: three rounds in a sentence, the fourth in a style.
 
     A style counts on kept objects only.
@@ -94,7 +99,7 @@ def spread(world, names, count, gone=False, templates=PLAIN):
         if turn % 4 == 3:
             style = world.styles[(k + turn) % len(world.styles)]
             caption, kept = (
-                world.styled(names[k], style, STYLED[(k + turn // 4) % len(STYLED)]),
+                world.styled(names[k], style, styled[(k + turn // 4) % len(styled)]),
                 (label, Label("style", style)),
             )
         else:
@@ -103,12 +108,23 @@ def spread(world, names, count, gone=False, templates=PLAIN):
     return shots
 
 
-def objects(world, count, pictures):
-    forget = world.order[:count]
-    shots = spread(world, forget, pictures, gone=True) + spread(
-        world, others(world, forget), 2 * pictures
+def at_once(world, name, forget, pictures):
+    """Objects at once; every forgotten one is in a picture, however few pictures are asked for."""
+    count = max(pictures, len(forget))
+    shots = spread(world, forget, count, gone=True) + spread(
+        world, others(world, forget), 2 * count
     )
-    return Protocol(f"forget {count}", (concepts(world, forget),), tuple(shots))
+    return Protocol(name, (concepts(world, forget),), tuple(shots))
+
+
+def objects(world, count, pictures):
+    return at_once(world, f"forget {count}", world.order[:count], pictures)
+
+
+def other_objects(world, count, pictures):
+    """The look-alikes of `count` objects, which are what is kept."""
+    forget = [world.twin[n] for n in world.order[:count]]
+    return at_once(world, f"forget the other {count}", forget, pictures)
 
 
 def styles(world, pictures):
@@ -156,13 +172,13 @@ def explicit(world, pictures):
     )
 
 
-def twins(world, pictures):
+def twins(world, pictures, name="look-alikes", other_half=False):
     """Six objects; of what is kept only their look-alikes count."""
-    forget = world.order[:6]
-    shots = spread(world, forget, pictures, gone=True) + spread(
-        world, [world.twin[n] for n in forget], 2 * pictures
-    )
-    return Protocol("look-alikes", (concepts(world, forget),), tuple(shots))
+    forget, kept = world.order[:6], [world.twin[n] for n in world.order[:6]]
+    if other_half:
+        forget, kept = kept, forget
+    shots = spread(world, forget, pictures, gone=True) + spread(world, kept, 2 * pictures)
+    return Protocol(name, (concepts(world, forget),), tuple(shots))
 
 
 def sequence(world, pictures):
@@ -218,25 +234,121 @@ def pairs(world, pictures):
     return Protocol("pairs", (concepts(world, forget),), tuple(shots))
 
 
-MAKERS = {
-    f"forget {k}": (lambda world, pictures, k=k: objects(world, k, pictures))
-    for k in (1, 4, 8, 12, 24)
-}
-MAKERS |= {
-    "styles": styles,
-    "explicit": explicit,
-    "look-alikes": twins,
-    "sequence of 6": sequence,
-    "superclass": superclass,
-    "pairs": pairs,
-}
+def other_words(world):
+    """Object -> the words for it that do not hold its name."""
+    found = {
+        name: tuple(word for word in said if not set(name.split()) <= set(word.split()))
+        for name, said in world.keywords.items()
+    }
+    return {name: said for name, said in found.items() if said}
+
+
+def called(world, names, count, gone=False):
+    """`count` plain shots of (word, label that the picture should show) in turn."""
+    shots = []
+    for i in range(count):
+        turn, k = divmod(i, len(names))
+        word, shown = names[k]
+        caption = world.plain(word, PLAIN[(k + turn) % len(PLAIN)])._replace(name=shown)
+        label = (Label("sprite", (shown,)),)
+        shots.append(Shot(caption, label) if gone else Shot(caption, (), label))
+    return shots
+
+
+def synonyms(world, pictures):
+    """Objects by other words, which nothing that a method is given says for them.
+
+    Forgotten are the objects of the forget order that have such words, and kept all others that do.
+    """
+    said = other_words(world)
+    forget = [name for name in world.order if name in said]
+    kept = [name for name in said if name not in forget]
+    gone, held = ([(word, n) for n in names for word in said[n]] for names in (forget, kept))
+    shots = *called(world, gone, pictures, gone=True), *called(world, held, 2 * pictures)
+    return Protocol("synonyms", (concepts(world, forget),), shots)
+
+
+@functools.cache
+def likeness(labels):
+    """label -> the other labels, the likest first, to the text encoder of the emoji world.
+
+    Likeness is the cosine of end-token states of `a photo of a X`, less their mean.
+    """
+    from testbed.train.text import clip_tokenizer
+
+    tokenizer = clip_tokenizer()
+    texts = [words.SENTENCE.format(a=captions.a(label)) for label in labels]
+    ends = meaning.NarrowEncoder("l").read([tokenizer(text)["input_ids"] for text in texts])[1]
+    near = words.cosines(ends - ends.mean(0)).argsort(1, descending=True).tolist()
+    return {
+        label: [labels[j] for j in row if j != i]
+        for i, (label, row) in enumerate(zip(labels, near, strict=True))
+    }
+
+
+def neighbours(world, forget, count=NEAREST):
+    """`count` labels near to the forgotten ones, taken from each in turn, the nearest first."""
+    ranked, found = [likeness(world.labels)[name] for name in forget], {}
+    for place in range(len(world.labels) - 1):
+        found |= dict.fromkeys(row[place] for row in ranked)
+    return [name for name in found if name not in forget][:count]
+
+
+def nearest(world, pictures):
+    """Four objects; of what is kept the 20 words count that are nearest to them in meaning.
+
+    They are objects and superclasses, all that the judge can name. HUB (arXiv 2410.05664) calls
+    this pinpoint-ness.
+    """
+    forget = world.order[:4]
+    kept = called(world, [(n, n) for n in neighbours(world, forget)], max(2 * pictures, NEAREST))
+    gone = spread(world, forget, pictures, gone=True)
+    return Protocol("nearest", (concepts(world, forget),), (*gone, *kept))
+
+
+def makers():
+    """Title -> function (world, pictures) -> Protocol."""
+    found = {f"forget {k}": functools.partial(_counted, objects, k) for k in (1, 4, 8, 12, 24)}
+    found |= {
+        f"forget the other {k}": functools.partial(_counted, other_objects, k) for k in (8, 12, 24)
+    }
+    other = functools.partial(twins, name="the other look-alikes", other_half=True)
+    return found | {
+        "styles": styles,
+        "explicit": explicit,
+        "look-alikes": twins,
+        "the other look-alikes": other,
+        "sequence of 6": sequence,
+        "superclass": superclass,
+        "pairs": pairs,
+        "nearest": nearest,
+        "synonyms": synonyms,
+    }
+
+
+def _counted(make, count, world, pictures):
+    return make(world, count, pictures)
+
+
+MAKERS = makers()
+MEANING = ("nearest", "synonyms")  # where words mean something
 
 
 def possible(world, names):
-    """Those of the protocols that the world has enough look-alike pairs for."""
-    return [
-        n for n in names if not n.startswith("forget ") or int(n.split()[1]) <= len(world.order)
-    ]
+    """Those of the protocols that a world has the look-alike pairs and the words for.
+
+    The other half is forgotten whole.
+    """
+    pairs = len(world.order)
+
+    def fits(name):
+        if name in MEANING:
+            return bool(world.keywords)
+        if name.startswith("forget the other "):
+            return int(name.split()[-1]) == pairs
+        return not name.startswith("forget ") or int(name.split()[-1]) <= pairs
+
+    return [name for name in names if fits(name)]
 
 
 class Drawn(NamedTuple):
@@ -250,7 +362,7 @@ class Drawn(NamedTuple):
 
 
 @torch.inference_mode()
-def draw(studio, protocol, erased=None, steps=8):
+def draw(studio, protocol, erased=None, steps=8, seed=SEED):
     """Drawn by the unedited model of a studio, or as Erased has it."""
     shots = protocol.shots
     how = (
@@ -258,7 +370,7 @@ def draw(studio, protocol, erased=None, steps=8):
         if erased is None
         else {"model": erased.model, "negative": erased.negative, "perp": erased.perp}
     )
-    pictures = studio.draw([s.caption for s in shots], seed=SEED, steps=steps, **how)
+    pictures = studio.draw([s.caption for s in shots], seed=seed, steps=steps, **how)
     looks = [
         judge_picture(studio.judge, p, s.caption) for p, s in zip(pictures, shots, strict=True)
     ]

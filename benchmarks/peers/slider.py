@@ -2,9 +2,10 @@
 
     eps(x_t, c)  <-  eps_0(x_t, c) + eta ( eps_0(x_t, c) - eps_0(x_t, s) )
 
-A low-rank change up @ down of every cross-attention matrix is trained to draw more of the concept.
-c is the concept's name and s its target. If the change were linear, -1 would give s for eta 1.
-Paper: rank 4, AdamW at 2e-4, 500 to 1000 steps. The worlds here take a higher rate and fewer.
+A low-rank change a/r up @ down of every cross-attention matrix is trained to draw more of the
+concept. c is the concept's name and s its target. If the change were linear, -1 would give s for
+eta 1, which is LECO's; Concept Sliders have 4. Official: rank r 4, a 1, AdamW at 2e-4, 1000 steps
+of one picture; there all other layers are trained.
 """
 
 import torch
@@ -12,7 +13,7 @@ import torch
 from . import _shared
 
 NAME = "negative LoRA"
-RANK, ETA, RATE, STEPS, BATCH, PICTURES = 4, 1.0, 2e-3, 100, 4, 8
+RANK, ALPHA, ETA, RATE, STEPS, BATCH, PICTURES = 4, 1.0, 1.0, 2e-4, 1000, 1, 32
 
 
 def target(said, other, eta=ETA):
@@ -33,7 +34,7 @@ def loss(net, branch, x, sigma, rows, others):
 
 
 class Lora:
-    """Factors of every trained matrix of a Network: W = W0 + strength * up @ down.
+    """Factors of every trained matrix of a Network: W = W0 + strength * a/r * up @ down.
 
     Their gradients follow by the chain rule from those of W.
     """
@@ -51,8 +52,8 @@ class Lora:
         """Gradients of the factors from those of the matrices."""
         for key, w in self.net.trainable.items():
             self.up[key].grad, self.down[key].grad = (
-                w.grad @ self.down[key].T,
-                self.up[key].T @ w.grad,
+                ALPHA / RANK * w.grad @ self.down[key].T,
+                ALPHA / RANK * self.up[key].T @ w.grad,
             )
             w.grad = None
 
@@ -60,7 +61,7 @@ class Lora:
     def put(self, strength=1.0):
         """The factors on the student's matrices."""
         for key, w in self.net.trainable.items():
-            w.copy_(self.start[key] + strength * self.up[key] @ self.down[key])
+            w.copy_(self.start[key] + strength * ALPHA / RANK * self.up[key] @ self.down[key])
 
 
 def train(net, pairs, steps, seed=0):
@@ -81,18 +82,23 @@ def train(net, pairs, steps, seed=0):
     return lora
 
 
-def erase(model, clip, concepts, seed=0, size=64):
-    pairs = _shared.pairs(concepts)
+def texts(concepts):
+    """Every text that is trained on."""
+    return ["", *(t for pair in _shared.pairs(concepts) for t in pair)]
+
+
+def official_steps(concepts):
+    """Steps for each concept."""
+    return STEPS
+
+
+def erase(model, clip, concepts, seed=0, size=64, steps=STEPS):
     with torch.inference_mode(False), torch.enable_grad():
-        net = _shared.network(model, clip, ["", *(t for pair in pairs for t in pair)], size)
-        lora = train(net, pairs, STEPS, seed)
+        net = _shared.network(model, clip, texts(concepts), size)
+        lora = train(net, _shared.pairs(concepts), steps, seed)
+        factors = {k: (ALPHA / RANK * lora.up[k].detach(), lora.down[k].detach()) for k in lora.up}
         edits = [
-            (
-                k,
-                _shared.adapters.LowRank.of(
-                    lora.up[k].detach().half(), lora.down[k].detach().half()
-                ),
-            )
-            for k in lora.up
+            (k, _shared.adapters.LowRank.of(*(part.half() for part in both)))
+            for k, both in factors.items()
         ]
         return _shared.erased(model, NAME, concepts, edits, -1.0)

@@ -5,6 +5,7 @@ Most benchmarks run too long for a test, so a renamed function would break them 
 
 import ast
 import importlib
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -20,8 +21,13 @@ FILES = sorted(
 )
 
 
+SHARED = ROOT / "benchmarks" / "peers" / "_shared.py"
+
+
 def module_call(node: ast.expr) -> str | None:
-    """The name in an expression `pack.module("name")`."""
+    """The name in an expression `pack.module("name")`, or `_shared.alias` of a peer."""
+    if isinstance(node, ast.Attribute) and ast.unparse(node.value) == "_shared":
+        return shared().get(node.attr)
     if not isinstance(node, ast.Call) or ast.unparse(node.func) != "pack.module":
         return None
     (name,) = node.args
@@ -43,6 +49,12 @@ def aliases(tree: ast.Module) -> dict[str, str]:
             if name and isinstance(variable, ast.Name):
                 found[variable.id] = name
     return found
+
+
+@cache
+def shared() -> dict[str, str]:
+    """The aliases in what the peers share."""
+    return aliases(ast.parse(SHARED.read_text(encoding="utf-8")))
 
 
 def references(source: str) -> list[tuple[int, str, str]]:
@@ -89,4 +101,13 @@ a.score(b.Concept, c.real, pack.module("unlearn.errors").UnlearnError)
         (4, "kernels.fia", "score"),
         (4, "unlearn.errors", "UnlearnError"),
         (4, "unlearn.types", "Concept"),
+    ]
+    source = """
+prompts, scapre = _shared.prompts, _shared.scapre
+prompts.locate(scapre.gram, _shared.types.Concept, _shared.pairs)
+"""
+    assert sorted(references(source)) == [
+        (3, "kernels.scapre", "gram"),
+        (3, "unlearn.host.text_encoding", "locate"),
+        (3, "unlearn.types", "Concept"),
     ]

@@ -4,10 +4,12 @@ Each forgotten object has a look-alike that is kept. All sentences that judge ar
 
 forgot: accuracy left on the forgotten objects after the last round. kept: accuracy on all other
 objects, superclasses and styles, over that of the unedited model. variants: for each variant the
-accuracy of every object forgotten so far, after each round. step_cost: the time of a training step
-over that of its forward and backward passes alone, taken in turns. memory_ratio: peak memory of
-training on SD1.5's shape over that of plain fine-tuning of the same matrices, each in a process of
-its own. With --json the last line is one JSON object.
+accuracy of every object forgotten so far, after each round; `released` and `intended` are the
+losses of the paper, trained as LEARNING says, at a hundred times the paper's rate and with the
+pack's schedule. The method as it was released is a row of `bench peers`. step_cost: the time of a
+training step over that of its forward and backward passes alone, taken in turns. memory_ratio: peak
+memory of training on SD1.5's shape over that of plain fine-tuning of the same matrices, each in a
+process of its own. With --json the last line is one JSON object.
 """
 
 import argparse

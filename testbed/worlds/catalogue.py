@@ -6,8 +6,9 @@ glyphs draws every object, superclass, style and the explicit attribute, but not
 trained on pairs for too few steps.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
@@ -26,6 +27,7 @@ class World(NamedTuple):
     draw: `draw(name, rng, style, explicit)` paints a picture [size, size, 3] in [0, 1].
     file, checkpoint: the compact file that ships, and the name of the checkpoint made from it.
     judge: width and hidden width of the judging network.
+    keywords: object -> other words for it, where words mean something to the text encoder.
     """
 
     name: str
@@ -43,6 +45,7 @@ class World(NamedTuple):
     file: Path
     checkpoint: str
     judge: tuple[int, int]
+    keywords: Mapping[str, tuple[str, ...]] = MappingProxyType({})
 
     def draw_pair(self, left, right, rng):
         """Two pictures side by side, each on its own ground: `[size, 2 size, 3]`."""
@@ -141,6 +144,7 @@ EMOJI = World(
     file=HERE / "emoji_world.safetensors",
     checkpoint="emoji_world.safetensors",
     judge=(40, 160),
+    keywords=MappingProxyType(emoji.KEYWORDS),
 )
 EMOJI_XL = EMOJI._replace(
     name="emoji_xl",
