@@ -163,11 +163,10 @@ def solve(
         [part.grams for part in parts],
     )
     edited, _ = patching.apply(model, patch)
-    others = [group.name if not group.pooled else "pooled text" for group in groups[1:]]
     of_solve = [
         *_notes_of_entry(model),
         *found[0].notes,
-        *_notes_of_others(others, found[1:], parts[1:]),
+        *_notes_of_others(groups[1:], found[1:], parts[1:]),
         *_notes_of_clip(clip),
     ]
     notes = aftermath.notes((model, edited), clip, concepts, settings, of_solve, impacts)
@@ -308,11 +307,12 @@ def _notes_of_entry(model: Model) -> list[str]:
 
 
 def _notes_of_others(
-    names: Sequence[str], found: Sequence[Solution], parts: Sequence[PatchEdits]
+    groups: Sequence[InputGroup], found: Sequence[Solution], parts: Sequence[PatchEdits]
 ) -> list[str]:
     """What the report says of other groups of layers than the first, as of the pooled text."""
     notes = []
-    for name, one, part in zip(names, found, parts, strict=True):
+    for group, one, part in zip(groups, found, parts, strict=True):
+        name = "pooled text" if group.pooled else group.name
         left, drift = part.retention(one.stats.concepts), part.grams.drift(one.stats.preserve_gram)
         most, worst = max(zip(left.tolist(), one.stats.names, strict=True))
         notes.append(
