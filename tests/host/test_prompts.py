@@ -14,6 +14,7 @@ plans = pack.module("unlearn.closed_form.sentence_plan")
 sentences = pack.module("unlearn.concepts.sentences")
 prior_words = pack.module("unlearn.analysis.prior_words")
 text = pack.module("unlearn.concepts.notation")
+text_cache = pack.module("unlearn.files.text_cache")
 UnlearnError = pack.module("unlearn.errors").UnlearnError
 
 
@@ -121,6 +122,74 @@ def test_statistics_from_their_definition(loaded):
     )
     own = tuning.NEUTRAL_WEIGHT * float(neutral.square().mean())
     assert abs(float(torch.trace(stats.preserve_gram)) / 768 - 1 - own) < 1e-9
+
+
+KEEPS = ("fox -> animal\nhouse -> building", "cat\nred tram")
+
+
+def test_kept_words_are_read_beside_the_neutral_words(loaded):
+    """Each kept word beside each neutral word, and each neutral word beside nothing."""
+    plan = plans.plan(loaded[1], text.parse(*KEEPS), prior=False)
+    beside = {(pair.prompt.name, pair.neutral.name) for pair in plan.kept_contrasts}
+    assert beside == {(a, b) for a in ("cat", "red tram") for b in ("animal", "building")}
+    assert len(plan.kept_contrasts) == 4 * len(sentences.KEPT)
+    alone = {(pair.prompt.name, pair.neutral.name) for pair in plan.neutral_contrasts}
+    assert alone == {("animal", ""), ("building", "")}
+    one = next(pair for pair in plan.kept_contrasts if pair.prompt.text == "a photo of a cat")
+    assert one.neutral.text == "a photo of a animal" and one.weight == 1 / len(sentences.KEPT)
+    read = {pair.prompt.text for pair in (*plan.kept_contrasts, *plan.neutral_contrasts)}
+    assert read | {prompt.text for prompt in plan.measured} <= set(plan.texts)
+    # a neutral word on the keep list is not told apart from itself
+    plan = plans.plan(loaded[1], text.parse("fox -> cat\nstyle: monet", "cat"), prior=False)
+    assert {(p.prompt.name, p.neutral.name) for p in plan.kept_contrasts} == {("cat", "")}
+
+
+def test_neutral_and_measured_words_are_bounded(loaded, monkeypatch):
+    monkeypatch.setattr(tuning, "CONTRASTED", 2)
+    monkeypatch.setattr(tuning, "MEASURED_WORDS", 3)
+    lines = "fox -> pet\ncar -> van\ntree -> bush"
+    wanted = text.parse(lines, "cat\ndog\ncup\nlamp\nrose")
+    plan = plans.plan(loaded[1], wanted, prior=False)
+    assert {pair.neutral.name for pair in plan.kept_contrasts} == {"pet", "bush"}
+    assert {prompt.name for prompt in plan.measured} == {"cat", "cup", "rose"}
+    assert len(plan.measured) == 3 * len(sentences.MEASURED)
+    without = plans.plan(loaded[1], text.parse(lines), prior=False)
+    assert {prompt.name for prompt in without.measured} == {"pet", "bush"}
+    assert not plans.plan(loaded[1], text.parse("style: monet"), prior=False).measured
+
+
+def test_what_kept_words_add_from_its_definition(loaded):
+    """One sentence: differences at the word, at the end token and of the mean padding."""
+    clip = loaded[1]
+    plan = plans.plan(clip, text.parse("fox -> animal", "cat\ndog"), ("a {concept}",), prior=False)
+    states = prompts.encode(clip, plan.texts)
+    stats = statistics.measure(plan, reader(states))
+
+    def added(*texts):
+        a, b = (states[said].double() / stats.scale for said in texts)
+        pads = list(text_cache.pads(3, 77))
+        if texts[1] == "a animal":
+            rows = a[2] - b[2], a[3] - b[3], (a - b)[pads].mean(0)
+        else:  # its end token, one place earlier, stands in for the word
+            shifted = list(text_cache.pads(2, 77))
+            rows = a[2] - b[2], a[3] - b[2], (a[pads] - b[shifted]).mean(0)
+        return sum(torch.outer(row, row) for row in rows) / 3
+
+    (wider,) = plan.neutral_contrasts
+    assert (wider.prompt.text, wider.neutral.end) == ("an animal", 2)
+    beside = (added("a cat", "a animal") + added("a dog", "a animal")) / 2
+    expected = beside + added(wider.prompt.text, wider.neutral.text)
+    assert torch.allclose(stats.contrast_gram, expected, atol=1e-6)
+    rows = torch.cat([statistics.kept_states(p, states[p.text]) for p in plan.measured]).double()
+    assert len(plan.measured) == 2 * len(sentences.MEASURED)
+    second = rows.T @ rows / len(rows) / stats.scale**2
+    assert torch.allclose(stats.drift_gram, second, atol=1e-6 * float(second.diagonal().max()))
+
+
+def test_with_nothing_to_measure_on_drift_is_of_what_is_studied(loaded):
+    plan = plans.plan(loaded[1], text.parse("style: monet"), ("{concept}",), prior=False)
+    stats = statistics.measure(plan, reader(prompts.encode(loaded[1], plan.texts)))
+    assert stats.drift_gram is stats.preserve_gram and not stats.contrast_gram.any()
 
 
 def test_own_vowels_get_their_article():

@@ -68,7 +68,7 @@ class OvershootFit:
 
     def drift(self, multiplier: torch.Tensor) -> float:
         """How far W0 (I + M) moves what is kept, relative, root mean square."""
-        return self.grams.after_shared_edit(multiplier).drift(self.stats.preserve_gram)
+        return self.grams.after_shared_edit(multiplier).drift(self.stats.drift_gram)
 
     def search(self, most: float) -> torch.Tensor:
         """Shares [k], 0 to `most`, at which the target is left of each checked concept."""

@@ -52,7 +52,7 @@ class ScaPreReport:
         return cls(
             names=stats.names,
             retention=tuple(left.clamp_min(0).tolist()),
-            drift=edits.grams.drift(stats.preserve_gram),
+            drift=edits.grams.drift(stats.drift_gram),
             edits=edits,
             impacts=impacts,
             row_weights=shown_weights,

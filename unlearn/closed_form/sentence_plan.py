@@ -7,10 +7,11 @@ much of a concept an edit leaves.
 """
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
-from typing import NamedTuple
+from itertools import product
+from typing import NamedTuple, TypeVar
 
 import torch
 
@@ -19,6 +20,7 @@ from ..concepts.name_variants import name_variants
 from ..concepts.sentences import (
     CHECKED,
     KEPT,
+    MEASURED,
     TEMPLATES,
     forgotten_words,
     mentioned,
@@ -30,6 +32,7 @@ from ..host.text_encoding import Prompt
 from ..types import Concept, ConceptSet
 from . import same_names, tuning
 
+Item = TypeVar("Item")
 Locate = Callable[[str, str], Prompt]  # (template, name) -> the sentence and where the name stands
 
 
@@ -57,8 +60,11 @@ class SentencePlan:
     pairs: the sentences that are studied; kept: the prompts that are kept, the empty prompt first;
     names: of the concepts; listed: those of `kept` that stand for the keep list. bare_names: every
     name alone; bare_keep: the keep list's entries alone. checked: concepts in sentences that are
-    not studied. packed: prompts of common words, each with its (word, position) pairs; forgotten
-    words are among them and are left out when the states are read.
+    not studied. kept_contrasts: each entry of the keep list and, in its place, each neutral word of
+    the concepts, one index for each such pair; neutral_contrasts: each neutral word, and nothing in
+    its place. measured: kept words in sentences that tell how far an edit moves what is kept.
+    packed: prompts of common words, each with its (word, position) pairs; forgotten words are among
+    them and are left out when the states are read.
     """
 
     pairs: tuple[SentencePair, ...]
@@ -68,6 +74,9 @@ class SentencePlan:
     bare_names: tuple[NamePair, ...] = ()
     bare_keep: tuple[Prompt, ...] = ()
     checked: tuple[NamePair, ...] = ()
+    kept_contrasts: tuple[SentencePair, ...] = ()
+    neutral_contrasts: tuple[SentencePair, ...] = ()
+    measured: tuple[Prompt, ...] = ()
     packed: tuple[tuple[Prompt, tuple[tuple[str, int], ...]], ...] = ()
     forgotten: frozenset[str] = frozenset()
 
@@ -79,7 +88,9 @@ class SentencePlan:
         found += [prompt.text for prompt, _ in self.packed]
         for pair in (*self.bare_names, *self.checked):
             found += [pair.prompt.text, pair.neutral.text]
-        found += [prompt.text for prompt in self.bare_keep]
+        for pair in (*self.kept_contrasts, *self.neutral_contrasts):
+            found += [pair.prompt.text, pair.neutral.text]
+        found += [prompt.text for prompt in (*self.bare_keep, *self.measured)]
         return tuple(dict.fromkeys(found))
 
     def as_pooled(self) -> "SentencePlan":
@@ -99,6 +110,13 @@ class SentencePlan:
             SentencePair(i, total[i] / sentences[i], seen(prompt), seen(neutral))
             for i, prompt, neutral in sorted(found, key=lambda pair: pair[0])
         ]
+
+        def of_vectors(contrasts: tuple[SentencePair, ...]) -> tuple[SentencePair, ...]:
+            return tuple(
+                pair._replace(prompt=seen(pair.prompt), neutral=seen(pair.neutral))
+                for pair in contrasts
+            )
+
         return replace(
             self,
             pairs=tuple(pairs),
@@ -109,6 +127,9 @@ class SentencePlan:
             ),
             bare_keep=tuple(map(seen, self.bare_keep)),
             checked=(),
+            kept_contrasts=of_vectors(self.kept_contrasts),
+            neutral_contrasts=of_vectors(self.neutral_contrasts),
+            measured=tuple(map(seen, self.measured)),
             packed=(),
         )
 
@@ -146,11 +167,14 @@ def plan(
             NamePair(index, locate("{concept}", name), locate("{concept}", concept.superclass))
             for name in studied
         ]
+    read_in = tuple(templates or KEPT)
     listed = [
         locate(text_encoding.fix_article(template, entry), entry)
         for entry in concept_set.keep
-        for template in templates or KEPT
+        for template in read_in
     ]
+    neutral = evenly(dict.fromkeys(c.superclass for c in concept_set.concepts), tuning.CONTRASTED)
+    wider = [word for word in neutral if word]
     return SentencePlan(
         pairs=tuple(pairs),
         kept=_kept_prompts(locate, concept_set, listed, pairs, prior),
@@ -159,6 +183,9 @@ def plan(
         bare_names=tuple(bare_names),
         bare_keep=tuple(locate("{concept}", entry) for entry in concept_set.keep),
         checked=_checked_pairs(locate, concept_set.concepts) if check else (),
+        kept_contrasts=_contrasts(locate, concept_set.keep, neutral, read_in),
+        neutral_contrasts=_contrasts(locate, wider, ("",), read_in),
+        measured=_measured_prompts(locate, concept_set.keep or wider),
         packed=packed_words(clip) if prior and locate_by is None else (),
         forgotten=forgotten_words(pair.prompt.name for pair in bare_names),
     )
@@ -178,10 +205,40 @@ def _studied_pairs(
     return pairs
 
 
+def evenly(items: Iterable[Item], count: int) -> list[Item]:
+    """At most `count` of the items, spread evenly, the first and the last among them."""
+    every = list(items)
+    places = torch.linspace(0, len(every) - 1, min(count, len(every))).long().unique()
+    return [every[i] for i in places.tolist()]
+
+
+def _contrasts(
+    locate: Locate, words: Sequence[str], neutral: Sequence[str], templates: Sequence[str]
+) -> tuple[SentencePair, ...]:
+    """Each word and in its place each of the neutral words, one index for each such pair."""
+    found = []
+    for index, (word, other) in enumerate(product(words, neutral)):
+        if word == other:
+            continue
+        for template in templates:
+            sentence = text_encoding.fix_article(template, word)
+            pair = locate(sentence, word), locate(sentence, other)
+            found.append(SentencePair(index, 1 / len(templates), *pair))
+    return tuple(found)
+
+
+def _measured_prompts(locate: Locate, words: Sequence[str]) -> tuple[Prompt, ...]:
+    """Kept words in the sentences that tell how far what is kept moves; of many an even choice."""
+    return tuple(
+        locate(text_encoding.fix_article(template, word), word)
+        for word in evenly(words, tuning.MEASURED_WORDS)
+        for template in MEASURED
+    )
+
+
 def _checked_pairs(locate: Locate, concepts: Sequence[Concept]) -> tuple[NamePair, ...]:
     """Concepts in sentences that are not studied; of very many concepts an even choice."""
-    count = min(tuning.CHECKED_CONCEPTS, len(concepts))
-    chosen = torch.linspace(0, len(concepts) - 1, count).long().unique().tolist()
+    chosen = evenly(range(len(concepts)), tuning.CHECKED_CONCEPTS)
     sentences = 2 if len(concepts) <= tuning.CHECKED_TWICE else 1
     pairs = []
     for index in chosen:

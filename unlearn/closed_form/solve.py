@@ -145,7 +145,7 @@ def solve(
         groups = observed_groups.groups(model, observed, plan)
     layers = sum(len(group.layers.layers) for group in groups)
     progress = Progress(len(plan.texts) + 2 * layers, node_id)
-    solves = [_GroupSolve(clip, group, settings, concepts.keep, progress) for group in groups]
+    solves = [GroupSolve(clip, group, settings, concepts.keep, progress) for group in groups]
     found = [solve.found for solve in solves]
     if all(one.edit.solution_operator is not None for one in found):
         look_again = _look_again(model, clip, solves, settings.glance_size)
@@ -204,7 +204,7 @@ def _patch(
     )
 
 
-class _GroupSolve:
+class GroupSolve:
     """The solve of one group of layers: the variant's solution, pushed past zero and closed
     against revivals.
 
@@ -259,7 +259,7 @@ def _grams(layers: LayerWeights, progress: Progress) -> WeightGrams:
 
 
 def _look_again(
-    model: Model, clip: Clip, solves: Sequence[_GroupSolve], size: int
+    model: Model, clip: Clip, solves: Sequence[GroupSolve], size: int
 ) -> Callable[[list[LayerEdit], list[WordImpact]], list[WordImpact]]:
     """A function (edits of all groups, forecast) -> the same words as the model without and with
     the edits sees them."""
@@ -313,7 +313,7 @@ def _notes_of_others(
     notes = []
     for group, one, part in zip(groups, found, parts, strict=True):
         name = "pooled text" if group.pooled else group.name
-        left, drift = part.retention(one.stats.concepts), part.grams.drift(one.stats.preserve_gram)
+        left, drift = part.retention(one.stats.concepts), part.grams.drift(one.stats.drift_gram)
         most, worst = max(zip(left.tolist(), one.stats.names, strict=True))
         notes.append(
             f"What the concepts add to the {name} is cut to {float(left.mean()):.0%} on "

@@ -41,6 +41,11 @@ class Statistics:
     preserve_gram K [d, d]: mean k k^T over the kept states, plus those over the neutral sentences
         and over the prior's words, each by its weight.
     keep_list_gram [d, d]: mean k k^T over the keep list and the empty prompt alone.
+    contrast_gram C [d, d]: mean sum omega x x^T of what kept words add to their sentences, beside
+        the neutral words of the concepts, plus that of what the neutral words add themselves; a
+        word's omega sum to 1. 0 where there is no such word.
+    drift_gram [d, d]: mean k k^T over the sentences that tell how far what is kept moves; K where
+        there are none.
     concepts [d, m]: one mean row per concept; names: of the m concepts.
     rows [n, d], rows_weight [n]: x and omega one by one, or `concepts` where there are too many.
     ends [n] int64: the concept of each row that is of the end token, -1 for other rows; None where
@@ -56,6 +61,8 @@ class Statistics:
     target_shift: torch.Tensor
     preserve_gram: torch.Tensor
     keep_list_gram: torch.Tensor
+    contrast_gram: torch.Tensor
+    drift_gram: torch.Tensor
     concepts: torch.Tensor
     names: tuple[str, ...]
     rows: torch.Tensor
@@ -123,11 +130,17 @@ def measure(
         prompts = [p for pairs in block for pair in pairs for p in (pair.prompt, pair.neutral)]
         sums.add(block, fetch(prompts, progress))
     rows, rows_weight = sums.separate_rows()
+    contrast_gram = torch.zeros_like(preserve)
+    for pairs in (plan.kept_contrasts, plan.neutral_contrasts):
+        contrast_gram += _mean_contrast(pairs, fetch, scale, progress)
+    moved = _moved_states(plan.measured, fetch, progress)
     return Statistics(
         concept_gram=sums.gram,
         target_shift=-sums.gram,
         preserve_gram=preserve,
         keep_list_gram=kept.keep_list / scale**2,
+        contrast_gram=contrast_gram,
+        drift_gram=preserve if moved is None else moved / scale**2,
         concepts=sums.means,
         names=plan.names,
         rows=rows,
@@ -199,6 +212,32 @@ class _ConceptSums:
         if self.one_by_one:
             return torch.cat(self._rows), torch.cat(self._weights)
         return self.means.T, torch.ones(len(self.names), dtype=torch.float64)
+
+
+def _mean_contrast(
+    pairs: Sequence[SentencePair], fetch: Fetch, scale: float, progress: Progress | None
+) -> torch.Tensor | float:
+    """The mean over words of sum omega x x^T [d, d] of what each adds to its sentences."""
+    total: torch.Tensor | float = 0.0
+    by_word = _by_concept(pairs)
+    for block in _blocks(by_word, tuning.BLOCK):
+        states = fetch([p for word in block for q in word for p in (q.prompt, q.neutral)], progress)
+        found = [contrast(word, states, "all", scale) for word in block]
+        rows = torch.cat([one.rows for one in found])
+        weights = torch.cat([one.weights for one in found])
+        total = total + scapre.gram(rows, weights) / len(by_word)
+    return total
+
+
+def _moved_states(
+    measured: Sequence[Prompt], fetch: Fetch, progress: Progress | None
+) -> torch.Tensor | None:
+    """The second moment [d, d] of the kept states of these prompts; None without any."""
+    states = _MeanGram()
+    for block in _blocks(measured, 4 * tuning.BLOCK):
+        read = fetch(block, progress)
+        states.add(torch.cat([kept_states(prompt, read[prompt.text]) for prompt in block]))
+    return torch.as_tensor(states.total) / states.count if states.count else None
 
 
 def in_new_sentences(

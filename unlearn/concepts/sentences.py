@@ -45,6 +45,15 @@ KEPT = (
     "a photo of a {concept}",
     "the {concept} in the garden",
 )
+# Kept words in these tell how far an edit moves what is kept; all but the first are not studied. Of
+# thirteen sentences these five came closest to other kept prompts (2026-11-28).
+MEASURED = (
+    "a photo of a {concept}",
+    "a picture of a {concept}",
+    "two people looking at a {concept}",
+    "an old picture of a {concept}",
+    "a wall with a {concept}",
+)
 # What the Erasure Report draws when it is given no templates.
 REPORT_TEMPLATES = {
     "object": ("a photo of a {concept}",),

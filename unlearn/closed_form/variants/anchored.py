@@ -9,6 +9,7 @@ from ...errors import UnlearnError
 from .. import tuning
 from ..informax_weights import InformaxWeights
 from ..layer_edit import LayerEdit, SolveContext
+from ..token_statistics import Statistics
 from .registry import number, switch, variant
 
 TINY = 1e-300  # keeps a division by zero finite in float64
@@ -68,7 +69,7 @@ class AnchoredSettings:
         advanced=True,
     )
     drift: float = number(
-        0.14,
+        0.2,
         0.0,
         1.0,
         0.01,
@@ -135,18 +136,29 @@ def _basis(context: SolveContext, settings: AnchoredSettings) -> tuple[torch.Ten
     """The generalised eigenpairs (mu [r], V [d, r]) that serve every row of every layer."""
     stats = context.stats
     identity = torch.eye(len(stats.preserve_gram), dtype=torch.float64)
-    penalty = settings.preserve * stats.preserve_gram + settings.anchor * identity
+    held = stats.preserve_gram + tuning.CONTRAST_WEIGHT * stats.contrast_gram
+    penalty = settings.preserve * held + settings.anchor * identity
     if settings.spectral:
         penalty = penalty + settings.spectral * scapre.spectral_trace(stats.concepts)
     if not context.hard_keep:
         return scapre.anchored_basis(stats.concept_gram, penalty)
-    free = complement.complement(stats.keep_list_gram, context.hard_keep)
+    free = complement.complement(_untouched(stats), context.hard_keep)
     if not free.shape[1]:
         raise UnlearnError(
             "The keep list fills the whole space, so 'hard keep' leaves nothing to edit; lower it "
             "or shorten the list."
         )
     return scapre.confined_basis(stats.concept_gram, penalty, free)
+
+
+def _untouched(stats: Statistics) -> torch.Tensor:
+    """The Gram matrix [d, d] of what 'hard_keep' does not let an edit touch.
+
+    States of the keep list have one half of its trace, and what kept words add the other. Of states
+    that are alike in most of their energy, hardly any is left for what sets words apart.
+    """
+    parts = (stats.keep_list_gram, stats.contrast_gram)
+    return torch.stack([p / p.trace() for p in parts if float(p.trace()) > TINY]).sum(0)
 
 
 def _signal_beyond(rank: int, mu: torch.Tensor, erase: float) -> float:
