@@ -200,7 +200,8 @@ def observe(
         tokens = clip.tokenize(text_encoding.escaped(text))
         positive += clip.encode_from_tokens_scheduled(tokens)
     try:
-        inside_sampling(family.model, positive, shape, level, seed, run.run)
+        schedule = from_level(family.model, level)
+        inside_sampling(family.model, positive, shape, schedule, seed, run.run)
     except (RuntimeError, TypeError, KeyError, AttributeError, IndexError) as error:
         raise UnlearnError(
             f"The input 'model' ({kind(family.model)}) could not read a prompt of the input 'clip' "
@@ -210,21 +211,25 @@ def observe(
     return [run.found[number] for number in range(len(texts))]
 
 
+def from_level(model: Model, level: float) -> torch.Tensor:
+    """Sigmas [2] of one step from the noise `level` (0..1 of the schedule) to none."""
+    sampling: Any = model.get_model_object("model_sampling")
+    return torch.tensor([float(sampling.percent_to_sigma(1 - level)), 0.0])
+
+
 def inside_sampling(
     model: Model,
     positive: list,
     shape: Sequence[int],
-    level: float,
+    schedule: torch.Tensor,
     seed: int,
     body: Callable[[Any, torch.Tensor, dict], None],
 ) -> None:
-    """Calls body(guider, sigmas, options) where ComfyUI samples one step from the noise `level`.
+    """Calls body(guider, sigmas, options) where ComfyUI samples with the sigmas `schedule`.
 
     The model is loaded then, and every entry of the CONDITIONING `positive` is made ready by
     itself. shape: of the latents.
     """
-    sampling: Any = model.get_model_object("model_sampling")
-    schedule = torch.tensor([float(sampling.percent_to_sigma(1 - level)), 0.0])
     room = torch.zeros([1, *shape])
     comfy.sample.sample_custom(
         model,

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import unicodedata
 from collections.abc import Hashable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import torch
 
@@ -71,6 +71,29 @@ def _last(clip: Clip, name: str, tokens: tuple[Hashable, ...]) -> int:
                 return number
     ends = pad is not None and pad == end
     return min(last + ends, len(tokens) - 1)
+
+
+def check(clip: Clip, template: str, concept: str) -> None:
+    """Raises UnlearnError where no encoder reads the concept, or a text is too long for one."""
+    text = template.replace("{concept}", concept)
+    embeddings.check(clip, text)
+    other = streams(clip, template.replace("{concept}", ""))
+    same = all(found.tokens == other[name].tokens for name, found in streams(clip, text).items())
+    if concept and (same or not readable(concept)):
+        refuse_unreadable(concept)
+
+
+def readable(concept: str) -> bool:
+    """Whether a concept has anything that a text encoder reads."""
+    return any(unicodedata.category(letter)[0] in LETTERS for letter in concept)
+
+
+def refuse_unreadable(concept: str) -> NoReturn:
+    """Raises UnlearnError for a concept that no text encoder reads."""
+    raise UnlearnError(
+        f"The concept '{concept}' has no letters the text encoder reads; write it in "
+        "other characters."
+    )
 
 
 def common(a: Sequence[Hashable], b: Sequence[Hashable]) -> tuple[int, int]:
@@ -265,12 +288,8 @@ class Places:
         tokens, others = whole.tokens[: whole.last + 1], without.tokens[: without.last + 1]
         first, last = common(tokens, others)
         stop = len(tokens) - last if concept else first
-        readable = any(unicodedata.category(letter)[0] in LETTERS for letter in concept)
-        if concept and (stop <= first or not readable):
-            raise UnlearnError(
-                f"The concept '{concept}' has no letters the text encoder reads; write it in "
-                "other characters."
-            )
+        if concept and (stop <= first or not readable(concept)):
+            refuse_unreadable(concept)
         while first < stop - 1 and tokens[first] == self._spaces[segment.stream]:
             first += 1
         row = segment.row_of

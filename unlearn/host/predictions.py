@@ -37,19 +37,25 @@ def from_noise(
         return batched_sampling.predict_from_noise(
             model, clip, texts, seeds, level=level, size=size, step=step, encoded=encoded
         )
-    known: Encoded = {} if encoded is None else encoded
-    for text in dict.fromkeys(texts):
-        raise_if_cancelled()
-        if text not in known:
-            ((states, more),) = clip.encode_from_tokens_scheduled(clip.tokenize(text))
-            known[text] = states, more
+    known = encoded_texts(clip, texts, {} if encoded is None else encoded)
     form: Any = model.get_model_object("latent_format")
     side = size // form.spacial_downscale_ratio
     shape = observed_text.latent_shape(family, side)
     run = _Predictions(batched_sampling.seeded_noise(shape, seeds), step)
     positive = [list(known[text]) for text in texts]
-    observed_text.inside_sampling(model, positive, shape, level, seeds[0], run.make)
+    schedule = observed_text.from_level(model, level)
+    observed_text.inside_sampling(model, positive, shape, schedule, seeds[0], run.make)
     return torch.stack([torch.stack(rows).flatten(1) for rows in run.found])
+
+
+def encoded_texts(clip: Clip, texts: Sequence[str], known: Encoded) -> Encoded:
+    """What the CLIP says of texts, in full. New ones are added to `known`."""
+    for text in dict.fromkeys(texts):
+        raise_if_cancelled()
+        if text not in known:
+            ((states, more),) = clip.encode_from_tokens_scheduled(clip.tokenize(text))
+            known[text] = states, more
+    return known
 
 
 class _Predictions:

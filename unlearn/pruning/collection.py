@@ -18,11 +18,13 @@ from ..host import (
     activation_hooks,
     architectures,
     batched_sampling,
+    phrase_places,
     progress,
     text_encoding,
     weights,
+    whole_sampling,
 )
-from ..host.architectures import feed_forward, native_size
+from ..host.architectures import feed_forward
 from ..host.model_types import Clip, Model
 from ..types import ActivationStats, Concept, ConceptSet, Group, Ranking, SaliencyMap
 from . import prompts, report
@@ -50,11 +52,10 @@ def collect(
     for a later merge, or None. Raises UnlearnError on a model without transformer blocks, a
     compiled model, text that cannot be used, too little memory, a full disk, or NaN activations.
     """
-    architectures.refuse_transformer(model, "Concept Saliency")
     chosen = SaliencySettings(**settings)
     chosen = replace(
         chosen,
-        size=chosen.size or native_size(model),
+        size=chosen.size or architectures.of(model).native_size(),
         window=min(chosen.window, chosen.steps),
     )
     if activation_hooks.is_compiled(model):
@@ -63,7 +64,8 @@ def collect(
             "connect it before TorchCompileModel."
         )
     layers = _layers(model)
-    groups = prompts.build_groups(clip, concepts.concepts, chosen.prompts, chosen.first, own)
+    check = _check_of(model, chosen)
+    groups = prompts.build_groups(clip, concepts.concepts, chosen.prompts, chosen.first, own, check)
     statistics = _statistics(model, layers, groups, chosen, folder, node_id)
     watch = _Watch(model, layers, groups, statistics, chosen, node_id)
     calls = _sample(model, clip, groups, chosen, watch)
@@ -83,6 +85,21 @@ def collect(
     )
     text = report.saliency_text(found, calls, len(groups), watch.seconds, statistics.memory_note)
     return found, text
+
+
+def _check_of(model: Model, settings: SaliencySettings) -> prompts.Check:
+    """What tells whether the CLIP of this kind of model can read a concept in a sentence.
+
+    Raises UnlearnError for a setting that this kind of model does not know.
+    """
+    if not isinstance(architectures.of(model), architectures.Transformer):
+        return text_encoding.locate
+    if settings.halves != "conditional":
+        raise UnlearnError(
+            "The input 'halves' is 'both', which works with SD1.x, SD2.x and SDXL alone; set it to "
+            "'conditional'."
+        )
+    return phrase_places.check
 
 
 def _statistics(
@@ -139,7 +156,7 @@ def _sample(
         cfg=settings.cfg,
         size=settings.size,
     )
-    return batched_sampling.sample(model, clip, plan, watch)
+    return whole_sampling.sample(model, clip, plan, watch)
 
 
 def _gathered(
@@ -193,6 +210,8 @@ class _Watch:
         node_id: str | None,
     ) -> None:
         self.model = model
+        # Then all that a layer sees is of one prompt, however a model lays it out.
+        self.one_by_one = isinstance(architectures.of(model), architectures.Transformer)
         self.keys = [key for key, *_ in layers]
         self.groups = groups
         self.statistics = statistics
@@ -230,6 +249,8 @@ class _Watch:
     def _measure(
         self, layer: int, module: torch.nn.Module, x: torch.Tensor, output: torch.Tensor
     ) -> None:
+        if self.one_by_one:
+            x, output = x.flatten(0, -2)[None], output.flatten(0, -2)[None]
         halves = x.shape[0] // self.b if self.settings.halves == "both" else 1
         for place, number in enumerate(self.chosen):
             # A call that ran out of memory behind this layer is repeated with fewer prompts.
@@ -242,6 +263,12 @@ class _Watch:
     def group(self, step: int, g: int) -> None:
         """Group number g is through this step: its moments are final."""
         group, texts = self.groups[g]
+        for key, seen in zip(self.keys, self.seen, strict=True):
+            if not seen:
+                raise UnlearnError(
+                    f"The layer '{key.removesuffix('.weight')}' of the input 'model' is never "
+                    "called, so it cannot be measured; use the model that it was made from."
+                )
         if not all(torch.isfinite(m.mean).all() for m in self.moments):
             raise UnlearnError(
                 f"The input 'model' gives NaN for the prompts of '{group.title}' at step "
