@@ -168,18 +168,30 @@ def test_a_phrase_is_found_among_the_rows(family, states):
                 assert bool((apart[: one.first] <= 1e-4 * apart.max()).all())
 
 
-def left(family, states, patch, sentences):
-    """What the patch leaves, in each group, of what the concept adds to the layers' outputs."""
+def of_pairs(states, group, sentences, words):
+    """The Contrast of two words in sentences, as a group of layers sees it."""
+    pairs = []
+    for template in sentences:
+        one, other = (located(states, group, template, word) for word in words)
+        pairs += [(0, 1 / len(one), a, b) for a, b in zip(one, other, strict=True)]
+    rows = states.get(group, [prompt for pair in pairs for prompt in pair[2:]])
+    return contrasts.contrast(pairs, rows, "all", 1.0)
+
+
+def test_rows_of_two_text_encoders_are_not_averaged(family, states):
+    for group in states.groups:
+        if not group.pooled:
+            found = of_pairs(states, group, STUDIED, ("fox", "animal"))
+            assert sum(found.is_end) == len(states.places(group).segments)
+
+
+def left(family, states, patch, sentences, words=("fox", "animal")):
+    """What the patch leaves, in each group, of what a word adds to the layers' outputs."""
     name, model, clip = family
     edited, _ = patching.apply(model, patch)
     found = {}
     for group in states.groups:
-        pairs = []
-        for template in sentences:
-            one, other = (located(states, group, template, word) for word in ("fox", "animal"))
-            pairs += [(0, 1 / len(one), a, b) for a, b in zip(one, other, strict=True)]
-        rows = states.get(group, [prompt for pair in pairs for prompt in pair[2:]])
-        each = contrasts.contrast(pairs, rows, "all", 1.0)
+        each = of_pairs(states, group, sentences, words)
         x = each.rows.float() * each.weights.float()[:, None].sqrt()
         before = after = 0.0
         for layer in group.layers:
@@ -201,6 +213,9 @@ def test_what_the_concept_adds_is_gone_from_the_layers_output(family, states, so
     # The stand-in's pooled vector holds nothing of a word that is the same in every sentence.
     of_tokens = {group.name for group in states.groups if not group.pooled}
     assert max(unseen[name] for name in of_tokens) <= 0.25, unseen
+    kept = left(family, states, patch, STUDIED, ("cat", "animal"))
+    assert min(kept[name] for name in of_tokens) >= 0.9, kept
+    assert max(kept[name] for name in of_tokens) <= 1.1, kept
     assert "the edit is exact" in report or "mixed with the picture" in report
 
 

@@ -6,6 +6,7 @@ from typing import NamedTuple
 import torch
 
 from ..files import text_cache
+from ..host import phrase_places
 from ..host.architectures import Spans, text_spans
 from ..host.text_encoding import Prompt
 
@@ -17,7 +18,7 @@ class Contrast(NamedTuple):
     """What one concept adds to its sentences, averaged over them by role of the token.
 
     Roles are the concept's own tokens one by one, the words behind it, the end token and the
-    padding.
+    padding, apart for each text encoder whose states stand one after another.
     """
 
     rows: torch.Tensor  # [n, d] float64
@@ -82,11 +83,12 @@ def contrast(
     groups, with_concept, without, weights = [], [], [], []
     for _, share, sentence, neutral in pairs:
         said, other = states[sentence.text], states[neutral.text]
+        segment = phrase_places.segment_of(sentence.text)[1]
         spans = text_spans(sentence, len(said))
         compared = _token_pairs(sentence, spans, text_spans(neutral, len(other)), tokens)
         total = sum(pair.weight for pair in compared)
         for pair in compared:
-            groups.append((sentence.name, pair.role))
+            groups.append((sentence.name, segment, pair.role))
             with_concept.append(said[pair.position])
             without.append(other[min(pair.neutral_position, len(other) - 1)])
             weights.append(share * pair.weight / total)
@@ -100,7 +102,7 @@ def contrast(
         row_weights,
         concept_states.float(),
         neutral_states.float(),
-        [role == "end" for _, role in dict.fromkeys(groups)],
+        [role == "end" for *_, role in dict.fromkeys(groups)],
     )
 
 
