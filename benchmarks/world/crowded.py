@@ -306,7 +306,7 @@ def bounds():
 def weights():
     """How heavily what kept words add is held."""
     return tuple(
-        Try(f"weight {w:g}", {}, {"CONTRAST_WEIGHT": w}) for w in (0.0, 1.0, 3.0, 10.0, 30.0)
+        Try(f"weight {w:g}", {}, {"CONTRAST_WEIGHT": w}) for w in (0.0, 0.3, 1.0, 3.0, 10.0)
     )
 
 

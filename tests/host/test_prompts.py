@@ -128,16 +128,14 @@ KEEPS = ("fox -> animal\nhouse -> building", "cat\nred tram")
 
 
 def test_kept_words_are_read_beside_the_neutral_words(loaded):
-    """Each kept word beside each neutral word, and each neutral word beside nothing."""
+    """Each kept word beside each neutral word."""
     plan = plans.plan(loaded[1], text.parse(*KEEPS), prior=False)
     beside = {(pair.prompt.name, pair.neutral.name) for pair in plan.kept_contrasts}
     assert beside == {(a, b) for a in ("cat", "red tram") for b in ("animal", "building")}
     assert len(plan.kept_contrasts) == 4 * len(sentences.KEPT)
-    alone = {(pair.prompt.name, pair.neutral.name) for pair in plan.neutral_contrasts}
-    assert alone == {("animal", ""), ("building", "")}
     one = next(pair for pair in plan.kept_contrasts if pair.prompt.text == "a photo of a cat")
     assert one.neutral.text == "a photo of a animal" and one.weight == 1 / len(sentences.KEPT)
-    read = {pair.prompt.text for pair in (*plan.kept_contrasts, *plan.neutral_contrasts)}
+    read = {pair.prompt.text for pair in plan.kept_contrasts}
     assert read | {prompt.text for prompt in plan.measured} <= set(plan.texts)
     # a neutral word on the keep list is not told apart from itself
     plan = plans.plan(loaded[1], text.parse("fox -> cat\nstyle: monet", "cat"), prior=False)
@@ -165,20 +163,22 @@ def test_what_kept_words_add_from_its_definition(loaded):
     states = prompts.encode(clip, plan.texts)
     stats = statistics.measure(plan, reader(states))
 
-    def added(*texts):
-        a, b = (states[said].double() / stats.scale for said in texts)
+    def added(name):
+        a, b = (states[f"a {word}"].double() / stats.scale for word in (name, "animal"))
         pads = list(text_cache.pads(3, 77))
-        if texts[1] == "a animal":
-            rows = a[2] - b[2], a[3] - b[3], (a - b)[pads].mean(0)
-        else:  # its end token, one place earlier, stands in for the word
-            shifted = list(text_cache.pads(2, 77))
-            rows = a[2] - b[2], a[3] - b[2], (a[pads] - b[shifted]).mean(0)
-        return sum(torch.outer(row, row) for row in rows) / 3
+        return torch.stack([a[2] - b[2], a[3] - b[3], (a - b)[pads].mean(0)])
 
-    (wider,) = plan.neutral_contrasts
-    assert (wider.prompt.text, wider.neutral.end) == ("an animal", 2)
-    beside = (added("a cat", "a animal") + added("a dog", "a animal")) / 2
-    expected = beside + added(wider.prompt.text, wider.neutral.text)
+    rows = {name: added(name) for name in ("cat", "dog", "fox", *sentences.COMMON)}
+    means = {name: of.mean(0) for name, of in rows.items()}
+    centre = sum(means[noun] for noun in sentences.COMMON) / len(sentences.COMMON)
+    cosine = torch.nn.CosineSimilarity(dim=0)
+    expected = sum(
+        cosine(means[kept] - centre, means["fox"] - centre).clamp_min(0) ** 2
+        * (rows[kept].T @ rows[kept])
+        / 3
+        for kept in ("cat", "dog")
+    )
+    assert float(expected.trace()) > 0
     assert torch.allclose(stats.contrast_gram, expected, atol=1e-6)
     rows = torch.cat([statistics.kept_states(p, states[p.text]) for p in plan.measured]).double()
     assert len(plan.measured) == 2 * len(sentences.MEASURED)

@@ -19,6 +19,7 @@ from ..analysis.prior_words import packed_words
 from ..concepts.name_variants import name_variants
 from ..concepts.sentences import (
     CHECKED,
+    COMMON,
     KEPT,
     MEASURED,
     TEMPLATES,
@@ -61,10 +62,10 @@ class SentencePlan:
     names: of the concepts; listed: those of `kept` that stand for the keep list. bare_names: every
     name alone; bare_keep: the keep list's entries alone. checked: concepts in sentences that are
     not studied. kept_contrasts: each entry of the keep list and, in its place, each neutral word of
-    the concepts, one index for each such pair; neutral_contrasts: each neutral word, and nothing in
-    its place. measured: kept words in sentences that tell how far an edit moves what is kept.
-    packed: prompts of common words, each with its (word, position) pairs; forgotten words are among
-    them and are left out when the states are read.
+    the concepts, one index for each such pair; common_contrasts: the same of common nouns.
+    measured: kept words in sentences that tell how far an edit moves what is kept. packed: prompts
+    of common words, each with its (word, position) pairs; forgotten words are among them and are
+    left out when the states are read.
     """
 
     pairs: tuple[SentencePair, ...]
@@ -75,7 +76,7 @@ class SentencePlan:
     bare_keep: tuple[Prompt, ...] = ()
     checked: tuple[NamePair, ...] = ()
     kept_contrasts: tuple[SentencePair, ...] = ()
-    neutral_contrasts: tuple[SentencePair, ...] = ()
+    common_contrasts: tuple[SentencePair, ...] = ()
     measured: tuple[Prompt, ...] = ()
     packed: tuple[tuple[Prompt, tuple[tuple[str, int], ...]], ...] = ()
     forgotten: frozenset[str] = frozenset()
@@ -88,7 +89,7 @@ class SentencePlan:
         found += [prompt.text for prompt, _ in self.packed]
         for pair in (*self.bare_names, *self.checked):
             found += [pair.prompt.text, pair.neutral.text]
-        for pair in (*self.kept_contrasts, *self.neutral_contrasts):
+        for pair in (*self.kept_contrasts, *self.common_contrasts):
             found += [pair.prompt.text, pair.neutral.text]
         found += [prompt.text for prompt in (*self.bare_keep, *self.measured)]
         return tuple(dict.fromkeys(found))
@@ -128,7 +129,7 @@ class SentencePlan:
             bare_keep=tuple(map(seen, self.bare_keep)),
             checked=(),
             kept_contrasts=of_vectors(self.kept_contrasts),
-            neutral_contrasts=of_vectors(self.neutral_contrasts),
+            common_contrasts=of_vectors(self.common_contrasts),
             measured=tuple(map(seen, self.measured)),
             packed=(),
         )
@@ -184,7 +185,7 @@ def plan(
         bare_keep=tuple(locate("{concept}", entry) for entry in concept_set.keep),
         checked=_checked_pairs(locate, concept_set.concepts) if check else (),
         kept_contrasts=_contrasts(locate, concept_set.keep, neutral, read_in),
-        neutral_contrasts=_contrasts(locate, wider, ("",), read_in),
+        common_contrasts=_contrasts(locate, _common(concept_set), neutral, read_in),
         measured=_measured_prompts(locate, concept_set.keep or wider),
         packed=packed_words(clip) if prior and locate_by is None else (),
         forgotten=forgotten_words(pair.prompt.name for pair in bare_names),
@@ -225,6 +226,14 @@ def _contrasts(
             pair = locate(sentence, word), locate(sentence, other)
             found.append(SentencePair(index, 1 / len(templates), *pair))
     return tuple(found)
+
+
+def _common(concept_set: ConceptSet) -> list[str]:
+    """Common nouns that are not to be forgotten; none where nothing is on the keep list."""
+    if not concept_set.keep:
+        return []
+    forgotten = {name.lower() for concept in concept_set.concepts for name in concept.names}
+    return [noun for noun in COMMON if noun not in forgotten]
 
 
 def _measured_prompts(locate: Locate, words: Sequence[str]) -> tuple[Prompt, ...]:

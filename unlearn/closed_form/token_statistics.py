@@ -24,7 +24,7 @@ from ..host import text_encoding
 from ..host.model_types import Clip
 from ..host.progress import Progress
 from ..host.text_encoding import Prompt
-from . import tuning
+from . import lookalikes, tuning
 from .sentence_plan import SentencePair, SentencePlan
 
 Item = TypeVar("Item")
@@ -41,9 +41,8 @@ class Statistics:
     preserve_gram K [d, d]: mean k k^T over the kept states, plus those over the neutral sentences
         and over the prior's words, each by its weight.
     keep_list_gram [d, d]: mean k k^T over the keep list and the empty prompt alone.
-    contrast_gram C [d, d]: mean sum omega x x^T of what kept words add to their sentences, beside
-        the neutral words of the concepts, plus that of what the neutral words add themselves; a
-        word's omega sum to 1. 0 where there is no such word.
+    contrast_gram C [d, d]: sum of what kept words that are like a forgotten one add to their
+        sentences, see lookalikes.py. 0 where there is no such word.
     drift_gram [d, d]: mean k k^T over the sentences that tell how far what is kept moves; K where
         there are none.
     concepts [d, m]: one mean row per concept; names: of the m concepts.
@@ -130,16 +129,14 @@ def measure(
         prompts = [p for pairs in block for pair in pairs for p in (pair.prompt, pair.neutral)]
         sums.add(block, fetch(prompts, progress))
     rows, rows_weight = sums.separate_rows()
-    contrast_gram = torch.zeros_like(preserve)
-    for pairs in (plan.kept_contrasts, plan.neutral_contrasts):
-        contrast_gram += _mean_contrast(pairs, fetch, scale, progress)
+    contrasts = lookalikes.held_contrasts(plan, sums.means, fetch, scale, progress)
     moved = _moved_states(plan.measured, fetch, progress)
     return Statistics(
         concept_gram=sums.gram,
         target_shift=-sums.gram,
         preserve_gram=preserve,
         keep_list_gram=kept.keep_list / scale**2,
-        contrast_gram=contrast_gram,
+        contrast_gram=contrasts,
         drift_gram=preserve if moved is None else moved / scale**2,
         concepts=sums.means,
         names=plan.names,
@@ -212,21 +209,6 @@ class _ConceptSums:
         if self.one_by_one:
             return torch.cat(self._rows), torch.cat(self._weights)
         return self.means.T, torch.ones(len(self.names), dtype=torch.float64)
-
-
-def _mean_contrast(
-    pairs: Sequence[SentencePair], fetch: Fetch, scale: float, progress: Progress | None
-) -> torch.Tensor | float:
-    """The mean over words of sum omega x x^T [d, d] of what each adds to its sentences."""
-    total: torch.Tensor | float = 0.0
-    by_word = _by_concept(pairs)
-    for block in _blocks(by_word, tuning.BLOCK):
-        states = fetch([p for word in block for q in word for p in (q.prompt, q.neutral)], progress)
-        found = [contrast(word, states, "all", scale) for word in block]
-        rows = torch.cat([one.rows for one in found])
-        weights = torch.cat([one.weights for one in found])
-        total = total + scapre.gram(rows, weights) / len(by_word)
-    return total
 
 
 def _moved_states(

@@ -15,16 +15,22 @@ NEUTRAL_WEIGHT = 1.0
 Measured on superclasses of both worlds: without them superclasses were lost. At 0.3 more of what
 is kept stays and fewer superclasses do (2026-11-26)."""
 
-CONTRAST_WEIGHT = 10.0
-"""Weight of what kept words and neutral words add to a sentence, relative to everything kept.
+CONTRAST_WEIGHT = 1.0
+"""Weight of what kept words that are like a forgotten one add to a sentence (lookalikes.py),
+relative to everything kept. No unit.
 
-No unit. Measured at keys and values, twelve objects forgotten: look-alikes keep 0.47 of what they
-add at 0, 0.78 at 1, 0.94 at 10 and 0.97 at 30 with simulated crowded words, and 0.84, 0.91, 0.97
-and 0.99 with the emoji world's (2026-11-28)."""
+Measured at keys and values, twelve objects forgotten: look-alikes keep 0.43 of what they add at 0,
+0.90 at 0.3, 0.96 at 1 and 0.98 at 3 with simulated crowded words, and 0.84, 0.92, 0.95 and 0.97
+with the emoji world's (2026-11-28)."""
 
 CONTRASTED = 24
 """Neutral words beside which kept words are read, at most. It bounds time. Not measured
 (2026-11-28)."""
+
+LOOKALIKES = 64
+"""Kept words that are held as look-alikes beside one neutral word, at most. It bounds time.
+
+Not measured (2026-11-28)."""
 
 MEASURED_WORDS = 24
 """Kept words that are read to tell how far an edit moves what is kept, at most. It bounds time.
@@ -184,6 +190,7 @@ IN_PROVENANCE: dict[str, float | int | str] = {
     "neutral_weight": NEUTRAL_WEIGHT,
     "contrast_weight": CONTRAST_WEIGHT,
     "contrasted": CONTRASTED,
+    "lookalikes": LOOKALIKES,
     "measured_words": MEASURED_WORDS,
     "words_weight": WORDS_WEIGHT,
     "target_residual": TARGET_RESIDUAL,

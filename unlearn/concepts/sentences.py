@@ -54,6 +54,21 @@ MEASURED = (
     "an old picture of a {concept}",
     "a wall with a {concept}",
 )
+# Nouns that are unlike one another. What they add to a sentence is what any word adds.
+COMMON = (
+    "stone",
+    "river",
+    "table",
+    "bread",
+    "shirt",
+    "letter",
+    "window",
+    "mountain",
+    "candle",
+    "soldier",
+    "horse",
+    "clock",
+)
 # What the Erasure Report draws when it is given no templates.
 REPORT_TEMPLATES = {
     "object": ("a photo of a {concept}",),
