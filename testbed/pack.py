@@ -9,6 +9,8 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
+from testbed import device
+
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = "unlearn_pack"
 _entry_has_run = False
@@ -25,16 +27,15 @@ def _package() -> ModuleType:
 
 
 def load(cpu: bool = True) -> ModuleType:
-    """The pack, its entry point included, with ComfyUI on the CPU.
+    """The pack, its entry point included, with ComfyUI on the device of testbed/device.py.
 
-    `cpu=False` at the first call leaves the choice of device to ComfyUI.
+    That is the CPU unless UNLEARN_DEVICE says otherwise. `cpu=False` at the first call leaves the
+    choice to ComfyUI then.
     """
     global _entry_has_run
     package = _package()
     if not _entry_has_run:
-        from comfy.cli_args import args
-
-        args.cpu = args.cpu or cpu
+        device.prepare(cpu)
         package.__spec__.loader.exec_module(package)
         _entry_has_run = True
     return package

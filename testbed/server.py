@@ -16,6 +16,8 @@ from pathlib import Path
 
 from PIL import Image
 
+from . import device
+
 HOST, BASE = (
     Path(os.environ.get(name, default))
     for name, default in (("UNLEARN_HOST", ".host/ComfyUI"), ("UNLEARN_BASE", ".host/base"))
@@ -31,7 +33,7 @@ def free_port():
 def command(port, *more):
     """The command line that starts the host with this pack and no other."""
     flags = [
-        "--cpu",
+        *device.flags(),
         "--port",
         str(port),
         "--listen",

@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import torch
 
-from testbed import pack
+from testbed import device, pack
 
 SHARED = {
     "image_size": 32,
@@ -56,11 +56,12 @@ def on_meta(name):
     return SimpleNamespace(model=torch.nn.ModuleDict({"diffusion_model": unet}))
 
 
-def random_model(name="SD1.5", seed=0):
-    """A genuine MODEL of the true shape; random float32 weights that keep activations finite."""
+def random_model(name="SD1.5", seed=0, dtype=torch.float32):
+    """A genuine MODEL of the true shape with random weights that keep activations finite.
+
+    dtype: of weights and activations.
+    """
     pack.load()
-    import comfy.model_management
-    import comfy.model_patcher
     import comfy.supported_models
 
     kinds = {
@@ -69,7 +70,7 @@ def random_model(name="SD1.5", seed=0):
         "SDXL": comfy.supported_models.SDXL,
     }
     config = kinds[name]({**SHARED, **CONFIGS[name]})
-    config.set_inference_dtype(torch.float32, None)
+    config.set_inference_dtype(dtype, None)
     model = config.get_model({}, "")
     g = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -81,7 +82,4 @@ def random_model(name="SD1.5", seed=0):
             elif getattr(module, "weight", None) is not None:  # norms
                 module.weight.fill_(1)
                 module.bias.zero_()
-    device = comfy.model_management.get_torch_device()
-    return comfy.model_patcher.ModelPatcher(
-        model, device, comfy.model_management.unet_offload_device()
-    )
+    return device.patcher(model)

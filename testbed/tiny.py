@@ -7,7 +7,7 @@ import functools
 
 import torch
 
-from testbed import shapes
+from testbed import device, shapes
 
 UNET = {
     **shapes.SHARED,
@@ -29,7 +29,6 @@ def model(kind="SD15", **config):
 
     kind: a class of comfy.supported_models. It is made in inference mode, as ComfyUI makes models.
     """
-    import comfy.model_patcher
     import comfy.supported_models
 
     config = getattr(comfy.supported_models, kind)({**UNET, **config})
@@ -41,7 +40,7 @@ def model(kind="SD15", **config):
                 w.copy_(torch.randn(w.shape, generator=g) / w[0].numel() ** 0.5)
             elif name.startswith("diffusion_model."):
                 w.fill_(1.0 if name.endswith("weight") else 0.0)
-    return comfy.model_patcher.ModelPatcher(made, torch.device("cpu"), torch.device("cpu"))
+    return device.patcher(made)
 
 
 SDXL_WIDTHS = (128, 384)  # of the two encoders

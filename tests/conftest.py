@@ -12,12 +12,12 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 HOST = Path(os.environ.get("UNLEARN_HOST", ROOT / ".host" / "ComfyUI"))
 FAST = ROOT / "tests" / "unit"
-SLOW_MARKERS = {"host", "slow", "server", "world", "browser"}
+SLOW_MARKERS = {"gpu", "host", "slow", "server", "world", "browser"}
 for folder in (str(ROOT), str(HOST)):  # the host comes first: `import nodes` must find its nodes.py
     if folder not in sys.path:
         sys.path.insert(0, folder)
 
-from testbed import processes  # noqa: E402
+from testbed import device, processes  # noqa: E402
 from testbed.fixtures import (  # noqa: E402, F401
     checkpoint,
     inference_mode,
@@ -53,6 +53,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    device.skip_without_gpu(items)
     if not config.getoption("--fast"):
         return
     fast = [i for i in items if not SLOW_MARKERS & {m.name for m in i.iter_markers()}]

@@ -58,22 +58,22 @@ class Encoding:
     """Counts what the text encoder is given, and how long it takes, while it is entered."""
 
     def __enter__(self):
-        self.seconds, self.texts, self.plain = 0.0, 0, prompts.encode
+        self.seconds, self.texts, self.plain = 0.0, 0, prompts.encode_first
 
-        def encode(clip, texts, progress=None):
+        def encode(*given):
             start = time.perf_counter()
-            found = self.plain(clip, texts, progress)
+            found = self.plain(*given)
             self.seconds, self.texts = (
                 self.seconds + time.perf_counter() - start,
                 self.texts + len(found),
             )
             return found
 
-        prompts.encode = encode
+        prompts.encode_first = encode
         return self
 
     def __exit__(self, *_):
-        prompts.encode = self.plain
+        prompts.encode_first = self.plain
 
 
 def timed(do):

@@ -146,7 +146,8 @@ def trainer_of(model, clip, forget, settings):
     plan = plans.build_plan(clip, forget, captions=settings.captions)
     conditioned = networks.conditioning(model, clip, plan.texts, size, shape)
     keys = [layer.key for layer in networks.layers(model, settings.trainable)]
-    net = networks.Network(model, keys, conditioned)
+    dtype = networks.activation_dtype(model, settings.precision)
+    net = networks.Network(model, keys, conditioned, dtype=dtype)
     return rounds.Trainer(net, training_data.TrainingData(net, plan, settings, shape), settings)
 
 

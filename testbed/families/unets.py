@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import torch
 
-from testbed import shapes
+from testbed import device, shapes
 
 NARROWER = 16  # text widths are divided by this
 POOLED = 1280
@@ -102,7 +102,6 @@ def unet_config(name: str) -> dict:
 
 def model(name: str):
     """A MODEL of a family with random float32 weights, made in inference mode as by the host."""
-    import comfy.model_patcher
     import comfy.supported_models
 
     family, g = FAMILIES[name], torch.Generator().manual_seed(0)
@@ -129,7 +128,7 @@ def model(name: str):
             if getattr(module, "bias", None) is not None:
                 module.bias.zero_()
         made.diffusion_model.out[2].weight.mul_(0.1)  # so that training steps stay small
-    return comfy.model_patcher.ModelPatcher(made, torch.device("cpu"), torch.device("cpu"))
+    return device.patcher(made)
 
 
 @functools.cache

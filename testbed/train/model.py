@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 
+from .. import device
 from ..worlds import captions, catalogue, encoder, words
 from ..worlds.checkpoint import SHIPPED, planted, read_compact, recipe, write_compact
 from ..worlds.judge import Judge, drawn_batch, train_judge
@@ -51,10 +52,11 @@ PAIR_SHARE = 0.2  # of the steps, at half the batch: a pair has twice the pixels
 
 
 def comfy_cpu():
-    """ComfyUI's modules on the CPU; the host's folder must be on the path."""
-    from comfy.cli_args import args
+    """ComfyUI's modules on the CPU; the host's folder must be on the path.
 
-    args.cpu = True
+    UNLEARN_DEVICE says otherwise where it is set.
+    """
+    device.prepare()
 
 
 def new_unet(seed, codes=None):

@@ -6,6 +6,7 @@ import torch
 from testbed import pack
 
 sampling = pack.module("unlearn.host.batched_sampling")
+UnlearnError = pack.module("unlearn.errors").UnlearnError
 TEXTS = ["a photo of a cat", "a photo of a house", "a photo of a fox"]
 HOW = {"level": 0.1, "size": 64}
 
@@ -35,9 +36,9 @@ def test_predictions_go_on_in_smaller_batches_when_memory_runs_out(loaded, monke
     torch.testing.assert_close(small, whole, rtol=1e-3, atol=1e-3)
 
 
-def test_when_not_even_one_fits_the_error_is_the_hosts(loaded, monkeypatch):
+def test_when_not_even_one_fits_the_error_says_what_to_change(loaded, monkeypatch):
     limited(monkeypatch, 0)
-    with pytest.raises(torch.OutOfMemoryError):
+    with pytest.raises(UnlearnError, match=r"ran out on a single picture; lower 'size' .*--novram"):
         sampling.predict_from_noise(loaded[0], loaded[1], TEXTS, (1,), **HOW)
 
 

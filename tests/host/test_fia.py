@@ -30,6 +30,8 @@ types = pack.module("unlearn.types")
 text = pack.module("unlearn.concepts.notation")
 UnlearnError = pack.module("unlearn.errors").UnlearnError
 fia = pack.module("kernels.fia")
+step_log = pack.module("unlearn.files.step_log")
+ranking_of = pack.module("unlearn.pruning.ranking").ranking
 CAT, OBJECTS = types.Group("object", "cat"), types.Group("object")
 
 SMALL = dict(prompts=3, steps=4, window=2, size=64, cfg=3.0, ceiling=0.2)
@@ -458,9 +460,9 @@ def test_as_many_prompts_as_fit_run_at_once(monkeypatch, free, batch):
     assert lockstep._fitting(model, (4, 8, 8), 2) == batch
 
 
-def paper_need(concepts=1, window=10):
-    """The memory that the score `paper` needs for one layer of 8 x 40."""
-    return statistics.MemoryNeed.of([("a", 8, 40)], concepts, window)
+def paper_need():
+    """The memory that the score `paper` needs for layers of 8 x 40 and 4 x 20."""
+    return statistics.MemoryNeed.of([("a", 8, 40), ("b", 4, 20)])
 
 
 def free_memory(monkeypatch, gpu, main):
@@ -471,36 +473,34 @@ def free_memory(monkeypatch, gpu, main):
 
 
 def test_the_memory_of_the_score_paper_is_known_from_the_shapes():
-    """8 bytes a weight, 5 for each concept (6 for more than 255 steps), and a reserve."""
-    assert (paper_need().work, paper_need().sums) == (8 * 320 * 1.2, 5 * 320 * 1.2)
-    assert paper_need(concepts=3).sums == 3 * paper_need().sums
-    assert paper_need(window=256).sums == 6 * 320 * 1.2
+    """8 bytes a weight, and a reserve; or what ranking the largest layer takes, if that is more."""
+    assert paper_need().work == 8 * 400 * 1.2
+    assert paper_need().layer == int(statistics.tuning.RANKING_BYTES * 320 * 1.2)
+    assert paper_need().total == max(paper_need().work, paper_need().layer)
 
 
 def test_statistics_without_room_beside_the_model_lie_in_main_memory(monkeypatch):
     far, cpu = torch.device("meta"), torch.device("cpu")
     need = paper_need()
-    for gpu, main, places in (
-        (need.total, 0, (far, far)),
-        (need.total - 1, need.sums, (far, cpu)),
-        (need.work, need.sums, (far, cpu)),
-        (need.work - 1, need.total, (cpu, cpu)),
-        (0, need.total, (cpu, cpu)),
+    for gpu, main, place in (
+        (need.total, 0, far),
+        (need.total - 1, need.total, cpu),
+        (0, need.total, cpu),
     ):
         free_memory(monkeypatch, gpu, main)
-        assert need.place(far) == places, (gpu, main)
+        assert need.place(far) == place, (gpu, main)
         settings = collection.SaliencySettings(r1=0.1)
-        kept = statistics.PaperStatistics(None, [("a", 8, 40)], [OBJECTS, CAT], settings)
+        layers = [("a", 8, 40), ("b", 4, 20)]
+        kept = statistics.PaperStatistics(None, layers, [OBJECTS, CAT], settings)
         kept.allocate(far)
-        assert kept.first[0].shape == (8, 40)
-        assert (kept.first[0].device, kept.second[0].device) == (places[0], places[0])
-        assert kept.sums[1][0].total.device == kept.sums[1][0].count.device == places[1]
+        assert kept.first[0].shape == (8, 40) and kept.concepts == [1]
+        assert (kept.first[0].device, kept.second[0].device) == (place, place)
 
 
 @pytest.mark.parametrize("device", ["meta", "cpu"])
 def test_statistics_that_fit_nowhere_are_refused(monkeypatch, device):
     need = paper_need()
-    free_memory(monkeypatch, need.work - 1, need.total - 1)
+    free_memory(monkeypatch, need.total - 1, need.total - 1)
     with pytest.raises(UnlearnError, match="'paper', which needs .* free; use score 'wanda'"):
         need.place(torch.device(device))
 
@@ -510,22 +510,81 @@ def test_without_memory_nothing_is_run_and_the_need_is_told_before(loaded, monke
     monkeypatch.setattr(statistics.memory, "free_bytes", lambda device: 1000)
     monkeypatch.setattr(collection.progress, "say", lambda line, node_id: said.append(line))
     monkeypatch.setattr(lockstep.comfy.samplers, "calc_cond_batch", lambda *a: ran.append(a))
-    with pytest.raises(UnlearnError, match="measure fewer concepts at once"):
+    with pytest.raises(UnlearnError, match="use score 'wanda'"):
         collect(loaded)
     assert not ran and hooks(loaded[0]) == 0
     assert len(said) == 1 and said[0].startswith("The statistics will take 0.0")
 
 
-def test_sums_in_main_memory_give_the_same(loaded, monkeypatch):
-    """Here both devices are the processor, one of them by its number."""
-    whole = measured(loaded, "cat")
+@pytest.mark.parametrize("in_memory", [2**26, 1])
+@pytest.mark.parametrize("scale", ["layer_max", "none"])
+def test_what_is_set_aside_adds_up_to_the_same_bits(loaded, monkeypatch, scale, in_memory):
+    """As sums [c_out, c_in] of every concept gave it, which took gigabytes on SDXL."""
+    monkeypatch.setattr(step_log.tuning, "STEP_LOG_IN_MEMORY", in_memory)
+    real, dense, logs = step_log.StepLog.write, {}, []
 
-    def place(self, device):
-        return (torch.device("cpu"), torch.device("cpu", 0))
+    def write(self, key, s):
+        logs.append(self)
+        dense.setdefault(key, []).append(s.clone())
+        real(self, key, s)
 
-    monkeypatch.setattr(statistics.MemoryNeed, "place", place)
-    for a, b in zip(whole.rankings[0], collect(loaded, "cat").rankings[0], strict=True):
-        assert torch.equal(a.indices, b.indices) and torch.equal(a.columns, b.columns)
+    monkeypatch.setattr(step_log.StepLog, "write", write)
+    found = collect(loaded, window=3, scale=scale)
+    assert logs[0]._file.closed and {len(steps) for steps in dense.values()} == {3}
+    concepts = sorted({g for g, _ in dense})
+    for rankings, g in zip(found.rankings, concepts, strict=True):
+        for i, (_, c_out, c_in) in enumerate(found.layers):
+            sums = fia.SaliencyAccumulator((c_out, c_in), steps=3)
+            for s in dense[g, i]:
+                sums.add(s, 0.05)
+            expected = ranking_of(sums.saliency(scale), found.ceiling)
+            got = rankings[i]
+            assert torch.equal(got.indices, expected.indices) and got.peak == expected.peak
+            assert torch.equal(got.rows, expected.rows)
+            assert torch.equal(got.columns, expected.columns)
+
+
+def test_a_log_gives_back_what_was_written(tmp_path):
+    log = step_log.StepLog(tmp_path / "new")
+    written = {}
+    for n in range(20):
+        array = torch.randn(7, 9, generator=torch.Generator().manual_seed(n)).relu_()
+        array = array.T if n % 3 else torch.zeros(9, 7)
+        written.setdefault(n % 4, []).append(array)
+        log.write(n % 4, array)
+    for key, arrays in written.items():
+        for (array, positive), expected in zip(log.read(key, (9, 7)), arrays, strict=True):
+            assert torch.equal(array, expected) and torch.equal(positive, expected[expected > 0])
+    assert log.nbytes == sum(8 + 4 * int((a > 0).sum()) for x in written.values() for a in x)
+    assert not list(log.read("none", (9, 7)))
+    log.close()
+
+
+def test_a_full_disk_is_told_in_one_sentence(loaded, monkeypatch):
+    class Full:
+        def seek(self, at):
+            pass
+
+        def write(self, data):
+            raise OSError(28, "No space left on device")
+
+        def close(self):
+            pass
+
+    monkeypatch.setattr(step_log.tempfile, "SpooledTemporaryFile", lambda **how: Full())
+    with pytest.raises(UnlearnError, match=r"\(No space left on device\); free disk space"):
+        collect(loaded)
+    assert hooks(loaded[0]) == 0
+
+
+@pytest.mark.parametrize("share", [0.01, 0.05, 0.2])
+def test_the_threshold_is_that_of_the_entries_above_zero(share):
+    for shift in (-1.0, 0.5, 2.0, 9.0):
+        s = (torch.randn(40, 50, generator=torch.Generator().manual_seed(1)) - shift).relu_()
+        positive = s[s > 0]
+        assert torch.equal(
+            fia.top_threshold(positive, share, s.numel()), fia.top_threshold(s, share)
+        )
 
 
 @pytest.mark.parametrize("score", ["paper", "wanda"])

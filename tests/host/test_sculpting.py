@@ -13,7 +13,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from testbed import pack, shapes
+from testbed import device, pack, shapes
 
 training = pack.module("unlearn.sculpting.train")
 architectures = pack.module("unlearn.host.architectures")
@@ -103,7 +103,6 @@ class TextEncoder:
 
 def unet(kind="SD1.5", dtype=torch.float32, cast=None):
     """A MODEL of a very small UNet with random weights, made in inference mode as by the host."""
-    import comfy.model_patcher
     import comfy.supported_models
 
     name, config = KINDS[kind]
@@ -124,7 +123,7 @@ def unet(kind="SD1.5", dtype=torch.float32, cast=None):
         elif getattr(module, "weight", None) is not None:
             module.weight.fill_(1)
             module.bias.zero_()
-    return comfy.model_patcher.ModelPatcher(model, torch.device("cpu"), torch.device("cpu"))
+    return device.patcher(model)
 
 
 @pytest.fixture(autouse=True)
@@ -536,7 +535,7 @@ def test_drawing_starts_fewer_pictures_at_once_when_memory_runs_out(small, monke
             2,
         ]  # two steps each of one picture, in both halves of guidance
         room = 1
-        with pytest.raises(torch.OutOfMemoryError):
+        with pytest.raises(UnlearnError, match="ran out on a single picture"):
             draw()
 
 
@@ -556,7 +555,7 @@ def test_gradients_are_taken_in_parts_when_memory_runs_out(small, monkeypatch):
         whole[1]["loss"], rel=1e-2
     )
     room = 0
-    with pytest.raises(torch.OutOfMemoryError):
+    with pytest.raises(UnlearnError, match="single picture; turn on 'checkpointing'"):
         train(small)
     clean(small[0])
 
@@ -915,10 +914,33 @@ def test_too_little_memory_is_refused_before_anything_is_copied(small, monkeypat
     monkeypatch.setattr(progress, "say", lambda text, node_id: told.append(text))
     monkeypatch.setattr(memory, "free_bytes", lambda device: 1000)
     monkeypatch.setattr(networks.weights, "read", lambda *a, **k: pytest.fail("copied a weight"))
-    with pytest.raises(UnlearnError, match="'keys and values'.*bf16.*'checkpointing'"):
+    with pytest.raises(UnlearnError, match="even 'keys and values' .*bf16 need .* ScaPre Solve"):
         train(small)
     assert "GB" in told[-1]
     clean(small[0])
+
+
+def test_what_fits_is_offered(small, monkeypatch):
+    """The first change that is enough, with its own need; where every copy counts."""
+    monkeypatch.setattr(networks, "_can_share", lambda *a: False)
+    settings, whole = settings_of.TrainingSettings(), "cross-attention"
+    offers = (
+        ("set 'precision' to bf16, which", whole, torch.bfloat16),
+        ("set 'trainable' to 'keys and values', which", "keys and values", torch.float32),
+        ("set 'trainable' .* and 'precision' to bf16, which", "keys and values", torch.bfloat16),
+    )
+    needs = [memory_need.weight_bytes(small[0], which, None, kind) for _, which, kind in offers]
+    for room in needs:
+        said, need = next(
+            (offer[0], need) for offer, need in zip(offers, needs, strict=True) if need <= room
+        )
+        monkeypatch.setattr(memory, "free_bytes", lambda device, room=room: room)
+        with pytest.raises(UnlearnError, match=said) as caught:
+            memory_need.check_room(small[0], settings, None, torch.float32)
+        assert f"needs {need / memory_need.GB:.1f} GB, or free memory" in str(caught.value)
+    enough = memory_need.weight_bytes(small[0], whole, None, torch.float32)
+    monkeypatch.setattr(memory, "free_bytes", lambda device: enough)
+    memory_need.check_room(small[0], settings, None, torch.float32)
 
 
 def test_measuring_what_is_left_takes_fewer_rows_when_memory_runs_out(small, monkeypatch):

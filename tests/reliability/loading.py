@@ -6,12 +6,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+from testbed import device
+
 ROOT = Path(__file__).resolve().parents[2]
 HOST = Path(os.environ.get("UNLEARN_HOST", ROOT / ".host" / "ComfyUI"))
 START = """
 import asyncio, json, logging, os, sys
-from comfy.cli_args import args
-args.cpu = True
 import nodes
 said = []
 
@@ -40,7 +40,7 @@ def run(script, *args, base=None, seconds=300):
     base: ComfyUI's base folder.
     """
     env = {**os.environ, "PYTHONPATH": str(HOST), "PYTHONDONTWRITEBYTECODE": "1"}
-    flags = ["--cpu", *(("--base-directory", str(base)) if base else ())]
+    flags = [*device.flags(), *(("--base-directory", str(base)) if base else ())]
     start = (
         f"import sys; args_of_test = sys.argv[1:]; sys.argv[1:] = {flags!r}\n"
         "import comfy.options; comfy.options.enable_args_parsing()\n"

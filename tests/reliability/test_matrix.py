@@ -55,7 +55,8 @@ def load(model):
 def answers(model, key):
     """A loaded layer's weight float32 [d_out, d_in] as its forward pass applies it; no bias."""
     linear = layer(model, key)
-    return linear(torch.eye(linear.in_features, dtype=compute(model))).float().T
+    unit = torch.eye(linear.in_features, dtype=compute(model), device=model.load_device)
+    return linear(unit).float().T.cpu()
 
 
 def compute(model):

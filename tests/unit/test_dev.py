@@ -221,6 +221,28 @@ def test_a_broken_venv_is_made_anew(dev, ran):
     assert [sys.executable, "-m", "venv", "--clear", str(dev.VENV)] in ran
 
 
+def test_a_folder_of_wheels_is_all_that_is_needed(dev, ran, tmp_path, monkeypatch):
+    """No network: packages come from `wheels`, torch from the machine, and ComfyUI lies there."""
+    dev.WHEELS.mkdir(parents=True)
+    (dev.WHEELS / "einops-1-py3-none-any.whl").touch()
+    made = make_archive(
+        dev.WHEELS / f"{dev.HOST_PACKAGE.replace('-', '_')}-{dev.HOST_VERSION}.tar.gz", vendored()
+    )
+    monkeypatch.setattr(dev, "HOST_SHA256", hashlib.sha256(made.read_bytes()).hexdigest())
+    host = dev.set_up()
+    assert dev.is_ready(host)
+    (venv,) = [command for command in ran if command[1:3] == ["-m", "venv"]]
+    assert "--system-site-packages" in venv
+    (install,) = [command for command in ran.pip() if "install" in command]
+    assert install[install.index("install") + 1 :] == [
+        "--no-index",
+        "--no-deps",
+        str(dev.WHEELS / "einops-1-py3-none-any.whl"),
+    ]
+    (dev.WHEELS / "numpy-1-py3-none-any.whl").touch()
+    assert not dev.is_ready(host)
+
+
 def test_the_archive_is_unpacked_and_only_its_comfyui(dev, ran, archive):
     archive(vendored())
     assert dev.set_up() == dev.UNPACKED

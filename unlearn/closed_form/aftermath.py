@@ -19,7 +19,7 @@ from ..analysis.forecast import WordImpact
 from ..concepts.notation import format_concept
 from ..concepts.pasted import quoted
 from ..concepts.sentences import CHECKED
-from ..host import batched_sampling, predictions, text_encoding, weights
+from ..host import batched_sampling, memory, predictions, text_encoding, weights
 from ..host.architectures import native_size
 from ..host.model_types import Clip, Model
 from ..types import Concept, ConceptSet
@@ -27,6 +27,7 @@ from . import tuning
 from .session import Solution, SolveSession
 from .token_statistics import kept_states
 
+UNASKABLE = (RuntimeError, TypeError, KeyError, AttributeError, NotImplementedError)
 NAMED = 10  # concepts that one line of the report names
 
 
@@ -87,7 +88,7 @@ def ask(before: Model, after: Model, clip: Clip, concepts: ConceptSet, settings:
     chosen = torch.linspace(0, len(every) - 1, count).long().unique().tolist()
     try:
         found = remaining(before, after, clip, [every[i] for i in chosen], settings.glance_size)
-    except (RuntimeError, TypeError, KeyError, AttributeError, NotImplementedError) as error:
+    except (*UNASKABLE, memory.OutOfMemory) as error:
         # Some models draw only with a picture or a mask, which a solve does not have.
         told.append(
             "How much is left could not be found out on this model "

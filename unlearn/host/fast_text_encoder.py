@@ -19,11 +19,13 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 
 from . import text_encoding
+from .memory import BatchSize, raise_if_cancelled
 from .model_types import Clip
 from .pooled_text import shallow_copy
 from .progress import Progress
@@ -158,11 +160,30 @@ class FastTextEncoder:
         """
         found: dict[str, torch.Tensor] = {}
         chosen = {p.text: self._chosen(p) for p in wanted}
+        rows = BatchSize(text_encoding.BATCH, "prompt", text_encoding.REMEDY)
         for batch in _batches(chosen):
-            for stack in self.stacks:
-                stack.chosen = [chosen[text] for text in batch]
-            found |= text_encoding.encode(self.clip, batch, progress, pooled)
+            at = 0
+            while at < len(batch):
+                raise_if_cancelled()
+                left = batch[at:]
+                count, some = rows.run(len(left), partial(self._first, left, chosen, pooled))
+                found |= some
+                at += count
+                if progress is not None:
+                    progress.step(count)
         return found
+
+    def _first(
+        self,
+        texts: Sequence[str],
+        chosen: Mapping[str, Sequence[int]],
+        pooled: dict[str, torch.Tensor] | None,
+        count: int,
+    ) -> dict[str, torch.Tensor]:
+        """The states of the first `count` texts, at the positions `chosen`."""
+        for stack in self.stacks:
+            stack.chosen = [list(chosen[text]) for text in texts[:count]]
+        return text_encoding.encode_first(self.clip, texts, pooled, count)
 
     def _chosen(self, prompt: Prompt) -> list[int]:
         """The positions of a Prompt that are computed."""

@@ -37,6 +37,13 @@ def folders(kind: str) -> list[Path]:
     return [Path(p) for p in folder_paths.get_folder_paths(kind)]
 
 
+def temporary() -> Path:
+    """ComfyUI's folder for what need not last."""
+    import folder_paths
+
+    return Path(folder_paths.get_temp_directory())
+
+
 def listed(kind: str) -> list[str]:
     """Names of the .safetensors files of a kind, with their subfolders."""
     import folder_paths

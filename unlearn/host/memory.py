@@ -7,6 +7,8 @@ from typing import Any, TypeVar
 import comfy.model_management
 import torch
 
+from ..errors import UnlearnError
+
 Cancelled = comfy.model_management.InterruptProcessingException
 Result = TypeVar("Result")
 
@@ -61,17 +63,33 @@ def forget_frames(error: BaseException) -> None:
         todo += [found.__context__, found.__cause__]
 
 
-class BatchSize:
-    """How many rows are computed at once. It is halved whenever memory runs out."""
+SMALLER = (
+    "lower 'size' where the node has it, free memory (Edit, Unload Models), or start ComfyUI with "
+    "--novram"
+)
+"""What to change where a single picture does not fit."""
 
-    def __init__(self, rows: int) -> None:
+
+class OutOfMemory(UnlearnError):
+    """Memory ran out on a single row; the message says what to change."""
+
+
+class BatchSize:
+    """How many rows are computed at once. It is halved whenever memory runs out.
+
+    what, remedy: what one row is, and what to change when even one does not fit.
+    """
+
+    def __init__(self, rows: int, what: str = "picture", remedy: str = SMALLER) -> None:
         self.rows = max(1, rows)
+        self.what = what
+        self.remedy = remedy
 
     def run(self, count: int, work: Callable[[int], Result]) -> tuple[int, Result]:
         """Calls `work(n)` with n rows, at most `count`, and returns n and what it gave.
 
-        When memory runs out, n is halved and the work is tried again. What a batch of one raises
-        is raised; so is every error that is not about memory.
+        When memory runs out, n is halved and the work is tried again. Raises OutOfMemory when it
+        runs out on one row, and every error that is not about memory.
         """
         while True:
             n = min(count, self.rows)
@@ -79,8 +97,9 @@ class BatchSize:
                 return n, work(n)
             except Exception as error:
                 comfy.model_management.raise_non_oom(error)
-                if n == 1:
-                    raise
-                self.rows = n // 2
+                forget_frames(error)
             # This stands outside the handler, because the error holds on to what filled the memory.
             give_back()
+            if n == 1:
+                raise OutOfMemory(f"Memory ran out on a single {self.what}; {self.remedy}.")
+            self.rows = n // 2

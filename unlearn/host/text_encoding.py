@@ -5,17 +5,20 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Hashable, Iterable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 
 from ..errors import UnlearnError, quoted
 from . import embeddings, pooled_text
-from .memory import raise_if_cancelled
+from .memory import BatchSize, raise_if_cancelled
 from .model_types import Clip
 from .progress import Progress
 
 BATCH = 16  # prompts that are encoded at once. Not measured
+# What to change where a single prompt does not fit into memory.
+REMEDY = "free memory (Edit, Unload Models), or load the CLIP on the CPU"
 SHOWN = 60  # letters of a prompt in an error message
 LETTERS = "LNPS"  # Unicode categories of what a text encoder reads: letters, numbers, signs
 Chunks = dict[str, list[list[tuple]]]  # encoder -> chunks of 77 entries (token, weight, word id)
@@ -183,33 +186,44 @@ def encode(
     are wanted and there are none.
     """
     texts = list(dict.fromkeys(texts))
-    states = {}
-    for start in range(0, len(texts), BATCH):
+    states: dict[str, torch.Tensor] = {}
+    rows, at = BatchSize(BATCH, "prompt", REMEDY), 0
+    while at < len(texts):
         raise_if_cancelled()
-        batch = texts[start : start + BATCH]
-        tokens: dict[str, list] = {}
-        for text in batch:
-            for encoder, chunks in _chunks(clip, text).items():
-                if len(chunks) > 1:
-                    raise UnlearnError(
-                        f"The prompt '{text[:SHOWN]}...' is longer than the 75 tokens the text "
-                        "encoder reads; shorten it."
-                    )
-                tokens.setdefault(encoder, []).append([entry[:2] for entry in chunks[0]])
-        out, vectors = _encode_batch(clip, tokens, len(batch), pooled is not None)
-        for number, (text, state) in enumerate(zip(batch, out, strict=True)):
-            finite = bool(torch.isfinite(state).all())
-            if vectors is not None and pooled is not None:
-                finite = finite and bool(torch.isfinite(vectors[number]).all())
-                pooled[text] = vectors[number].clone()
-            if not finite:
-                raise UnlearnError(
-                    f"The input 'clip' gives NaN for '{text[:SHOWN]}'; load an undamaged text "
-                    "encoder."
-                )
-            states[text] = state.clone()
+        left = texts[at:]
+        count, found = rows.run(len(left), partial(encode_first, clip, left, pooled))
+        states |= found
+        at += count
         if progress is not None:
-            progress.step(len(batch))
+            progress.step(count)
+    return states
+
+
+def encode_first(
+    clip: Clip, texts: Sequence[str], pooled: dict[str, torch.Tensor] | None, count: int
+) -> dict[str, torch.Tensor]:
+    """As `encode`, of the first `count` texts, all at once."""
+    batch, states = texts[:count], {}
+    tokens: dict[str, list] = {}
+    for text in batch:
+        for encoder, chunks in _chunks(clip, text).items():
+            if len(chunks) > 1:
+                raise UnlearnError(
+                    f"The prompt '{text[:SHOWN]}...' is longer than the 75 tokens the text "
+                    "encoder reads; shorten it."
+                )
+            tokens.setdefault(encoder, []).append([entry[:2] for entry in chunks[0]])
+    out, vectors = _encode_batch(clip, tokens, len(batch), pooled is not None)
+    for number, (text, state) in enumerate(zip(batch, out, strict=True)):
+        finite = bool(torch.isfinite(state).all())
+        if vectors is not None and pooled is not None:
+            finite = finite and bool(torch.isfinite(vectors[number]).all())
+            pooled[text] = vectors[number].clone()
+        if not finite:
+            raise UnlearnError(
+                f"The input 'clip' gives NaN for '{text[:SHOWN]}'; load an undamaged text encoder."
+            )
+        states[text] = state.clone()
     return states
 
 

@@ -18,6 +18,7 @@ from ..host import (
     activation_hooks,
     architectures,
     batched_sampling,
+    memory,
     phrase_places,
     progress,
     text_encoding,
@@ -30,7 +31,7 @@ from ..types import ActivationStats, Concept, ConceptSet, Group, Ranking, Salien
 from . import prompts, report
 from .group_statistics import GB, GroupStatistics, Layers, PaperStatistics, WandaStatistics
 from .prompts import BUILT_IN, OwnLines, PromptGroup
-from .ranking import Gathered, rank, ranking
+from .ranking import Gathered, rank, ranking, room_for
 from .settings import SALIENCY_DEFAULTS, SaliencySettings
 
 DEFAULTS = SALIENCY_DEFAULTS
@@ -184,12 +185,14 @@ def _rankings(
         return rank(model, layers, concepts, gathered, asdict(settings))
     statistics.release_work()
     rankings = []
-    for g in statistics.sums:
+    for g in statistics.concepts:
         parts = []
-        for layer in range(len(layers)):
+        for layer, room in enumerate(room_for(layers, settings.ceiling)):
+            memory.raise_if_cancelled()
             a = statistics.saliency(g, layer, settings.scale)
-            parts.append(ranking(a, settings.ceiling))
+            parts.append(ranking(a, settings.ceiling, room))
         rankings.append(tuple(parts))
+    statistics.release()
     return tuple(rankings)
 
 
@@ -275,6 +278,7 @@ class _Watch:
                 f"{step + 1}; load an undamaged checkpoint, or run it in float32."
             )
         self.statistics.close(step, g)
+        self.moments = []  # they hold the statistics' memory
         self.done += len(texts)
         self.bar.step(len(texts))
         left = (time.time() - self.start) * (self.total / self.done - 1)

@@ -10,7 +10,8 @@ import torch
 from ...kernels import fia
 from ..errors import UnlearnError
 from ..files.raw_statistics import RawWriter
-from ..host import memory, weights
+from ..files.step_log import StepLog
+from ..host import folders, memory, weights
 from ..host.model_types import Model
 from ..types import Group
 from . import tuning
@@ -25,8 +26,11 @@ class GroupStatistics(Protocol):
 
     # The folder that the raw statistics are written to, or None.
     folder: Path | None
-    # A sentence for the report about the memory that was used, or ''.
-    memory_note: str
+
+    @property
+    def memory_note(self) -> str:
+        """A sentence for the report about the memory that was used, or ''."""
+        ...
 
     def allocate(self, device: torch.device) -> None:
         """Takes the memory, once the model is loaded on `device`."""
@@ -91,32 +95,31 @@ class WandaStatistics:
 
 @dataclass(frozen=True)
 class MemoryNeed:
-    """Bytes that the score `paper` needs, whatever the number of prompts.
+    """Bytes of memory that the score `paper` needs, whatever the number of prompts and concepts.
 
-    work: two float32 arrays of all layers' weights, which all groups use in turn. sums: for every
-    concept the sums over the steps, a float32 and a counter for each weight.
+    work: two float32 arrays of all layers' weights, which all groups use in turn. layer: what it
+    takes to add up the steps of one concept in the largest layer. Concepts need disk, not memory.
     """
 
     work: int
-    sums: int
+    layer: int
 
     @classmethod
-    def of(cls, layers: Layers, concepts: int, window: int) -> "MemoryNeed":
-        """The need for a number of concepts; window: number of steps."""
-        entries = sum(c_out * c_in for _, c_out, c_in in layers)
-        counter = fia.count_dtype(window).itemsize
+    def of(cls, layers: Layers) -> "MemoryNeed":
+        """The need for a model's layers."""
+        sizes = [c_out * c_in for _, c_out, c_in in layers]
         reserve = tuning.MEMORY_RESERVE
-        return cls(int(8 * entries * reserve), int((4 + counter) * entries * concepts * reserve))
+        return cls(int(8 * sum(sizes) * reserve), int(tuning.RANKING_BYTES * max(sizes) * reserve))
 
     @property
     def total(self) -> int:
-        return self.work + self.sums
+        """The most that is taken at once: the work arrays are gone when the steps are added up."""
+        return max(self.work, self.layer)
 
-    def place(self, device: torch.device) -> tuple[torch.device, torch.device]:
-        """(device of the work arrays, device of the sums): the fastest place that has room.
+    def place(self, device: torch.device) -> torch.device:
+        """Where the statistics lie: on `device` where they fit, otherwise in main memory.
 
-        Both lie on `device` when they fit there. Otherwise the sums lie in main memory, and after
-        that both do. Raises UnlearnError when nothing has room.
+        Raises UnlearnError when nothing has room.
         """
         cpu = torch.device("cpu")
         main = memory.free_bytes(cpu)
@@ -124,16 +127,13 @@ class MemoryNeed:
         if not memory.is_cpu(device):
             free = memory.free_bytes(device)
             if self.total <= free:
-                return device, device
-            if self.work <= free and self.sums <= main:
-                return device, cpu
+                return device
             room = f"{free / GB:.1f} GB of the GPU's and {main / GB:.1f} GB of main memory are"
         if self.total <= main:
-            return cpu, cpu
+            return cpu
         raise UnlearnError(
             f"The input 'score' is 'paper', which needs {self.total / GB:.1f} GB for its "
-            f"statistics, and {room} free; use score 'wanda', or measure fewer concepts at once "
-            "and join them with Merge Concept Saliency."
+            f"statistics, and {room} free; use score 'wanda', or close other programs."
         )
 
 
@@ -141,8 +141,10 @@ class PaperStatistics:
     """Statistics of the score `paper`: arrays of the size of the layers' weights.
 
     There are two work arrays. A baseline fills them with its mean and deviation. Then the first
-    holds the baseline's bound, and each concept in turn fills the second with its mean. Every
-    concept has its sums over the steps. Nothing grows with the number of prompts or steps.
+    holds the baseline's bound, and each concept in turn fills the second with its mean. What
+    stands out of the bound is set aside on disk at each step, and added up for one concept and
+    layer at a time when all steps are done. So memory grows with neither prompts, steps nor
+    concepts.
     """
 
     def __init__(
@@ -153,36 +155,30 @@ class PaperStatistics:
         settings: SaliencySettings,
         raw: RawWriter | None = None,
     ) -> None:
-        concepts = sum(not group.is_baseline for group in groups)
         self.model = model
         self.layers = layers
         self.groups = groups
         self.settings = settings
-        self.need = MemoryNeed.of(layers, concepts, settings.window)
+        self.need = MemoryNeed.of(layers)
         self.raw = raw
         self.folder = raw.path if raw else None
-        self.memory_note = ""
 
     def allocate(self, device: torch.device) -> None:
-        self.device, sums = self.need.place(device)
+        self.device = self.need.place(device)
         shapes = [shape for _, *shape in self.layers]
         self.first = [torch.zeros(shape, device=self.device) for shape in shapes]
         self.second = [torch.zeros(shape, device=self.device) for shape in shapes]
-        self.sums = {
-            g: [fia.SaliencyAccumulator(shape, sums, self.settings.window) for shape in shapes]
-            for g, group in enumerate(self.groups)
-            if not group.is_baseline
-        }
-        self.memory_note = self._memory_note(sums)
+        self.concepts = [g for g, group in enumerate(self.groups) if not group.is_baseline]
+        self.log = StepLog(folders.temporary())
 
-    def _memory_note(self, sums: torch.device) -> str:
-        parts = {self.device.type: self.need.work}
-        parts[sums.type] = parts.get(sums.type, 0) + self.need.sums
-        where = [
-            f"{size / GB:.2f} GB of {'main memory' if kind == 'cpu' else 'GPU memory'}"
-            for kind, size in parts.items()
-        ]
-        return f"The statistics take up to {' and '.join(where)}."
+    @property
+    def memory_note(self) -> str:
+        """What was taken, for the report."""
+        where = "main memory" if self.device.type == "cpu" else "GPU memory"
+        return (
+            f"The statistics took up to {self.need.total / GB:.2f} GB of {where} and "
+            f"{self.log.nbytes / GB:.2f} GB of disk for a while."
+        )
 
     def activation(
         self, module: torch.nn.Module, x: torch.Tensor, output: torch.Tensor
@@ -217,15 +213,23 @@ class PaperStatistics:
         for i, (key, *_) in enumerate(self.layers):
             w = weights.read(self.model, key, device=self.device)
             s = fia.contrast(w, self.second[i], self.first[i])
-            self.sums[g][i].add(s, self.settings.r1)
+            self.log.write((g, i), s)
 
     def kept(self, g: int) -> tuple[torch.Tensor | None, torch.Tensor | None]:
         return None, None
 
     def saliency(self, g: int, layer: int, scale: str) -> torch.Tensor:
-        """A [c_out, c_in] of one concept's group in one layer. It can be taken once."""
-        return self.sums[g][layer].saliency(scale)
+        """A [c_out, c_in] of one concept's group in one layer."""
+        _, *shape = self.layers[layer]
+        sums = fia.SaliencyAccumulator(shape, self.device, self.settings.window)
+        for s, positive in self.log.read((g, layer), shape, self.device):
+            sums.add(s, self.settings.r1, positive)
+        return sums.saliency(scale)
 
     def release_work(self) -> None:
         """Gives up the work arrays, which nobody needs after the last step."""
         self.first = self.second = self.moments = []
+
+    def release(self) -> None:
+        """Gives up the disk, when everything is ranked."""
+        self.log.close()

@@ -16,11 +16,22 @@ from . import tuning
 Gathered = Mapping[Group, ActivationStats]
 
 
-def ranking(a: torch.Tensor, ceiling: float) -> Ranking:
-    """The Ranking of a layer's saliency A [c_out, c_in]: its top share `ceiling`, and its sums."""
+def ranking(a: torch.Tensor, ceiling: float, room: torch.Tensor | None = None) -> Ranking:
+    """The Ranking of a layer's saliency A [c_out, c_in]: its top share `ceiling`, and its sums.
+
+    room: where the indices go, int32, at least `ceiling` of the entries. Indices that stay between
+    the large arrays of one layer and the next would tear the memory apart that those leave.
+    """
     indices, values = fia.strongest(a, ceiling)
     peak = float(values[0]) if len(values) else 0.0
-    return Ranking(indices.cpu(), a.sum(1).cpu(), a.sum(0).cpu(), peak)
+    kept = indices.cpu() if room is None else room[: len(indices)].copy_(indices)
+    return Ranking(kept, a.sum(1).cpu(), a.sum(0).cpu(), peak)
+
+
+def room_for(layers: Sequence[tuple[str, int, int]], ceiling: float) -> tuple[torch.Tensor, ...]:
+    """Room for the indices of every layer, int32, in one block of memory."""
+    sizes = [int(ceiling * c_out * c_in) for _, c_out, c_in in layers]
+    return torch.empty(sum(sizes), dtype=torch.int32).split(sizes)
 
 
 def rank(

@@ -17,6 +17,10 @@ report warns. What does change a patch is a setting, which stands in the patch's
 # 2026-11-21.
 MEMORY_RESERVE = 1.2
 
+# Bytes for each weight of the largest layer while the steps of a concept are added up and ranked:
+# two arrays of float32, a counter, and what sorting takes. Computed from the shapes; 2026-11-28.
+RANKING_BYTES = 36
+
 # Concepts that are ranked at the same time from merged statistics. Each takes 5 bytes for every
 # weight of the largest layer, 33 MB on SDXL (computed from the shapes, not measured); 2026-11-28.
 RANKED_AT_ONCE = 16

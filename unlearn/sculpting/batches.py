@@ -26,10 +26,11 @@ class Rows(NamedTuple):
 
 
 class PlacedTerm(NamedTuple):
-    """A term with the numbers [n] of its rows in a batch."""
+    """A term, and the numbers of its first row and of the one behind its last in a batch."""
 
     term: Term
-    at: torch.Tensor
+    first: int
+    end: int
 
 
 class Batch:
@@ -42,9 +43,9 @@ class Batch:
         self.placed: list[PlacedTerm] = []
         first = 0
         for part in parts:
-            at = first + torch.arange(len(part.x))
-            self.placed += [PlacedTerm(term, at) for term in part.terms]
-            first += len(part.x)
+            end = first + len(part.x)
+            self.placed += [PlacedTerm(term, first, end) for term in part.terms]
+            first = end
 
     def __len__(self) -> int:
         return len(self.x)
@@ -65,20 +66,19 @@ class Chunk:
         self.x = batch.x[first:end]
         self.sigma = batch.sigma[first:end]
         self.text_ids = batch.text_ids[first:end]
-        self.names = [placed.term.name for placed in batch.placed]
         index, targets, weights = [], [], []
         self.lengths: list[int] = []
-        for term, at in batch.placed:
-            inside = (at >= first) & (at < end)
-            index.append(at[inside] - first)
-            targets.append(term.target[inside.to(term.target.device)])
-            self.lengths.append(int(inside.sum()))
+        for term, start, stop in batch.placed:
+            low, high = max(first, start), max(first, start, min(end, stop))
+            index.append(torch.arange(low - first, high - first))
+            targets.append(term.target[low - start : high - start])
+            self.lengths.append(high - low)
             weights.append(torch.full((self.lengths[-1],), term.weight))
         self.index = torch.cat(index).to(batch.x.device)
         self.target = torch.cat(targets)
         self.weights = torch.cat(weights).to(batch.x.device)
 
-    def by_term(self, errors: torch.Tensor) -> dict[str, float]:
-        """The weighted sum of the rows' errors for each term."""
+    def by_term(self, errors: torch.Tensor) -> torch.Tensor:
+        """The weighted sum of the rows' errors for each term [n], on the device."""
         parts = (errors * self.weights).split(self.lengths)
-        return {name: float(p.sum()) for name, p in zip(self.names, parts, strict=True)}
+        return torch.stack([part.sum() for part in parts])

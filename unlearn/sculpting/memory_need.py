@@ -9,11 +9,15 @@ import torch
 
 from ..errors import UnlearnError
 from ..host import memory, progress
-from ..host.training_network import BYTES_PER_TRAINED_WEIGHT
+from ..host.model_types import Model
+from ..host.training_network import BYTES_PER_TRAINED_WEIGHT, layers, needed_bytes
+from ..types import UnlearnPatch
 from . import tuning
+from .settings import TrainingSettings
 from .trainer import Trainer
 
 GB = 2**30
+FEWEST = "keys and values"  # the smallest choice of 'trainable'
 
 
 class RowCost(NamedTuple):
@@ -23,21 +27,61 @@ class RowCost(NamedTuple):
     seconds: float
 
 
-def check_room(needed: int, device: torch.device, node_id: str | None = None) -> None:
+def check_room(
+    model: Model,
+    settings: TrainingSettings,
+    earlier: UnlearnPatch | None,
+    dtype: torch.dtype,
+    node_id: str | None = None,
+) -> None:
     """Says what the copies of the weights need; raises UnlearnError when there is less free.
 
-    needed: bytes of `training_network.needed_bytes`. Nothing must have been copied yet.
+    The error offers what fits. dtype: of activations. Nothing must have been copied yet.
     """
-    free = memory.free_bytes(device)
+    device = model.load_device
+    needed, free = (
+        weight_bytes(model, settings.trainable, earlier, dtype),
+        memory.free_bytes(device),
+    )
     progress.say(
         f"training needs {needed / GB:.1f} GB for the weights, {free / GB:.1f} GB are free", node_id
     )
     if needed > free:
         raise UnlearnError(
             f"The input 'model' needs {needed / GB:.1f} GB for copies of its weights to be trained "
-            f"and {free / GB:.1f} GB are free on '{device}'; set 'trainable' to 'keys and values', "
-            "'precision' to bf16 and 'checkpointing' to true, or free memory."
+            f"and {free / GB:.1f} GB are free on '{device}'; "
+            f"{_offer(model, settings, earlier, dtype, free)}."
         )
+
+
+def weight_bytes(
+    model: Model, trainable: str, earlier: UnlearnPatch | None, dtype: torch.dtype
+) -> int:
+    """Bytes that training the matrices `trainable` takes for weights; nothing is read."""
+    keys = [layer.key for layer in layers(model, trainable)]
+    return needed_bytes(model, keys, earlier, dtype)
+
+
+def _offer(
+    model: Model,
+    settings: TrainingSettings,
+    earlier: UnlearnPatch | None,
+    dtype: torch.dtype,
+    free: int,
+) -> str:
+    """What to set so that the weights fit: the least change that is enough."""
+    half = dtype if dtype.itemsize == 2 else torch.bfloat16
+    least = 0
+    for trainable, kind in ((settings.trainable, half), (FEWEST, dtype), (FEWEST, half)):
+        least = weight_bytes(model, trainable, earlier, kind)
+        changes = [f"'trainable' to '{FEWEST}'"] * (trainable != settings.trainable)
+        changes += ["'precision' to bf16"] * (kind != dtype)
+        if changes and least <= free:
+            return f"set {' and '.join(changes)}, which needs {least / GB:.1f} GB, or free memory"
+    return (
+        f"even '{FEWEST}' with 'precision' at bf16 need {least / GB:.1f} GB, so free memory, or "
+        "use ScaPre Solve, which needs no training"
+    )
 
 
 def forecast(trainer: Trainer) -> tuple[int, float]:

@@ -22,7 +22,6 @@ from ..host.training_network import (
     activation_dtype,
     conditioning,
     layers,
-    needed_bytes,
 )
 from ..host.vae_encoding import encode_squares
 from ..types import ConceptSet, UnlearnPatch
@@ -183,8 +182,7 @@ def _learn(
     """Draws, trains, and takes out what was learned. The network ends with this function."""
     s, keys = origin.settings, [layer.key for layer in prepared.chosen]
     memory.unload_models(model.load_device)  # from here on only the training needs the device
-    needed = needed_bytes(model, keys, inputs.earlier, prepared.dtype)
-    memory_need.check_room(needed, model.load_device, inputs.node_id)
+    memory_need.check_room(model, s, inputs.earlier, prepared.dtype, inputs.node_id)
     network = Network(
         model, keys, prepared.conditioned, inputs.earlier, prepared.dtype, s.checkpointing
     )

@@ -30,7 +30,12 @@ from .settings import TrainingSettings
 from .teacher import TeacherPool, most_rows, noise_like, spread_levels
 from .training_data import Check, TrainingData, pick
 
+LIGHTER = (
+    "turn on 'checkpointing', lower 'size', or set 'trainable' to 'keys and values' and "
+    "'precision' to bf16"
+)
 UNLIMITED = 10**9  # rows at once, until memory runs out
+FUSED = ("cpu", "cuda")  # types of devices on which Adam does a step in one operation
 
 
 class Trainer:
@@ -74,7 +79,7 @@ class Trainer:
         self.mask_turnover: list[float] = []
         self.left: list[dict[str, float]] = []
         self.steps: list[int] = []
-        self.batch_size = BatchSize(UNLIMITED)
+        self.batch_size = BatchSize(UNLIMITED, remedy=LIGHTER)
         self._prepare_projection()
         self._prepare_measurements()
 
@@ -96,7 +101,7 @@ class Trainer:
         """What each concept is measured on, and how much its name changes in the reference."""
         plan, n = self.data.plan, tuning.MEASURED_PREDICTIONS
         tasks = (*plan.earlier_tasks, *plan.tasks) if self.settings.replays else plan.tasks
-        self.measured_rows = BatchSize(2 * n)
+        self.measured_rows = BatchSize(2 * n, remedy=LIGHTER)
         self.checks: dict[str, Check] = {
             task.concept.name: self.data.check(task, n) for task in tasks
         }
@@ -149,7 +154,7 @@ class Trainer:
         self.generator_state = self.generator.get_state()
 
     def _new_optimizer(self) -> kernel.MaskedAdam:
-        fused = self.network.device.type in ("cpu", "cuda")
+        fused = self.network.device.type in FUSED
         return kernel.MaskedAdam(self.weights, lr=self.settings.learning_rate, fused=fused)
 
     def _clear_importance(self) -> None:
@@ -269,13 +274,17 @@ class Trainer:
         """Sets the gradients of a batch, `rows` of its rows at a time (SM-4)."""
         for w in self.weights:
             w.grad = None
-        net, losses = self.network, {"total": 0.0}
+        net, sums = self.network, []
         for chunk in batch.chunks(rows):
             prediction = net.predict(net.student, chunk.x, chunk.sigma, chunk.text_ids)
             total, errors = kernel.objective(prediction[chunk.index], chunk.target, chunk.weights)
             self.scaler.scale(total).backward()
-            losses["total"] += float(total.detach())
-            for name, loss in chunk.by_term(errors).items():
+            sums.append(torch.cat([total.detach()[None], chunk.by_term(errors)]))
+        losses: dict[str, float] = {}
+        names = ["total", *(placed.term.name for placed in batch.placed)]
+        # Read once for the whole step, because each reading waits for the device.
+        for found in torch.stack(sums).tolist():
+            for name, loss in zip(names, found, strict=True):
                 losses[name] = losses.get(name, 0.0) + loss
         return losses
 
