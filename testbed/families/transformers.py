@@ -7,6 +7,7 @@ takes sizes for granted that no weight shows, the small ones are put in afterwar
 
 import functools
 import importlib
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -24,7 +25,8 @@ class Family(NamedTuple):
     makes the model small. encoder: (module of comfy.text_encoders, tokenizer, encoder) where the
     class does not say it; an encoder with () at its end is called. side: of the latents. shrunk:
     (module, class, its arguments) of a part that takes no sizes from the model's. told_by: true
-    sizes by which ComfyUI tells this class from another one.
+    sizes by which ComfyUI tells this class from another one. scaled: by patterns of weight names,
+    how many times as large weights are as random ones that keep what they read at its size.
     """
 
     config: str
@@ -33,6 +35,7 @@ class Family(NamedTuple):
     side: int = 4
     shrunk: tuple[str, str, dict[str, Any]] | None = None
     told_by: dict[str, int] = {}
+    scaled: dict[str, float] = {}
 
 
 _PREDICT2 = {
@@ -164,8 +167,15 @@ _CASCADE = {
     "blocks": [[1, 1], [1, 1]],
 }  # fmt: skip
 _ADAPTER = ("anima.model", "LLMAdapter", {"num_layers": 1})
+# Anima's adapter adds to the vectors of T5's tokens, and its own code starts with nothing added. So
+# these are as long as torch makes embeddings, and what is added is a part of what random weights
+# would add.
+ADAPTER_OUTPUTS, ADAPTER_SHARE = r"llm_adapter\.blocks\..*(o_proj|mlp\.2)\.weight", 0.3
+_ANIMA_SCALED = {r"llm_adapter\.embed\.weight": 1024**0.5, ADAPTER_OUTPUTS: ADAPTER_SHARE}
 FAMILIES = {
-    "Anima": Family("Anima", {"image_model": "anima", **_PREDICT2}, shrunk=_ADAPTER),
+    "Anima": Family(
+        "Anima", {"image_model": "anima", **_PREDICT2}, shrunk=_ADAPTER, scaled=_ANIMA_SCALED
+    ),
     "Cosmos-Predict2": Family("CosmosT2IPredict2", {"image_model": "cosmos_predict2", **_PREDICT2}),
     "Cosmos 1": Family("CosmosT2V", _COSMOS1),
     "Wan 2.1": Family("WAN21_T2V", _WAN),
@@ -271,6 +281,9 @@ def checkpoint(name: str, seed: int = 0) -> dict[str, torch.Tensor]:
         elif weight.ndim > 1:
             fan = max(1, weight[0].numel())
             state[key] = torch.randn(weight.shape, generator=g) / fan**0.5
+            for pattern, times in family.scaled.items():
+                if re.fullmatch(pattern, key):
+                    state[key] *= times
         else:
             noise = 0.1 * torch.randn(weight.shape, generator=g)
             state[key] = noise + (1.0 if _scales(key) else 0.0)

@@ -8,6 +8,7 @@ UNLEARN_FAMILIES=all every one.
 import functools
 import hashlib
 import os
+import re
 
 import pytest
 import torch
@@ -212,13 +213,32 @@ def test_what_the_concept_adds_is_gone_from_the_layers_output(family, states, so
     assert max(studied.values()) <= 0.01, studied
     # The stand-in's pooled vector holds nothing of a word that is the same in every sentence.
     of_tokens = {group.name for group in states.groups if not group.pooled}
-    if family[0] == "Anima" and max(unseen.values()) > 0.25:
-        pytest.xfail(f"behind a random adapter a word adds something new everywhere: {unseen}")
     assert max(unseen[name] for name in of_tokens) <= 0.25, unseen
     kept = left(family, states, patch, STUDIED, ("cat", "animal"))
     assert min(kept[name] for name in of_tokens) >= 0.9, kept
     assert max(kept[name] for name in of_tokens) <= 1.1, kept
     assert "the edit is exact" in report or "mixed with the picture" in report
+
+
+def test_behind_a_wholly_random_adapter_half_of_a_concept_can_stay_in_new_sentences():
+    """Anima's adapter mixes a word into every other token. Where it does so by random weights, the
+    word adds something new to each sentence: 0.43 of it lies outside what two sentences show, and
+    0.30 outside what twelve show. No edit can know that. So this is a bound of what is to be
+    expected, beside the 0.25 above, which hold where the adapter adds less than it passes on.
+    """
+    state = transformers.checkpoint("Anima")
+    for key in state:
+        if re.fullmatch(transformers.ADAPTER_OUTPUTS, key):
+            state[key] /= transformers.ADAPTER_SHARE
+    with torch.inference_mode():
+        one = "Anima", transformers.load("Anima", state), transformers.clip("Anima")
+        states = observed.ObservedStates(architectures.of(one[1]), one[2])
+        settings = {"templates": STUDIED, "prior": False, **SETTINGS["anchored"]}
+        patch, *_ = scapre.solve(
+            *one[1:], CONCEPTS, scapre.SolveSettings.of("anchored", **settings)
+        )
+        studied, unseen = (left(one, states, patch, texts) for texts in (STUDIED, UNSEEN))
+    assert studied["text"] <= 0.01 and 0.25 < unseen["text"] <= 0.5, (studied, unseen)
 
 
 def test_the_patch_is_applied_and_the_plain_model_stays(family, solved, tmp_path):

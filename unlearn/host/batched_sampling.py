@@ -106,8 +106,8 @@ def latent_shape(model: Model, size: int) -> list[int]:
     form: Any = model.get_model_object("latent_format")
     if form.latent_dimensions != 2:
         raise UnlearnError(
-            f"The input 'model' ({architectures.kind(model)}) makes no single pictures; use an "
-            "SD1.x, SD2.x or SDXL checkpoint."
+            f"The input 'model' ({architectures.kind(model)}) makes no single pictures; use a "
+            "model of pictures."
         )
     ratio = form.spacial_downscale_ratio
     if isinstance(form, comfy.latent_formats.SD_X4):

@@ -12,7 +12,7 @@ from ...errors import UnlearnError
 from ..model_types import Model
 from .base import TRAINABLE, Architecture, Layer, Spans, kind
 from .transformer import Transformer
-from .unet import UNet, label, native_size, part, reads_text, text_spans
+from .unet import UNet, label, part, reads_text, text_spans, unet_size
 
 __all__ = [
     "TRAINABLE", "Architecture", "Layer", "Spans", "Transformer", "cross_attention", "feed_forward",
@@ -41,13 +41,22 @@ def known(model: Model) -> Architecture | None:
 
     Raises UnlearnError for a relative of a known family that text does not enter.
     """
+    found = _fitting(model)
+    if found is not None:
+        found.check()
+    return found
+
+
+def _fitting(model: Model) -> Architecture | None:
+    """The family whose layers a MODEL has, if any."""
     keys = tuple(model.model.state_dict())
-    for family in families():
-        if family.fits(keys):
-            found = family(model)
-            found.check()
-            return found
-    return None
+    return next((family(model) for family in families() if family.fits(keys)), None)
+
+
+def native_size(model: Model) -> int:
+    """Side in pixels of the square pictures a MODEL was made for, known or not."""
+    found = _fitting(model)
+    return unet_size(model) if found is None else found.native_size()
 
 
 def of(model: Model) -> Architecture:
