@@ -214,9 +214,12 @@ def test_what_the_concept_adds_is_gone_from_the_layers_output(family, states, so
     # The stand-in's pooled vector holds nothing of a word that is the same in every sentence.
     of_tokens = {group.name for group in states.groups if not group.pooled}
     assert max(unseen[name] for name in of_tokens) <= 0.25, unseen
-    kept = left(family, states, patch, STUDIED, ("cat", "animal"))
-    assert min(kept[name] for name in of_tokens) >= 0.9, kept
-    assert max(kept[name] for name in of_tokens) <= 1.1, kept
+    # What tells a kept word from another one stays whole. Part of what tells it from 'animal' is
+    # what tells the fox from 'animal', and goes: these words are not alike, so it is not held.
+    for other, least in (("dog", 0.95), ("animal", 0.8)):
+        kept = left(family, states, patch, STUDIED, ("cat", other))
+        assert min(kept[name] for name in of_tokens) >= least, (other, kept)
+        assert max(kept[name] for name in of_tokens) <= 1.1, (other, kept)
     assert "the edit is exact" in report or "mixed with the picture" in report
 
 

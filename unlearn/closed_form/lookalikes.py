@@ -22,6 +22,7 @@ from torch.nn import functional as F
 from ...kernels import scapre
 from ..analysis.contrasts import Contrast, contrast
 from ..analysis.prior_words import Fetch
+from ..host import phrase_places
 from ..host.progress import Progress
 from . import tuning
 from .sentence_plan import SentencePair, SentencePlan
@@ -57,7 +58,8 @@ def held_contrasts(
         read = partial(_of_words, fetch=fetch, scale=scale, progress=progress)
         erased, nouns = forgotten[:, [*concepts[neutral]]].T, _mean_rows(read(common[neutral]))
         if len(words) > tuning.LOOKALIKES:
-            rough = likeness(_mean_rows(read([pairs[:1] for pairs in words])), erased, nouns)
+            firsts = [_of_first_sentence(pairs) for pairs in words]
+            rough = likeness(_mean_rows(read(firsts)), erased, nouns)
             words = [words[i] for i in rough.topk(tuning.LOOKALIKES).indices.tolist()]
         found = read(words)
         near = likeness(_mean_rows(found), erased, nouns)
@@ -75,6 +77,12 @@ def _by_neutral(pairs: Sequence[SentencePair]) -> dict[str, list[list[SentencePa
     for (neutral, _), of_word in words.items():
         found.setdefault(neutral, []).append(of_word)
     return found
+
+
+def _of_first_sentence(pairs: Sequence[SentencePair]) -> list[SentencePair]:
+    """The first sentence of a word, in every text encoder that reads it."""
+    first = phrase_places.segment_of(pairs[0].prompt.text)[0]
+    return [pair for pair in pairs if phrase_places.segment_of(pair.prompt.text)[0] == first]
 
 
 def _of_words(
