@@ -9,6 +9,7 @@ import functools
 import hashlib
 import os
 import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -359,6 +360,20 @@ def test_every_family_with_a_file_is_in_the_table():
         assert len(fitting) == 1, (name, fitting)
         found |= set(fitting)
     assert found == families
+
+
+def test_the_page_on_families_says_what_the_files_say():
+    """docs/families.md has every family in one row, and in it how exact the edit is."""
+    page = (Path(__file__).resolve().parents[2] / "docs" / "families.md").read_text("utf-8")
+    table = page[page.index("| model |") : page.index("- **exact**")]
+    rows = [line.split("|")[1:4] for line in table.splitlines()[2:] if line]
+    for family in architectures.families():
+        if not issubclass(family, architectures.Transformer):
+            continue
+        for title in family.title.split(" and "):
+            said = {(kind.strip(), prunes.strip()) for m, kind, prunes in rows if title in m}
+            kind = "exact" if family.exact else "at the entry"
+            assert said == {(kind, "runs" if family.second else "no such layers")}, title
 
 
 # --- UNets: observation agrees with the short cut ---------------------------------------------

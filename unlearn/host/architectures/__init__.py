@@ -1,7 +1,7 @@
 """What the pack knows of each model family: one file each, behind one base class.
 
-To add a family, write a subclass of `Architecture` in a new file of this folder, and add a row to
-the table in tests/host/test_architectures.py.
+To add a family, write a subclass of `Transformer` or `Architecture` in a new file of this folder;
+docs/families.md says how.
 """
 
 import importlib
@@ -65,8 +65,8 @@ def of(model: Model) -> Architecture:
     if found is None:
         raise UnlearnError(
             f"The input 'model' ({kind(model)}) has no text cross-attention that this pack knows; "
-            f"it works with SD1.x, SD2.x, SDXL, {', '.join(_titles())}, and docs/architecture.md "
-            "says how to add a family."
+            f"it works with SD1.x, SD2.x, SDXL, {', '.join(_titles())}, and docs/families.md says "
+            "how to add a family."
         )
     return found
 
