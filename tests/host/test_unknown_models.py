@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from testbed import pack, tiny
-from testbed.families import transformers
+from testbed.families import transformers, vaes
 
 adapters = pack.module("unlearn.host.adapters")
 architectures = pack.module("unlearn.host.architectures")
@@ -18,7 +18,6 @@ CONCEPTS = notation.parse("fox -> animal", "cat")
 # Told of a model that no file of unlearn/host/architectures is about.
 UNKNOWN = r"'model' \(Lens\) has no text cross-attention that this pack knows; .*docs/families.md"
 LACKS = r"'model' lacks 1 of the weights the patch changes"
-VAE = SimpleNamespace(latent_channels=128, latent_dim=2)
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +85,7 @@ def test_the_report_draws_it_or_says_what_it_needs(lens):
         before=model,
         after=model.clone(),
         clip=clip,
-        vae=VAE,
+        vae=vaes.vae(model),
         concepts=CONCEPTS,
         size=64,
         steps=1,
