@@ -23,7 +23,8 @@ def _of_pictures(channels: int) -> Any:
     import comfy.sd
     import comfy.taesd.taesd
 
-    return comfy.sd.VAE(sd=_random(comfy.taesd.taesd.TAESD(latent_channels=channels)))
+    made = comfy.taesd.taesd.TAESD(latent_channels=channels)
+    return comfy.sd.VAE(sd=_random(made), metadata={"tae_latent_channels": channels})
 
 
 @functools.cache

@@ -29,6 +29,7 @@ observed = pack.module("unlearn.files.observed_states")
 observed_text = pack.module("unlearn.host.observed_text")
 patch_file = pack.module("unlearn.files.patch_file")
 patching = pack.module("unlearn.host.patching")
+predictions = pack.module("unlearn.host.predictions")
 scapre = pack.module("unlearn.closed_form.solve")
 weights = pack.module("unlearn.host.weights")
 collection = pack.module("unlearn.pruning.collection")
@@ -337,6 +338,26 @@ def test_both_halves_of_guidance_are_for_unets(every_family):
     if name == "Wan 2.1":
         with pytest.raises(UnlearnError, match="set it to 'conditional'"):
             collection.collect(model, clip, CONCEPTS, halves="both", **MEASURED)
+
+
+def test_memory_that_runs_out_is_told_in_one_sentence(every_family, monkeypatch):
+    import comfy.samplers
+
+    name, model, clip = every_family
+    if name != "Wan 2.1":
+        return
+
+    def full(*args, **more):
+        raise torch.OutOfMemoryError("out of memory")
+
+    found = architectures.of(model)
+    monkeypatch.setattr(comfy.samplers, "calc_cond_batch", full)
+    with pytest.raises(UnlearnError, match="Memory ran out on a single picture"):
+        collection.collect(model, clip, CONCEPTS, **MEASURED)
+    with pytest.raises(UnlearnError, match="Memory ran out while the input 'model' read a prompt"):
+        observed_text.observe(found, clip, ["a fox"], [found.cross_attention_layers()[0].key])
+    with pytest.raises(UnlearnError, match="Memory ran out on a single picture"):
+        predictions.from_noise(model, clip, ["a fox"], [1], level=0.9, size=64)
 
 
 def test_the_trainer_refuses_in_one_sentence(every_family):

@@ -108,7 +108,8 @@ def test_a_familys_graph_goes_with_the_nodes_of_the_host(server, name):
                 assert kind in (given, "*") or given in kind.split(","), (key, kind, given)
             elif key not in FILES:
                 options = kind if isinstance(kind, list) else rest[0].get("options")
-                assert options is None or value in options, (key, value)
+                keys = [o["key"] if isinstance(o, dict) else o for o in options or [value]]
+                assert value in keys, (key, value)
 
 
 @pytest.mark.parametrize("name", graphs.FAMILIES)

@@ -18,9 +18,8 @@ import comfy.utils
 import torch
 
 from ..errors import UnlearnError
-from . import batched_sampling, text_encoding
+from . import batched_sampling, memory, text_encoding
 from .architectures import Architecture, Layer, kind
-from .memory import raise_if_cancelled
 from .model_types import Clip, Model
 
 BATCH = 16  # prompts that go through the model at once. Not measured
@@ -102,7 +101,7 @@ class _Observation:
         options: dict,
     ) -> None:
         """Observes some prompts together; one by one where their rows cannot be told apart."""
-        raise_if_cancelled()
+        memory.raise_if_cancelled()
         whole = self._call(model, [conds[n] for n in numbers], x, sigma, options)
         for number, rows in zip(numbers, whole, strict=True):
             if rows is None:
@@ -196,13 +195,18 @@ def observe(
     run = _Observation(keys, batched_sampling.seeded_noise(shape, [seed]), stop)
     positive = []
     for text in texts:
-        raise_if_cancelled()
+        memory.raise_if_cancelled()
         tokens = clip.tokenize(text_encoding.escaped(text))
         positive += clip.encode_from_tokens_scheduled(tokens)
     try:
         schedule = from_level(family.model, level)
         inside_sampling(family.model, positive, shape, schedule, seed, run.run)
     except (RuntimeError, TypeError, KeyError, AttributeError, IndexError) as error:
+        if memory.is_full(error):
+            raise memory.OutOfMemory(
+                "Memory ran out while the input 'model' read a prompt; free memory (Edit, Unload "
+                "Models), or start ComfyUI with --novram."
+            ) from error
         raise UnlearnError(
             f"The input 'model' ({kind(family.model)}) could not read a prompt of the input 'clip' "
             f"({type(error).__name__}: {error}); connect the text encoder that this model was "

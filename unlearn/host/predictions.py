@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -9,10 +10,9 @@ import comfy.sample
 import comfy.samplers
 import torch
 
-from . import architectures, batched_sampling, observed_text
+from . import architectures, batched_sampling, memory, observed_text
 from .architectures import Transformer
 from .batched_sampling import Encoded
-from .memory import raise_if_cancelled
 from .model_types import Clip, Model
 
 
@@ -51,7 +51,7 @@ def from_noise(
 def encoded_texts(clip: Clip, texts: Sequence[str], known: Encoded) -> Encoded:
     """What the CLIP says of texts, in full. New ones are added to `known`."""
     for text in dict.fromkeys(texts):
-        raise_if_cancelled()
+        memory.raise_if_cancelled()
         if text not in known:
             ((states, more),) = clip.encode_from_tokens_scheduled(clip.tokenize(text))
             known[text] = states, more
@@ -75,10 +75,11 @@ class _Predictions:
         for start in range(0, len(conds), batched_sampling.LARGEST_BATCH):
             part = conds[start : start + batched_sampling.LARGEST_BATCH]
             for x in noisy.split(1):
-                raise_if_cancelled()
-                out = comfy.samplers.calc_cond_batch(
-                    guider.inner_model, [[cond] for cond in part], x, sigmas[:1], options
-                )
+                memory.raise_if_cancelled()
+                call = comfy.samplers.calc_cond_batch
+                each = [[cond] for cond in part]  # of which ComfyUI runs as many as fit at once
+                work = functools.partial(call, guider.inner_model, each, x, sigmas[:1], options)
+                out = memory.alone(work)
                 for place, one in enumerate(out):
                     self.found[start + place].append(one[0].float().cpu())
                 self.step()

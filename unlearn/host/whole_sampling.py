@@ -7,15 +7,15 @@ through them by itself, with its conditioning in full.
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import comfy.samplers
 import torch
 
-from . import architectures, batched_sampling, observed_text, predictions
+from . import architectures, batched_sampling, memory, observed_text, predictions
 from .architectures import Transformer
 from .batched_sampling import SamplingPlan, Watch
-from .memory import raise_if_cancelled
 from .model_types import Clip, Model
 
 
@@ -57,8 +57,10 @@ class _Run:
                 now, following = sigmas[step : step + 1], sigmas[step + 1]
                 for g, group in enumerate(self.plan.groups):
                     for number in group:
-                        raise_if_cancelled()
-                        x0 = self._denoised(guider, options, x[number : number + 1], now, number)
+                        memory.raise_if_cancelled()
+                        one = x[number : number + 1]
+                        work = functools.partial(self._denoised, guider, options, one, now, number)
+                        x0 = memory.alone(work)
                         x[number] += (x[number] - x0[0]) / now * (following - now)
                         self.calls += 1
                     self.watch.group(step, g)
