@@ -5,7 +5,7 @@ edit that ends at zero leaves some of it: of one concept alone less than of a st
 two words; of many, whose edits help each other, hardly any. So what each concept adds to the end
 token is pushed past zero by a share of itself. What is left of it in keys and values falls
 linearly as the share rises. Pushing the concept's own tokens and the padding too was measured to
-take its superclass along, and to forget no more.
+take its superclass along, and to forget no more. A style is pushed less far than a thing.
 """
 
 from collections.abc import Sequence
@@ -23,9 +23,9 @@ LEAST_SHOWN = 0.005  # shares below it are shown as 0 %
 class OvershootFit:
     """Finds the share by which each concept is pushed.
 
-    stats: of the solve; grams: of the layers before it; operator H [d, d]: the LayerEdit's
-    `solution_operator`; concepts [s] and differences [s, d] float64: what `in_new_sentences` of
-    token_statistics.py gives.
+    stats: of the solve; kinds: of its concepts; grams: of the layers before it; operator H [d, d]:
+    the LayerEdit's `solution_operator`; concepts [s] and differences [s, d] float64: what
+    `in_new_sentences` of token_statistics.py gives.
     With very many concepts only some of them are in `concepts`; the others are pushed by the mean.
 
     On a model with earlier patches of this pack less is asked for, and both what is left and the
@@ -35,12 +35,13 @@ class OvershootFit:
     def __init__(
         self,
         stats: Statistics,
+        kinds: Sequence[str],
         grams: WeightGrams,
         operator: torch.Tensor,
         concepts: torch.Tensor,
         differences: torch.Tensor,
     ) -> None:
-        self.stats, self.grams, self.operator = stats, grams, operator
+        self.stats, self.kinds, self.grams, self.operator = stats, kinds, grams, operator
         self.differences = differences
         self.checked, self._index = concepts.unique(return_inverse=True)
         self._count = torch.bincount(self._index)
@@ -70,12 +71,12 @@ class OvershootFit:
         """How far W0 (I + M) moves what is kept, relative, root mean square."""
         return self.grams.after_shared_edit(multiplier).drift(self.stats.drift_gram)
 
-    def search(self, most: float) -> torch.Tensor:
-        """Shares [k], 0 to `most`, at which the target is left of each checked concept."""
+    def search(self, most: torch.Tensor) -> torch.Tensor:
+        """Shares [k], 0 to `most` [k], at which the target is left of each checked concept."""
         shares = torch.zeros(len(self.checked), dtype=torch.float64)
         for _ in range(tuning.OVERSHOOT_ITERATIONS):
             excess = self.remaining(self.multiplier(shares)) - self.target
-            shares = (shares + excess).clamp(0, most)
+            shares = torch.minimum((shares + excess).clamp_min(0), most)
         return shares
 
     def part_within(self, limit: float, multiplier: torch.Tensor) -> float:
@@ -97,9 +98,10 @@ class OvershootFit:
     def fit(self, most: float, limit: float) -> tuple[torch.Tensor, list[str]]:
         """(the share of every concept [m] float64, notes for the report).
 
-        most: the largest share; limit: the largest drift of what is kept.
+        most: the largest share, of a style less; limit: the largest drift of what is kept.
         """
-        shares = self.search(most)
+        parts = [most * tuning.PUSHED[self.kinds[i]] for i in self.checked.tolist()]
+        shares = self.search(torch.tensor(parts, dtype=torch.float64))
         whole = self.multiplier(shares)
         part = self.part_within(limit, whole)
         remaining = self.remaining(self.base + part * (whole - self.base))
@@ -116,8 +118,9 @@ class OvershootFit:
 
     def _note_of_remaining(self, remaining: Sequence[float]) -> list[str]:
         names = [self.stats.names[i] for i in self.checked.tolist()]
-        found = sorted(zip(remaining, names, strict=True), reverse=True)
-        back = [(left, name) for left, name in found if left > tuning.RESIDUAL_WARNING]
+        bounds = [tuning.LEFT_UNSEEN[self.kinds[i]] for i in self.checked.tolist()]
+        found = sorted(zip(remaining, names, bounds, strict=True), reverse=True)
+        back = [(left, name) for left, name, bound in found if left > bound]
         if not back:
             return []
         listed = ", ".join(f"{name} ({left:.0%} left)" for left, name in back[:10])

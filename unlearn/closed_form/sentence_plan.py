@@ -59,10 +59,10 @@ class SentencePlan:
     """The sentences in which a ConceptSet is studied, and what is kept.
 
     pairs: the sentences that are studied; kept: the prompts that are kept, the empty prompt first;
-    names: of the concepts; listed: those of `kept` that stand for the keep list. bare_names: every
-    name alone; bare_keep: the keep list's entries alone. checked: concepts in sentences that are
-    not studied. kept_contrasts: each entry of the keep list and, in its place, each neutral word of
-    the concepts, one index for each such pair; common_contrasts: the same of common nouns.
+    names, kinds: of the concepts; listed: those of `kept` that stand for the keep list. bare_names:
+    every name alone; bare_keep: the keep list's entries alone. checked: concepts in sentences that
+    are not studied. kept_contrasts: each entry of the keep list and, in its place, each neutral
+    word of the concepts, one index for each such pair; common_contrasts: the same of common nouns.
     measured: kept words in sentences that tell how far an edit moves what is kept. packed: prompts
     of common words, each with its (word, position) pairs; forgotten words are among them and are
     left out when the states are read.
@@ -71,6 +71,7 @@ class SentencePlan:
     pairs: tuple[SentencePair, ...]
     kept: tuple[Prompt, ...]
     names: tuple[str, ...]
+    kinds: tuple[str, ...]
     listed: tuple[Prompt, ...] = ()
     bare_names: tuple[NamePair, ...] = ()
     bare_keep: tuple[Prompt, ...] = ()
@@ -180,6 +181,7 @@ def plan(
         pairs=tuple(pairs),
         kept=_kept_prompts(locate, concept_set, listed, pairs, prior),
         names=tuple(concept.name for concept in concept_set.concepts),
+        kinds=tuple(concept.kind for concept in concept_set.concepts),
         listed=tuple(listed),
         bare_names=tuple(bare_names),
         bare_keep=tuple(locate("{concept}", entry) for entry in concept_set.keep),

@@ -89,7 +89,8 @@ class SolveSession:
         concepts, differences = token_statistics.in_new_sentences(
             self.group.plan, self.group.fetch, progress
         )
-        fit = OvershootFit(found.stats, self.grams, operator, concepts, differences)
+        kinds = self.group.plan.kinds
+        fit = OvershootFit(found.stats, kinds, self.grams, operator, concepts, differences)
         shares, notes = fit.fit(most, drift)
         stats = found.stats.overshot(shares)
         if found.edit.for_target is None:
