@@ -71,8 +71,7 @@ def run(layers, concepts, given):
     statistics.release_work()
     rankings = []  # they stay, as in a SaliencyMap
     for g in range(1, len(groups)):
-        rooms = ranking.room_for(layers, settings.ceiling)
-        for i, room in enumerate(rooms):
+        for i, room in enumerate(ranking.rooms(layers, settings.ceiling)):
             a = statistics.saliency(g, i, settings.scale)
             rankings.append(ranking.ranking(a, settings.ceiling, room))
     return getattr(getattr(statistics, "log", None), "nbytes", 0)

@@ -143,6 +143,42 @@ def test_whom_a_text_is_read_beside_changes_nothing():
     )
 
 
+def test_where_nobody_reads_the_padding_it_is_not_computed():
+    """All up to the end token, and the pooled vector there, are as they were."""
+    clip = sdxl()
+    pooled, vectors = {}, {}
+    whole = prompts.encode(clip, TEXTS, pooled=vectors)
+    wanted = [p._replace(padded=False) for p in located(clip)]
+    fed, encoder = wide(clip), fast.unchecked(clip, states.kept_positions)
+    found = encoder.encode(wanted, pooled=pooled)
+    assert fed == [sum(p.end + 1 for p in wanted) - 5] * 2
+    for p in wanted:
+        assert len(found[p.text]) == p.end + 1
+        assert torch.allclose(found[p.text], whole[p.text][: p.end + 1], atol=1e-4), p.text
+        assert torch.allclose(pooled[p.text], vectors[p.text], atol=1e-4)
+
+
+def test_states_without_their_padding_are_kept_and_serve_nobody_who_reads_it(tmp_path):
+    clip = sdxl()
+    whole = prompts.encode(clip, TEXTS)
+    padded, cut = located(clip), [p._replace(padded=False) for p in located(clip)]
+
+    def encoded(wanted):
+        """How many prompts a new store encodes, whose states are the encoder's."""
+        store = states.TextStateCache(clip, tmp_path)
+        found = store.get(wanted)
+        assert near(clip, found, whole) < fast.NEAR if wanted[0].padded else True
+        assert all(
+            torch.allclose(found[p.text][: p.end + 1], whole[p.text][: p.end + 1], atol=1e-4)
+            for p in padded
+        )
+        return store.encoded
+
+    assert encoded(cut) == len(TEXTS) and encoded(cut) == 0
+    assert encoded(padded) == len(TEXTS) and encoded(padded) == 0
+    assert encoded(cut) == 0 and encoded([*cut, *padded]) == 0
+
+
 def test_where_all_positions_are_read_nothing_differs():
     clip = sdxl()
     encoder = fast.unchecked(clip, lambda end, length: [*range(length)])

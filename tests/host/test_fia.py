@@ -214,7 +214,7 @@ def test_out_of_memory_shrinks_the_batch_and_counts_nothing_twice(loaded, monkey
 
 def test_batches_do_not_matter(loaded, monkeypatch):
     most, whole = lockstep.LARGEST_BATCH, measured(loaded)
-    monkeypatch.setattr(fia, "top_threshold", lambda s, share: float("inf"))
+    monkeypatch.setattr(fia, "top_threshold", lambda *_: float("inf"))
     strength = collect(
         loaded
     )  # without the counts of eq 3, which jump where rounding takes a score over its threshold

@@ -210,7 +210,7 @@ def test_any_shape_equals_the_reference(seed, n, d, eta):
 @pytest.mark.parametrize("d", [3, 30])
 def test_a_tall_gram_matrix_is_the_plain_product(d):
     g = torch.Generator().manual_seed(5)
-    tall = kernel.BLOCK_ROWS * kernel.COLUMN_BLOCKS + 3
+    tall = kernel.TALL + 3
     x = torch.randn(tall, d, generator=g, dtype=torch.float64)
     omega = torch.randn(len(x), generator=g, dtype=torch.float64)
     for weights in (None, omega):

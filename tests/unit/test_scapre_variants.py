@@ -773,7 +773,7 @@ def test_kernels_work_where_their_inputs_are(g):
     """A kernel that forgets the device of its inputs fails under another default device."""
     few, many, w0, rows = (
         rand(g, 5, 4),
-        rand(g, scapre.BLOCK_ROWS * scapre.COLUMN_BLOCKS, 4),
+        rand(g, scapre.TALL, 4),
         rand(g, 6, 4),
         torch.ones(1, 6),
     )

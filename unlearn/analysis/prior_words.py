@@ -36,7 +36,7 @@ def packed_words(clip: Clip) -> tuple[PackedPrompt, ...]:
         while positions is None:  # words of the artist's own may have several tokens each
             part = part[: len(part) * 3 // 4]
             positions, end = text_encoding.word_positions(clip, part)
-        prompt = text_encoding.Prompt(" ".join(part), "", 1, end - 1, end)
+        prompt = text_encoding.Prompt(" ".join(part), "", 1, end - 1, end, padded=False)
         prompts.append((prompt, tuple(zip(part, positions, strict=True))))
         rest = rest[len(part) :]
     return tuple(prompts)

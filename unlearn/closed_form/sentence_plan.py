@@ -256,8 +256,12 @@ def _checked_pairs(locate: Locate, concepts: Sequence[Concept]) -> tuple[NamePai
         concept = concepts[index]
         for sentence in CHECKED[concept.kind][:sentences]:
             template = text_encoding.fix_article(sentence, concept.name)
-            neutral = locate(template, concept.superclass)
-            pairs.append(NamePair(index, locate(template, concept.name), neutral))
+            # Only their end tokens are looked at.
+            with_it, without = (
+                locate(template, name)._replace(padded=False)
+                for name in (concept.name, concept.superclass)
+            )
+            pairs.append(NamePair(index, with_it, without))
     return tuple(pairs)
 
 

@@ -42,7 +42,9 @@ PROBES = (
     "an oil painting of two ships at night, by a famous artist, highly detailed",
 )
 Result = TypeVar("Result")
-Place = tuple[Path, int, int, int]  # file, first row, position of the end token, length
+# File, first row, position of the end token, and length; a length of 0 says that no state of the
+# padding was read.
+Place = tuple[Path, int, int, int]
 ROWS, POOLED = "rows", "pooled"  # tensors of a file: states [n, d], and a vector [d] of each text
 
 
@@ -141,7 +143,9 @@ class TextStateCache:
     def _note(self, file: Path, texts: Iterable[Sequence]) -> None:
         """Notes that a file holds texts: [[text, first row, end, length]]."""
         for text, offset, end, length in texts:
-            self.places[text] = file, offset, end, length
+            # Where two files hold a text, the one with its padding serves everybody.
+            if length or not self.places.get(text, (file, 0, 0, 0))[-1]:
+                self.places[text] = file, offset, end, length
 
     def _texts(
         self,
@@ -164,7 +168,7 @@ class TextStateCache:
         for text, offset, end, length in texts:
             if not isinstance(text, str) or any(type(x) is not int for x in (offset, end, length)):
                 raise ValueError("texts")
-            if not 0 <= end < length <= MAX_TOKENS:
+            if not (0 <= end < MAX_TOKENS and (length == 0 or end < length <= MAX_TOKENS)):
                 raise ValueError("places")
             if not 0 <= offset <= n - len(kept_positions(end, length)):
                 raise ValueError("places")
@@ -191,12 +195,16 @@ class TextStateCache:
     def get(
         self, wanted: Iterable[Prompt], progress: Progress | None = None
     ) -> dict[str, torch.Tensor]:
-        """Text -> states float32 [length, d] of Prompts.
+        """Text -> states float32 [length, d] of Prompts; at least up to the end token of those
+        whose padding nobody reads.
 
         Those at `kept_positions` are the encoder's, in the padding nearly so (see
         fast_text_encoder.py). What stands elsewhere in the padding has no meaning.
         """
-        prompts = {p.text: p for p in wanted}
+        prompts: dict[str, Prompt] = {}
+        for prompt in wanted:
+            if prompt.padded or prompt.text not in prompts:
+                prompts[prompt.text] = prompt
         self._forget_oldest()
         found = self._read(prompts)
         if progress is not None and found:
@@ -205,7 +213,7 @@ class TextStateCache:
         if new:
             self.encoded += len(new)
             states = self._encode(new, progress)
-            self._keep({p.text: (p.end, states[p.text]) for p in new if EMBEDDING not in p.text})
+            self._keep({p: states[p.text] for p in new if EMBEDDING not in p.text})
             found |= states
         return found
 
@@ -232,12 +240,13 @@ class TextStateCache:
             found |= {text: self._pooled[text] for text in missing}
         return {text: found[text][None] for text in texts}
 
-    def _read(self, texts: Iterable[str]) -> dict[str, torch.Tensor]:
+    def _read(self, prompts: Mapping[str, Prompt]) -> dict[str, torch.Tensor]:
         """Text -> states [length, d] of those that lie on disk."""
         by_file: dict[Path, set[str]] = {}
-        for text in texts:
-            if text in self.places:
-                by_file.setdefault(self.places[text][0], set()).add(text)
+        for text, prompt in prompts.items():
+            file, _, _, length = self.places.get(text, (None, 0, 0, 0))
+            if file is not None and (length or not prompt.padded):
+                by_file.setdefault(file, set()).add(text)
         found = {}
         for file, wanted in by_file.items():
             contents = self._open(file, self._rows)
@@ -248,7 +257,7 @@ class TextStateCache:
                 if text not in wanted:
                     continue
                 positions = kept_positions(end, length)
-                found[text] = torch.zeros(length, rows.shape[1])
+                found[text] = torch.zeros(length or end + 1, rows.shape[1])
                 found[text][positions] = rows[offset : offset + len(positions)]
                 if self._pooled is not None and pooled is not None:
                     self._pooled[text] = pooled[number].clone()
@@ -283,22 +292,24 @@ class TextStateCache:
             raise ValueError("pooled")
         return held, rows, pooled
 
-    def _keep(self, states: Mapping[str, tuple[int, torch.Tensor]]) -> None:
-        """Writes one file with text -> (end, states); a full or read-only disk is no error."""
+    def _keep(self, states: Mapping[Prompt, torch.Tensor]) -> None:
+        """Writes one file with states of Prompts; a full or read-only disk is no error."""
         if self.folder is None or not states:
             return
         rows, texts, offset = [], [], 0
-        for text, (end, state) in states.items():
-            positions = kept_positions(end, len(state))
-            texts.append((text, offset, end, len(state)))
+        for prompt, state in states.items():
+            cut = not prompt.padded and len(state) == prompt.end + 1
+            length = 0 if cut else len(state)
+            positions = kept_positions(prompt.end, length)
+            texts.append((prompt.text, offset, prompt.end, length))
             rows.append(state[positions])
             offset += len(positions)
-        name = hashlib.blake2b("\0".join(states).encode(), digest_size=12).hexdigest()
+        name = hashlib.blake2b(repr(texts).encode(), digest_size=12).hexdigest()
         file = self.folder / f"{name}{folders.ENDING}"
         metadata = {"texts": json.dumps(texts)}
         tensors = {ROWS: torch.cat(rows)}
         if self._pooled is not None:
-            tensors[POOLED] = torch.stack([self._pooled[text] for text in states])
+            tensors[POOLED] = torch.stack([self._pooled[text] for text, *_ in texts])
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             with FileLock(self.folder.parent / "lock", timeout=WAIT):

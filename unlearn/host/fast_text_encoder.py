@@ -62,7 +62,8 @@ class PrefixTreeEncoder(torch.nn.Module):
             at = torch.tensor(chosen, device=x.device)
             seen[nodes[:, None], nodes] = mask[at[:, None], at] + _counts(at).log().to(mask)
             every = torch.arange(x.shape[1], device=x.device)
-            spread.append(nodes[torch.searchsorted(at, every)])
+            # Behind the last position that is computed there is nothing that anybody reads.
+            spread.append(nodes[torch.searchsorted(at, every).clamp_max(len(at) - 1)])
         found = self.full(x[owner, places][None], mask=seen, **rest)
         return tuple(part if part is None else _spread(part, spread) for part in found)
 
@@ -155,7 +156,8 @@ class FastTextEncoder:
     ) -> dict[str, torch.Tensor]:
         """Text -> token states float32 [length, d] of Prompts.
 
-        A position that was not computed holds the state of the next one that was. pooled: where
+        A position that was not computed holds the state of the next one that was. Of a Prompt whose
+        padding nobody reads there are the states up to the end token, [end + 1, d]. pooled: where
         given, text -> pooled vector is added to it. Raises what `text_encoding.encode` raises.
         """
         found: dict[str, torch.Tensor] = {}
@@ -171,6 +173,9 @@ class FastTextEncoder:
                 at += count
                 if progress is not None:
                     progress.step(count)
+        for p in wanted:
+            if not p.padded:
+                found[p.text] = found[p.text][: chosen[p.text][-1] + 1]
         return found
 
     def _first(
@@ -190,6 +195,8 @@ class FastTextEncoder:
         end, length = text_encoding.eos_position(self.clip, prompt)
         if not end:
             return list(range(length))
+        if not prompt.padded:
+            return list(range(end + 1))
         dense = [end + k for k in DENSE if end + k < length]
         return sorted({*self.positions(end, length), *dense})
 

@@ -31,6 +31,8 @@ class Prompt(NamedTuple):
     A concept without tokens has `last` = `first` - 1. causal: whether what stands before the
     concept is the same with another one in its place. own: the concept's tokens, where they may be
     others at the beginning of a sentence than within it; () where they are always the same.
+    padded: whether anybody reads the padding after the end token; without it the rest is read
+    faster.
     """
 
     text: str
@@ -40,6 +42,7 @@ class Prompt(NamedTuple):
     end: int
     causal: bool = True
     own: tuple[Hashable, ...] = ()
+    padded: bool = True
 
 
 def escaped(text: str) -> str:

@@ -31,7 +31,7 @@ from ..types import ActivationStats, Concept, ConceptSet, Group, Ranking, Salien
 from . import prompts, report
 from .group_statistics import GB, GroupStatistics, Layers, PaperStatistics, WandaStatistics
 from .prompts import BUILT_IN, OwnLines, PromptGroup
-from .ranking import Gathered, rank, ranking, room_for
+from .ranking import Gathered, rank, ranking, rooms
 from .settings import SALIENCY_DEFAULTS, SaliencySettings
 
 DEFAULTS = SALIENCY_DEFAULTS
@@ -187,7 +187,7 @@ def _rankings(
     rankings = []
     for g in statistics.concepts:
         parts = []
-        for layer, room in enumerate(room_for(layers, settings.ceiling)):
+        for layer, room in enumerate(rooms(layers, settings.ceiling)):
             memory.raise_if_cancelled()
             a = statistics.saliency(g, layer, settings.scale)
             parts.append(ranking(a, settings.ceiling, room))

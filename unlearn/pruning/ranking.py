@@ -1,7 +1,7 @@
 """From saliency to rankings: the strongest connections of each layer for each concept."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -16,22 +16,37 @@ from . import tuning
 Gathered = Mapping[Group, ActivationStats]
 
 
-def ranking(a: torch.Tensor, ceiling: float, room: torch.Tensor | None = None) -> Ranking:
-    """The Ranking of a layer's saliency A [c_out, c_in]: its top share `ceiling`, and its sums.
+class Room(NamedTuple):
+    """Where the Ranking of a layer goes: indices int32 [k], rows [c_out] and columns [c_in].
 
-    room: where the indices go, int32, at least `ceiling` of the entries. Indices that stay between
-    the large arrays of one layer and the next would tear the memory apart that those leave.
+    Whatever stays between the large arrays of one layer and those of the next tears the memory
+    apart that they leave. So the rooms of all layers are taken before, in one block.
     """
+
+    indices: torch.Tensor
+    rows: torch.Tensor
+    columns: torch.Tensor
+
+
+def ranking(a: torch.Tensor, ceiling: float, room: Room | None = None) -> Ranking:
+    """The Ranking of a layer's saliency A [c_out, c_in]: its top share `ceiling`, and its sums."""
     indices, values = fia.strongest(a, ceiling)
     peak = float(values[0]) if len(values) else 0.0
-    kept = indices.cpu() if room is None else room[: len(indices)].copy_(indices)
-    return Ranking(kept, a.sum(1).cpu(), a.sum(0).cpu(), peak)
+    if room is None:
+        return Ranking(indices.cpu(), a.sum(1).cpu(), a.sum(0).cpu(), peak)
+    short = len(indices) < len(room.indices)
+    kept = room.indices[: len(indices)] if short else room.indices
+    kept.copy_(indices)
+    return Ranking(kept, room.rows.copy_(a.sum(1)), room.columns.copy_(a.sum(0)), peak)
 
 
-def room_for(layers: Sequence[tuple[str, int, int]], ceiling: float) -> tuple[torch.Tensor, ...]:
-    """Room for the indices of every layer, int32, in one block of memory."""
-    sizes = [int(ceiling * c_out * c_in) for _, c_out, c_in in layers]
-    return torch.empty(sum(sizes), dtype=torch.int32).split(sizes)
+def rooms(layers: Sequence[tuple[str, int, int]], ceiling: float) -> list[Room]:
+    """The Room of every layer, in two blocks of memory."""
+    counts = [int(ceiling * c_out * c_in) for _, c_out, c_in in layers]
+    indices = torch.empty(sum(counts), dtype=torch.int32).split(counts)
+    sums = torch.empty(sum(c_out + c_in for _, c_out, c_in in layers))
+    parts = sums.split([size for _, *shape in layers for size in shape])
+    return list(map(Room, indices, parts[::2], parts[1::2]))
 
 
 def rank(
