@@ -239,10 +239,23 @@ def pictured(page, nodes, helpers):
         yield nodes[i][0], Image.open(io.BytesIO(page.screenshot(clip=clip))).convert("RGB")
 
 
+def needed(nodes, wanted):
+    """The nodes of these classes, and those of `nodes` that they hang on."""
+    found, open_ = {}, [i for i, (kind, *_) in nodes.items() if kind in wanted]
+    while open_:
+        if (i := open_.pop()) in nodes and i not in found:
+            found[i] = nodes[i]
+            open_ += [wire[0] for wire in nodes[i][1].values() if isinstance(wire, list)]
+    return {i: nodes[i] for i in nodes if i in found}
+
+
 def main():
     from playwright.sync_api import sync_playwright
 
-    argparse.ArgumentParser(description=__doc__).parse_args()
+    every = [kind for nodes in (FIRST, SECOND) for kind, *_ in nodes.values()]
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--only", nargs="+", choices=every, default=every, help="nodes to draw")
+    only = parser.parse_args().only
     for task in (TASK, judged.SPRITES):
         task.world.expand(BASE / "models" / "checkpoints")
     FOLDER.mkdir(parents=True, exist_ok=True)
@@ -251,7 +264,10 @@ def main():
             draw_workflows.launched(play).new_page(viewport={"width": 2000, "height": 1800}), server
         )
         for nodes, helpers in ((FIRST, HELPERS), (SECOND, {i: HELPERS[i] for i in ("1", "16")})):
-            for name, picture in pictured(page, nodes, helpers):
+            chosen = needed(nodes, only)
+            for name, picture in pictured(page, chosen, helpers) if chosen else ():
+                if name not in only:
+                    continue
                 path = Path(FOLDER) / f"{name}.jpg"
                 picture.thumbnail((WIDTH, WIDTH))
                 picture.save(path, quality=QUALITY)

@@ -12,16 +12,7 @@ from testbed.worlds import captions, catalogue, checkpoint, glyphs, rounding
 from testbed.worlds.judge import drawn_batch, seen, style_names
 
 EVERY = pytest.mark.parametrize("world", catalogue.WORLDS.values(), ids=catalogue.WORLDS)
-NO_MODEL = pytest.mark.skipif(
-    not catalogue.EMOJI_XL.file.exists(), reason="the model in SDXL's format is not trained yet"
-)
-TRAINED = pytest.mark.parametrize(
-    "world",
-    [
-        pytest.param(world, id=name, marks=[NO_MODEL] * (name == "emoji_xl"))
-        for name, world in catalogue.MODELS.items()
-    ],
-)
+TRAINED = pytest.mark.parametrize("world", catalogue.MODELS.values(), ids=catalogue.MODELS)
 ONE_LEVEL = ("sprites", "glyphs")  # whose UNets have the same shapes
 # Of the sprite world before there was a second one: what was measured on it holds for these only.
 PICTURES = "b833d81ee8f99a1ef570024d171e408d60496d3d27a68b4a9bc6730767324266"
