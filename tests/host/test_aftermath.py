@@ -36,7 +36,7 @@ def test_silence_means_gone_and_a_warning_names_one_input():
         name = forget.split(" -> ")[0]
         patch, report = trial.solve(forget, trial.everything_but(name))
         assert not warned(report), report
-        assert trial.rate(name, trial.apply(patch)[0]) <= 0.1
+        assert trial.rate(name, trial.apply(patch)[0], n=24) <= 0.1
     for settings, says in (
         ({"prior": False}, "turn 'prior' on"),
         ({"overshoot": 0.0}, "raise 'overshoot' to 1"),

@@ -69,7 +69,7 @@ class AnchoredSettings:
         advanced=True,
     )
     drift: float = number(
-        0.2,
+        0.14,
         0.0,
         1.0,
         0.01,
