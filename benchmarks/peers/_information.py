@@ -99,7 +99,10 @@ def compared(prompt, neutral, length):
 def sentences(plan):
     """(index of the concept, sentence, neutral sentence) of all that is studied and checked."""
     found = [(pair.concept, pair.prompt, pair.neutral) for pair in plan.pairs]
-    return found + [(pair.concept, pair.prompt, pair.neutral) for pair in plan.checked]
+    # Here all of their tokens count, the padding too.
+    return found + [
+        (i, *(prompt._replace(padded=True) for prompt in pair)) for i, *pair in plan.checked
+    ]
 
 
 def kept_states(plan, states):
