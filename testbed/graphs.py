@@ -151,7 +151,7 @@ def _solve(concepts, variant="anchored", model=MODEL, clip=CLIP, **settings):
         "spectral": 0.0,
         "informax": False,
         "overshoot": 1.0,
-        "drift": 0.2,
+        "drift": 0.14,
     }
     return {
         "model": model,
