@@ -218,7 +218,7 @@ def test_what_the_concept_adds_is_gone_from_the_layers_output(family, states, so
     assert max(unseen[name] for name in of_tokens) <= 0.25, unseen
     # What tells a kept word from another one stays whole. Part of what tells it from 'animal' is
     # what tells the fox from 'animal', and goes: these words are not alike, so it is not held.
-    for other, least in (("dog", 0.95), ("animal", 0.8)):
+    for other, least in (("dog", 0.9), ("animal", 0.8)):
         kept = left(family, states, patch, STUDIED, ("cat", other))
         assert min(kept[name] for name in of_tokens) >= least, (other, kept)
         assert max(kept[name] for name in of_tokens) <= 1.1, (other, kept)

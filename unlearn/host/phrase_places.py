@@ -55,8 +55,8 @@ def _last(clip: Clip, name: str, tokens: tuple[Hashable, ...]) -> int:
 
     Where the padding is long and more follows, that is the end of a template that is cut off.
     """
-    of_encoder: Any = getattr(clip.tokenizer, name, None)
-    of_encoder = of_encoder or getattr(clip.tokenizer, f"clip_{name}", None)
+    tokenizer: Any = getattr(clip, "tokenizer", None)
+    of_encoder = getattr(tokenizer, name, None) or getattr(tokenizer, f"clip_{name}", None)
     pad, end = (getattr(of_encoder, kind, None) for kind in ("pad_token", "end_token"))
     last = len(tokens) - 1
     while last >= 0 and tokens[last] == pad:
