@@ -146,14 +146,23 @@ def test_neutral_and_measured_words_are_bounded(loaded, monkeypatch):
     monkeypatch.setattr(tuning, "CONTRASTED", 2)
     monkeypatch.setattr(tuning, "MEASURED_WORDS", 3)
     lines = "fox -> pet\ncar -> van\ntree -> bush"
+    monkeypatch.setattr(plans, "COMMON", ("river", "stone", "table"))
     wanted = text.parse(lines, "cat\ndog\ncup\nlamp\nrose")
     plan = plans.plan(loaded[1], wanted, prior=False)
     assert {pair.neutral.name for pair in plan.kept_contrasts} == {"pet", "bush"}
     assert {prompt.name for prompt in plan.measured} == {"cat", "cup", "rose"}
     assert len(plan.measured) == 3 * len(sentences.MEASURED)
-    without = plans.plan(loaded[1], text.parse(lines), prior=False)
-    assert {prompt.name for prompt in without.measured} == {"pet", "bush"}
-    assert not plans.plan(loaded[1], text.parse("style: monet"), prior=False).measured
+
+
+@pytest.mark.parametrize("keep", [[], ["cat", "river"]])
+def test_common_nouns_fill_up_what_is_measured(loaded, keep):
+    """They stand for all that is to stay."""
+    wanted = text.parse("fox -> animal\nhorse -> animal", "\n".join(keep))
+    plan = plans.plan(loaded[1], wanted, prior=False)
+    nouns = [noun for noun in sentences.COMMON if noun != "horse"]
+    measured = [prompt.name for prompt in plan.measured[:: len(sentences.MEASURED)]]
+    assert measured == list(dict.fromkeys([*keep, *nouns]))[:12]
+    assert bool(plan.kept_contrasts) == bool(plan.common_contrasts) == bool(keep)
 
 
 @pytest.mark.parametrize("held", [2, 1])
@@ -183,13 +192,14 @@ def test_what_kept_words_add_from_its_definition(loaded, monkeypatch, held):
     assert float(expected.trace()) > 0
     assert torch.allclose(stats.contrast_gram, expected, atol=1e-6)
     rows = torch.cat([statistics.kept_states(p, states[p.text]) for p in plan.measured]).double()
-    assert len(plan.measured) == 2 * len(sentences.MEASURED)
+    assert len(plan.measured) == 12 * len(sentences.MEASURED)
     second = rows.T @ rows / len(rows) / stats.scale**2
     assert torch.allclose(stats.drift_gram, second, atol=1e-6 * float(second.diagonal().max()))
 
 
 def test_with_nothing_to_measure_on_drift_is_of_what_is_studied(loaded):
-    plan = plans.plan(loaded[1], text.parse("style: monet"), ("{concept}",), prior=False)
+    every = text.parse("\n".join(sentences.COMMON))
+    plan = plans.plan(loaded[1], every, ("{concept}",), prior=False)
     stats = statistics.measure(plan, reader(prompts.encode(loaded[1], plan.texts)))
     assert stats.drift_gram is stats.preserve_gram and not stats.contrast_gram.any()
 

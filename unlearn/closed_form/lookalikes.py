@@ -93,9 +93,11 @@ def _of_words(
 ) -> list[Contrast]:
     """The Contrast of each word's sentence pairs."""
     found = []
-    for pairs in words:
-        texts = [prompt for pair in pairs for prompt in (pair.prompt, pair.neutral)]
-        found.append(contrast(pairs, fetch(texts, progress), "all", scale))
+    for start in range(0, len(words), tuning.BLOCK):
+        block = words[start : start + tuning.BLOCK]
+        texts = [p for pairs in block for pair in pairs for p in (pair.prompt, pair.neutral)]
+        states = fetch(texts, progress)
+        found += [contrast(pairs, states, "all", scale) for pairs in block]
     return found
 
 

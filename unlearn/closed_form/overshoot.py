@@ -54,6 +54,9 @@ class OvershootFit:
         mean = torch.full((len(self.stats.names),), float(shares.mean()), dtype=torch.float64)
         return mean.index_copy(0, self.checked, shares)
 
+    def _checked_kinds(self) -> list[str]:
+        return [self.kinds[int(i)] for i in self.checked]
+
     def multiplier(self, shares: torch.Tensor) -> torch.Tensor:
         """M [d, d] of the edit W0 (I + M) with the checked concepts pushed by shares [k]."""
         return self.stats.overshot(self.for_all(shares)).target_shift @ self.operator
@@ -100,7 +103,7 @@ class OvershootFit:
 
         most: the largest share, of a style less; limit: the largest drift of what is kept.
         """
-        parts = [most * tuning.PUSHED[self.kinds[i]] for i in self.checked.tolist()]
+        parts = [most * tuning.PUSHED[kind] for kind in self._checked_kinds()]
         shares = self.search(torch.tensor(parts, dtype=torch.float64))
         whole = self.multiplier(shares)
         part = self.part_within(limit, whole)
@@ -118,7 +121,7 @@ class OvershootFit:
 
     def _note_of_remaining(self, remaining: Sequence[float]) -> list[str]:
         names = [self.stats.names[i] for i in self.checked.tolist()]
-        bounds = [tuning.LEFT_UNSEEN[self.kinds[i]] for i in self.checked.tolist()]
+        bounds = [tuning.LEFT_UNSEEN[kind] for kind in self._checked_kinds()]
         found = sorted(zip(remaining, names, bounds, strict=True), reverse=True)
         back = [(left, name) for left, name, bound in found if left > bound]
         if not back:

@@ -176,7 +176,6 @@ def plan(
         for template in read_in
     ]
     neutral = evenly(dict.fromkeys(c.superclass for c in concept_set.concepts), tuning.CONTRASTED)
-    wider = [word for word in neutral if word]
     return SentencePlan(
         pairs=tuple(pairs),
         kept=_kept_prompts(locate, concept_set, listed, pairs, prior),
@@ -187,8 +186,10 @@ def plan(
         bare_keep=tuple(locate("{concept}", entry) for entry in concept_set.keep),
         checked=_checked_pairs(locate, concept_set.concepts) if check else (),
         kept_contrasts=_contrasts(locate, concept_set.keep, neutral, read_in),
-        common_contrasts=_contrasts(locate, _common(concept_set), neutral, read_in),
-        measured=_measured_prompts(locate, concept_set.keep or wider),
+        common_contrasts=_contrasts(locate, _common(concept_set), neutral, read_in)
+        if concept_set.keep
+        else (),
+        measured=_measured_prompts(locate, concept_set),
         packed=packed_words(clip) if prior and locate_by is None else (),
         forgotten=forgotten_words(pair.prompt.name for pair in bare_names),
     )
@@ -231,18 +232,22 @@ def _contrasts(
 
 
 def _common(concept_set: ConceptSet) -> list[str]:
-    """Common nouns that are not to be forgotten; none where nothing is on the keep list."""
-    if not concept_set.keep:
-        return []
+    """Common nouns that are not to be forgotten."""
     forgotten = {name.lower() for concept in concept_set.concepts for name in concept.names}
     return [noun for noun in COMMON if noun not in forgotten]
 
 
-def _measured_prompts(locate: Locate, words: Sequence[str]) -> tuple[Prompt, ...]:
-    """Kept words in the sentences that tell how far what is kept moves; of many an even choice."""
+def _measured_prompts(locate: Locate, concept_set: ConceptSet) -> tuple[Prompt, ...]:
+    """Kept words in the sentences that tell how far what is kept moves; of many an even choice.
+
+    Common nouns fill up a list of fewer than 12, so that it is not told from two look-alikes alone.
+    """
+    words = evenly(concept_set.keep, tuning.MEASURED_WORDS)
+    nouns = [noun for noun in _common(concept_set) if noun not in words]
+    words += nouns[: max(0, len(COMMON) - len(words))]
     return tuple(
         locate(text_encoding.fix_article(template, word), word)
-        for word in evenly(words, tuning.MEASURED_WORDS)
+        for word in words
         for template in MEASURED
     )
 
