@@ -261,8 +261,11 @@ def _copy_from(source, target, non_blocking=False):
     return target
 
 
-def _register():
-    """Makes the device known to torch; once in a process."""
+def register():
+    """Makes the device known to torch; once in a process.
+
+    It must be before the process's first backward pass, which makes a queue for each device.
+    """
     from torch.utils import backend_registration
 
     if torch._C._get_privateuse1_backend_name() != NAME:
@@ -277,13 +280,13 @@ def _register():
 
 def device():
     """torch.device of the device."""
-    _register()
+    register()
     return torch.device(NAME, 0)
 
 
 def put(value):
     """A tensor on the device, or a module whose tensors are moved there in place."""
-    _register()
+    register()
     if isinstance(value, torch.nn.Module):
         for module in value.modules():
             for name, p in list(module._parameters.items()):
@@ -325,7 +328,7 @@ def set_memory(monkeypatch, far=2**34, main=2**34):
 def open():
     """The device, with a Seen that counts from now on."""
     global _seen
-    _register()
+    register()
     before, _seen = _seen, Seen()
     try:
         with _Factories():

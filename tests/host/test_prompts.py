@@ -130,16 +130,24 @@ KEEPS = ("fox -> animal\nhouse -> building", "cat\nred tram")
 def test_kept_words_are_read_beside_the_neutral_words(loaded):
     """Each kept word beside each neutral word."""
     plan = plans.plan(loaded[1], text.parse(*KEEPS), prior=False)
-    beside = {(pair.prompt.name, pair.neutral.name) for pair in plan.kept_contrasts}
-    assert beside == {(a, b) for a in ("cat", "red tram") for b in ("animal", "building")}
-    assert len(plan.kept_contrasts) == 4 * len(sentences.KEPT)
-    one = next(pair for pair in plan.kept_contrasts if pair.prompt.text == "a photo of a cat")
+    assert names_beside(plan) == {
+        (a, b) for a in ("cat", "red tram") for b in ("animal", "building")
+    }
+    assert [beside.concepts for beside in plan.beside] == [(0,), (1,)]
+    assert all(len(word) == len(sentences.KEPT) for beside in plan.beside for word in beside.kept)
+    one = next(pair for pair in plan.beside[0].pairs if pair.prompt.text == "a photo of a cat")
     assert one.neutral.text == "a photo of a animal" and one.weight == 1 / len(sentences.KEPT)
-    read = {pair.prompt.text for pair in plan.kept_contrasts}
+    read = {pair.prompt.text for beside in plan.beside for pair in beside.pairs}
     assert read | {prompt.text for prompt in plan.measured} <= set(plan.texts)
     # a neutral word on the keep list is not told apart from itself
     plan = plans.plan(loaded[1], text.parse("fox -> cat\nstyle: monet", "cat"), prior=False)
-    assert {(p.prompt.name, p.neutral.name) for p in plan.kept_contrasts} == {("cat", "")}
+    assert names_beside(plan) == {("cat", "")}
+
+
+def names_beside(plan):
+    """(kept word, neutral word) of all that a plan reads beside neutral words."""
+    words = [word for beside in plan.beside for word in beside.kept]
+    return {(pair.prompt.name, pair.neutral.name) for word in words for pair in word}
 
 
 def test_neutral_and_measured_words_are_bounded(loaded, monkeypatch):
@@ -149,7 +157,7 @@ def test_neutral_and_measured_words_are_bounded(loaded, monkeypatch):
     monkeypatch.setattr(plans, "COMMON", ("river", "stone", "table"))
     wanted = text.parse(lines, "cat\ndog\ncup\nlamp\nrose")
     plan = plans.plan(loaded[1], wanted, prior=False)
-    assert {pair.neutral.name for pair in plan.kept_contrasts} == {"pet", "bush"}
+    assert {neutral for _, neutral in names_beside(plan)} == {"pet", "bush"}
     assert {prompt.name for prompt in plan.measured} == {"cat", "cup", "rose"}
     assert len(plan.measured) == 3 * len(sentences.MEASURED)
 
@@ -162,7 +170,7 @@ def test_common_nouns_fill_up_what_is_measured(loaded, keep):
     nouns = [noun for noun in sentences.COMMON if noun != "horse"]
     measured = [prompt.name for prompt in plan.measured[:: len(sentences.MEASURED)]]
     assert measured == list(dict.fromkeys([*keep, *nouns]))[:12]
-    assert bool(plan.kept_contrasts) == bool(plan.common_contrasts) == bool(keep)
+    assert bool(plan.beside) == bool(keep)
 
 
 @pytest.mark.parametrize("held", [2, 1])
@@ -195,6 +203,18 @@ def test_what_kept_words_add_from_its_definition(loaded, monkeypatch, held):
     assert len(plan.measured) == 12 * len(sentences.MEASURED)
     second = rows.T @ rows / len(rows) / stats.scale**2
     assert torch.allclose(stats.drift_gram, second, atol=1e-6 * float(second.diagonal().max()))
+
+
+def test_pooled_vectors_are_read_beside_each_neutral_word(loaded):
+    """Kinds of concepts have other sentences, and a pooled prompt is all of its text."""
+    lines = "fox -> animal\nstyle: monet\nexplicit: nude"
+    plan = plans.plan(loaded[1], text.parse(lines, "cat\nwolf"), prior=False).as_pooled()
+    assert [beside.concepts for beside in plan.beside] == [(0,), (1, 2)]
+    vectors = {
+        t: state.mean(0, keepdim=True) for t, state in prompts.encode(loaded[1], plan.texts).items()
+    }
+    stats = statistics.measure(plan, reader(vectors))
+    assert float(stats.contrast_gram.trace()) > 0 and stats.ends is not None
 
 
 def test_with_nothing_to_measure_on_drift_is_of_what_is_studied(loaded):

@@ -294,7 +294,7 @@ def test_report_says_what_happened(loaded):
 
 
 def test_a_solve_factorises_once_and_reads_each_layer_once(loaded, monkeypatch):
-    """Counts the eigendecompositions and the reads of the model's weights, at default settings."""
+    """Counts the eigendecompositions and the reads of the model's weights."""
     read, basis, eigh = (
         Counted(weights.read),
         Counted(kernel.anchored_basis),
@@ -303,7 +303,7 @@ def test_a_solve_factorises_once_and_reads_each_layer_once(loaded, monkeypatch):
     monkeypatch.setattr(weights, "read", read)
     monkeypatch.setattr(kernel, "anchored_basis", basis)
     monkeypatch.setattr(torch.linalg, "eigh", eigh)
-    patch, _, words = solve(loaded, CONCEPTS)
+    patch, _, words = solve(loaded, CONCEPTS, drift=1.0)
     assert "past zero" in words  # the overshoot, which once solved and read everything again
     assert [call[1] for call in read.calls] == [key for key, _ in patch.edits]
     assert len(basis.calls) == len(eigh.calls) == 1

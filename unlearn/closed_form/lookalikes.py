@@ -45,38 +45,25 @@ def held_contrasts(
     scale: float,
     progress: Progress | None = None,
 ) -> torch.Tensor:
-    """C [d, d] float64 of a plan's `kept_contrasts`; 0 where nothing is kept.
+    """C [d, d] float64 of what stands in a plan's `beside`; 0 where nothing is kept.
 
     forgotten [d, m] float64: what each concept adds, one mean row per concept, divided by `scale`.
     """
-    concepts: dict[str, dict[int, None]] = {}
-    for pair in plan.pairs:
-        concepts.setdefault(pair.neutral.name, {})[pair.concept] = None
+    read = partial(_of_words, fetch=fetch, scale=scale, progress=progress)
     total = torch.zeros(len(forgotten), len(forgotten), dtype=torch.float64)
-    common = _by_neutral(plan.common_contrasts)
-    for neutral, words in _by_neutral(plan.kept_contrasts).items():
-        read = partial(_of_words, fetch=fetch, scale=scale, progress=progress)
-        erased, nouns = forgotten[:, [*concepts[neutral]]].T, _mean_rows(read(common[neutral]))
-        if len(words) > tuning.LOOKALIKES:
-            firsts = [_of_first_sentence(pairs) for pairs in words]
-            rough = likeness(_mean_rows(read(firsts)), erased, nouns)
-            words = [words[i] for i in rough.topk(tuning.LOOKALIKES).indices.tolist()]
-        found = read(words)
-        near = likeness(_mean_rows(found), erased, nouns)
+    for concepts, kept, nouns in plan.beside:
+        if not (kept and nouns):
+            continue
+        erased, any_word = forgotten[:, [*concepts]].T, _mean_rows(read(nouns))
+        if len(kept) > tuning.LOOKALIKES:
+            firsts = [_of_first_sentence(pairs) for pairs in kept]
+            rough = likeness(_mean_rows(read(firsts)), erased, any_word)
+            kept = [kept[i] for i in rough.topk(tuning.LOOKALIKES).indices.tolist()]
+        found = read(kept)
+        near = likeness(_mean_rows(found), erased, any_word)
         weights = torch.cat([one.weights * like for one, like in zip(found, near, strict=True)])
         total += scapre.gram(torch.cat([one.rows for one in found]), weights)
     return total
-
-
-def _by_neutral(pairs: Sequence[SentencePair]) -> dict[str, list[list[SentencePair]]]:
-    """Neutral word -> the sentence pairs of each kept word beside it."""
-    words: dict[tuple[str, int], list[SentencePair]] = {}
-    for pair in pairs:
-        words.setdefault((pair.neutral.name, pair.concept), []).append(pair)
-    found: dict[str, list[list[SentencePair]]] = {}
-    for (neutral, _), of_word in words.items():
-        found.setdefault(neutral, []).append(of_word)
-    return found
 
 
 def _of_first_sentence(pairs: Sequence[SentencePair]) -> list[SentencePair]:

@@ -24,7 +24,7 @@ from ..host.progress import Progress
 from ..host.text_encoding import Prompt
 from .input_groups import InputGroup
 from .layer_weights import LayerWeights
-from .sentence_plan import SentencePair, SentencePlan
+from .sentence_plan import Beside, SentencePair, SentencePlan
 
 BLOCK = 64  # prompts that are read at a time
 
@@ -84,6 +84,8 @@ def in_segments(plan: SentencePlan, states: ObservedStates, group: Group) -> Sen
     def expanded(value: Any) -> Any:
         if isinstance(value, Prompt):
             return parts(value)
+        if isinstance(value, Beside):
+            return (value.with_pairs(expanded),)
         if not hasattr(value, "prompt"):
             return (value,)
         pairs = list(zip(parts(value.prompt), parts(value.neutral), strict=True))
@@ -109,3 +111,7 @@ def _prompts(plan: SentencePlan) -> Iterator[Prompt]:
             elif hasattr(one, "prompt"):
                 yield one.prompt
                 yield one.neutral
+            elif isinstance(one, Beside):
+                for pair in one.pairs:
+                    yield pair.prompt
+                    yield pair.neutral

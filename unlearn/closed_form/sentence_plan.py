@@ -10,7 +10,6 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
-from itertools import product
 from typing import NamedTuple, TypeVar
 
 import torch
@@ -54,6 +53,36 @@ class NamePair(NamedTuple):
     neutral: Prompt
 
 
+class Beside(NamedTuple):
+    """Words in the place of one neutral word, each in all sentences.
+
+    concepts: indices of those with this neutral word; kept: the sentence pairs of each entry of the
+    keep list; nouns: those of each common noun.
+    """
+
+    concepts: tuple[int, ...]
+    kept: tuple[tuple[SentencePair, ...], ...]
+    nouns: tuple[tuple[SentencePair, ...], ...]
+
+    @property
+    def pairs(self) -> tuple[SentencePair, ...]:
+        """All sentence pairs."""
+        return tuple(pair for word in (*self.kept, *self.nouns) for pair in word)
+
+    def with_pairs(self, of: Callable[[SentencePair], Iterable[SentencePair]]) -> "Beside":
+        """The same with other sentence pairs in the place of each."""
+        kept, nouns = (
+            tuple(tuple(new for pair in word for new in of(pair)) for word in words)
+            for words in (self.kept, self.nouns)
+        )
+        return Beside(self.concepts, kept, nouns)
+
+
+def _pooled_pair(pair: SentencePair) -> tuple[SentencePair]:
+    seen = text_encoding.as_pooled
+    return (pair._replace(prompt=seen(pair.prompt), neutral=seen(pair.neutral)),)
+
+
 @dataclass(frozen=True)
 class SentencePlan:
     """The sentences in which a ConceptSet is studied, and what is kept.
@@ -61,11 +90,10 @@ class SentencePlan:
     pairs: the sentences that are studied; kept: the prompts that are kept, the empty prompt first;
     names, kinds: of the concepts; listed: those of `kept` that stand for the keep list. bare_names:
     every name alone; bare_keep: the keep list's entries alone. checked: concepts in sentences that
-    are not studied. kept_contrasts: each entry of the keep list and, in its place, each neutral
-    word of the concepts, one index for each such pair; common_contrasts: the same of common nouns.
-    measured: kept words in sentences that tell how far an edit moves what is kept. packed: prompts
-    of common words, each with its (word, position) pairs; forgotten words are among them and are
-    left out when the states are read.
+    are not studied. beside: for each neutral word of the concepts, the keep list and common nouns
+    in its place; nothing where there is no keep list. measured: kept words in sentences that tell
+    how far an edit moves what is kept. packed: prompts of common words, each with its (word,
+    position) pairs; forgotten words are among them and are left out when the states are read.
     """
 
     pairs: tuple[SentencePair, ...]
@@ -76,8 +104,7 @@ class SentencePlan:
     bare_names: tuple[NamePair, ...] = ()
     bare_keep: tuple[Prompt, ...] = ()
     checked: tuple[NamePair, ...] = ()
-    kept_contrasts: tuple[SentencePair, ...] = ()
-    common_contrasts: tuple[SentencePair, ...] = ()
+    beside: tuple[Beside, ...] = ()
     measured: tuple[Prompt, ...] = ()
     packed: tuple[tuple[Prompt, tuple[tuple[str, int], ...]], ...] = ()
     forgotten: frozenset[str] = frozenset()
@@ -90,7 +117,7 @@ class SentencePlan:
         found += [prompt.text for prompt, _ in self.packed]
         for pair in (*self.bare_names, *self.checked):
             found += [pair.prompt.text, pair.neutral.text]
-        for pair in (*self.kept_contrasts, *self.common_contrasts):
+        for pair in (pair for beside in self.beside for pair in beside.pairs):
             found += [pair.prompt.text, pair.neutral.text]
         found += [prompt.text for prompt in (*self.bare_keep, *self.measured)]
         return tuple(dict.fromkeys(found))
@@ -113,12 +140,6 @@ class SentencePlan:
             for i, prompt, neutral in sorted(found, key=lambda pair: pair[0])
         ]
 
-        def of_vectors(contrasts: tuple[SentencePair, ...]) -> tuple[SentencePair, ...]:
-            return tuple(
-                pair._replace(prompt=seen(pair.prompt), neutral=seen(pair.neutral))
-                for pair in contrasts
-            )
-
         return replace(
             self,
             pairs=tuple(pairs),
@@ -129,8 +150,7 @@ class SentencePlan:
             ),
             bare_keep=tuple(map(seen, self.bare_keep)),
             checked=(),
-            kept_contrasts=of_vectors(self.kept_contrasts),
-            common_contrasts=of_vectors(self.common_contrasts),
+            beside=tuple(beside.with_pairs(_pooled_pair) for beside in self.beside),
             measured=tuple(map(seen, self.measured)),
             packed=(),
         )
@@ -175,7 +195,6 @@ def plan(
         for entry in concept_set.keep
         for template in read_in
     ]
-    neutral = evenly(dict.fromkeys(c.superclass for c in concept_set.concepts), tuning.CONTRASTED)
     return SentencePlan(
         pairs=tuple(pairs),
         kept=_kept_prompts(locate, concept_set, listed, pairs, prior),
@@ -185,10 +204,7 @@ def plan(
         bare_names=tuple(bare_names),
         bare_keep=tuple(locate("{concept}", entry) for entry in concept_set.keep),
         checked=_checked_pairs(locate, concept_set.concepts) if check else (),
-        kept_contrasts=_contrasts(locate, concept_set.keep, neutral, read_in),
-        common_contrasts=_contrasts(locate, _common(concept_set), neutral, read_in)
-        if concept_set.keep
-        else (),
+        beside=_beside(locate, concept_set, read_in),
         measured=_measured_prompts(locate, concept_set),
         packed=packed_words(clip) if prior and locate_by is None else (),
         forgotten=forgotten_words(pair.prompt.name for pair in bare_names),
@@ -216,18 +232,29 @@ def evenly(items: Iterable[Item], count: int) -> list[Item]:
     return [every[i] for i in places.tolist()]
 
 
-def _contrasts(
-    locate: Locate, words: Sequence[str], neutral: Sequence[str], templates: Sequence[str]
-) -> tuple[SentencePair, ...]:
-    """Each word and in its place each of the neutral words, one index for each such pair."""
-    found = []
-    for index, (word, other) in enumerate(product(words, neutral)):
-        if word == other:
-            continue
+def _beside(
+    locate: Locate, concept_set: ConceptSet, templates: Sequence[str]
+) -> tuple[Beside, ...]:
+    """The Beside of each neutral word; of very many words an even choice."""
+    of_word: dict[str, list[int]] = {}
+    for index, concept in enumerate(concept_set.concepts):
+        of_word.setdefault(concept.superclass, []).append(index)
+
+    def pairs(word: str, neutral: str) -> tuple[SentencePair, ...]:
+        found = []
         for template in templates:
             sentence = text_encoding.fix_article(template, word)
-            pair = locate(sentence, word), locate(sentence, other)
-            found.append(SentencePair(index, 1 / len(templates), *pair))
+            both = locate(sentence, word), locate(sentence, neutral)
+            found.append(SentencePair(0, 1 / len(templates), *both))
+        return tuple(found)
+
+    found = []
+    for neutral in evenly(of_word, tuning.CONTRASTED) if concept_set.keep else ():
+        kept, nouns = (
+            tuple(pairs(word, neutral) for word in words if word != neutral)
+            for words in (concept_set.keep, _common(concept_set))
+        )
+        found.append(Beside(tuple(of_word[neutral]), kept, nouns))
     return tuple(found)
 
 
