@@ -33,9 +33,6 @@ from testbed.tally import (  # noqa: E402, F401
 )
 
 processes.share_cores()
-from testbed import far_device  # noqa: E402  (it imports torch)
-
-far_device.register()  # any test may be the first with a backward pass
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -8,6 +8,7 @@ import torch
 from testbed import far_device, pack, tiny
 
 pack.load()
+far_device.register()
 collection = pack.module("unlearn.pruning.collection")
 group_statistics = pack.module("unlearn.pruning.group_statistics")
 memory = pack.module("unlearn.host.memory")

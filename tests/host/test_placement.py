@@ -12,6 +12,7 @@ import torch
 from testbed import far_device, pack, tiny
 
 pack.load()
+far_device.register()
 adapters = pack.module("unlearn.host.adapters")
 aftermath = pack.module("unlearn.closed_form.aftermath")
 bypass = pack.module("unlearn.host.bypass")

@@ -5,7 +5,7 @@ edit that ends at zero leaves some of it: of one concept alone less than of a st
 two words; of many, whose edits help each other, hardly any. So what each concept adds to the end
 token is pushed past zero by a share of itself. What is left of it in keys and values falls
 linearly as the share rises. Pushing the concept's own tokens and the padding too was measured to
-take its superclass along, and to forget no more. A style is pushed less far than a thing.
+take its superclass along, and to forget no more. A style is pushed less far than an object.
 """
 
 from collections.abc import Sequence
