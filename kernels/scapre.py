@@ -108,6 +108,24 @@ def rank_by_energy(mu: torch.Tensor, eta: float, energy: float) -> int:
     return int((total < energy * total[-1]).sum()) + 1
 
 
+def rank_by_change(mu: torch.Tensor, sv: torch.Tensor, eta: float, energy: float) -> int:
+    """How many leading components carry the share `energy` (0..1] of what the edit does.
+
+    That is sum_t omega_t |M c_t|^2 = sum_j mu_j (eta / (1 + eta mu_j))^2 |S v_j|^2, with mu [r]
+    largest first and sv = S V [d, r]. Unlike `rank_by_energy` it does not favour directions in
+    which nothing is kept: where kept states do not fill the space, these have a mu thousands of
+    times as large as the rest.
+    """
+    if not len(mu):
+        return 0
+    change = mu * (eta / (1 + eta * mu)) ** 2 * sv.square().sum(0)
+    most = change.sum()
+    if most <= 0:
+        return 0
+    left = change.flip(0).cumsum(0).flip(0)  # of component j and all after it
+    return int((left > (1 - energy) * most).sum())
+
+
 def anchored_up(
     w0: torch.Tensor,
     tv: torch.Tensor,

@@ -213,6 +213,33 @@ def runs(server, name, prompts, task=judged.SHOWN, quick=False):
     return found
 
 
+# Headlines of workflows for families that no small world has. Their pictures are another's.
+SHOWN_BY = "quick_erase"
+FAMILY_TITLES = {
+    "erase_z_image": "Erase in Z-Image",
+    "erase_flux": "Erase in Flux.1",
+    "erase_qwen_image": "Erase in Qwen-Image",
+    "erase_wan": "Erase in Wan, as videos",
+    "erase_anima": "Erase in Anima",
+}
+HEADLINES = 84  # pixels of a sheet above its pictures
+
+
+def retitled(name):
+    """The picture of a workflow in FAMILY_TITLES: what `SHOWN_BY` draws, under another headline."""
+    with Image.open(graphs.FOLDER / f"{SHOWN_BY}.jpg") as drawn:
+        out = drawn.convert("RGB")
+    draw = ImageDraw.Draw(out)
+    draw.rectangle((0, 0, SIDE, HEADLINES), PAPER)
+    _headlines(draw, f"{FAMILY_TITLES[name]}\nhere the same {SMALL}")
+    return out
+
+
+def _headlines(draw, title):
+    for k, line in enumerate(title.split("\n")):
+        draw.text((24, 16 + 34 * k), line, INK, ImageFont.load_default((30, 22)[k]))
+
+
 def sheet(title, forgotten, kept):
     """A square picture of two lists of (prompt, [(label, picture), ...]).
 
@@ -220,8 +247,7 @@ def sheet(title, forgotten, kept):
     """
     out = Image.new("RGB", (SIDE, SIDE), PAPER)
     draw, font = ImageDraw.Draw(out), ImageFont.load_default
-    for k, line in enumerate(title.split("\n")):
-        draw.text((24, 16 + 34 * k), line, INK, font((30, 22)[k]))
+    _headlines(draw, title)
     pairs = len(forgotten[0][1]) == 2
     side = 176  # a multiple of the small pictures' own pixels
     for column, (word, colour, shots) in enumerate(

@@ -130,8 +130,20 @@ class Drawing(NamedTuple):
     muted: tuple = ()  # ids
 
 
-def _solve(concepts, variant="anchored", **settings):
-    """Inputs of ScaPreSolve on nodes 1 and `concepts`; `settings` are those of the variant."""
+MODEL, CLIP, VAE = ["1", 0], ["1", 1], ["1", 2]
+
+
+class Loaded(NamedTuple):
+    """Nodes that load a model, and the outputs that give it."""
+
+    nodes: dict
+    model: list = MODEL
+    clip: list = CLIP
+    vae: list = VAE
+
+
+def _solve(concepts, variant="anchored", model=MODEL, clip=CLIP, **settings):
+    """Inputs of ScaPreSolve on node `concepts`; `settings` are those of the variant."""
     known = {
         "erase": 100.0,
         "preserve": 1.0,
@@ -142,8 +154,8 @@ def _solve(concepts, variant="anchored", **settings):
         "drift": 0.14,
     }
     return {
-        "model": ["1", 0],
-        "clip": ["1", 1],
+        "model": model,
+        "clip": clip,
         "concepts": [concepts, 0],
         "variant": variant,
         **{f"variant.{k}": v for k, v in (settings or known).items()},
@@ -656,28 +668,47 @@ def api(nodes):
     }
 
 
+def _checkpoint(name):
+    """One file with all that draws."""
+    loader = "CheckpointLoaderSimple", "Load Checkpoint", (40, 60, 330, 110), {"ckpt_name": name}
+    return Loaded({"1": loader})
+
+
 def _before_and_after(erasers, patches, prompt, x, checkpoint=CHECKPOINT, side=512):
     """The nodes around the erasers: a loader, the patches applied, one prompt before and after.
 
     `patches` are ids of nodes that give a patch; `x` is the first column.
     """
-    wires = {"positive": ["6", 0], "negative": ["7", 0], "latent_image": ["8", 0]}
-    applied = {f"patches.patch{k}": [i, 0] for k, i in enumerate(patches)}
+    loaded = _checkpoint(checkpoint)
+    room = (
+        "EmptyLatentImage",
+        "Picture Size",
+        (40, 920, 330, 120),
+        {"width": side, "height": side, "batch_size": 1},
+    )
     more = 30 * (len(patches) - 1)  # height of the sockets
+    negative = (
+        "CLIPTextEncode",
+        "Negative Prompt",
+        (x, 510 + more, 400, 110),
+        {"clip": loaded.clip, "text": ""},
+    )
+    drawn = _drawn_twice(loaded, SAMPLER, x)
+    around = _patched(loaded, patches, prompt, x)
+    return {**loaded.nodes, **erasers, **around, "7": negative, "8": room, **drawn}
+
+
+def _patched(loaded, patches, prompt, x):
+    """The patches applied, and the prompt."""
+    applied = {f"patches.patch{k}": [i, 0] for k, i in enumerate(patches)}
+    more = 30 * (len(patches) - 1)
     return {
-        "1": (
-            "CheckpointLoaderSimple",
-            "Load Checkpoint",
-            (40, 60, 330, 110),
-            {"ckpt_name": checkpoint},
-        ),
-        **erasers,
         "5": (
             "ApplyUnlearnPatch",
             "Apply Unlearn Patch",
             (x, 60, 400, 210 + more),
             {
-                "model": ["1", 0],
+                "model": loaded.model,
                 **applied,
                 "strength": 1.0,
                 "mismatch": "warn",
@@ -688,57 +719,46 @@ def _before_and_after(erasers, patches, prompt, x, checkpoint=CHECKPOINT, side=5
             "CLIPTextEncode",
             "Prompt",
             (x, 320 + more, 400, 140),
-            {"clip": ["1", 1], "text": prompt},
-        ),
-        "7": (
-            "CLIPTextEncode",
-            "Negative Prompt",
-            (x, 510 + more, 400, 110),
-            {"clip": ["1", 1], "text": ""},
-        ),
-        "8": (
-            "EmptyLatentImage",
-            "Picture Size",
-            (40, 920, 330, 120),
-            {"width": side, "height": side, "batch_size": 1},
-        ),
-        "9": (
-            "KSampler",
-            "Before",
-            (x + 450, 60, 300, 290),
-            {"model": ["1", 0], **SAMPLER, **wires},
-        ),
-        "10": (
-            "KSampler",
-            "After",
-            (x + 450, 400, 300, 290),
-            {"model": ["5", 0], **SAMPLER, **wires},
-        ),
-        "11": (
-            "VAEDecode",
-            "Decode Before",
-            (x + 800, 60, 180, 60),
-            {"samples": ["9", 0], "vae": ["1", 2]},
-        ),
-        "12": (
-            "VAEDecode",
-            "Decode After",
-            (x + 800, 400, 180, 60),
-            {"samples": ["10", 0], "vae": ["1", 2]},
-        ),
-        "13": (
-            "SaveImage",
-            "Picture Before",
-            (x + 1030, 60, 330, 330),
-            {"images": ["11", 0], "filename_prefix": "unlearn/before"},
-        ),
-        "14": (
-            "SaveImage",
-            "Picture After",
-            (x + 1030, 440, 330, 330),
-            {"images": ["12", 0], "filename_prefix": "unlearn/after"},
+            {"clip": loaded.clip, "text": prompt},
         ),
     }
+
+
+def _drawn_twice(loaded, sampler, x, fps=0):
+    """Samplers before and after, and what saves their pictures; videos at `fps` frames a second."""
+    wires = {"positive": ["6", 0], "negative": ["7", 0], "latent_image": ["8", 0]}
+    nodes = {}
+    both = ("Before", loaded.model, 60), ("After", ["5", 0], 400)
+    for k, (name, model, y) in enumerate(both):
+        sample, decode, save, make = (str(n + k) for n in (9, 11, 13, 23))
+        nodes[sample] = (
+            "KSampler",
+            name,
+            (x + 450, y, 300, 290),
+            {"model": model, **sampler, **wires},
+        )
+        nodes[decode] = (
+            "VAEDecode",
+            f"Decode {name}",
+            (x + 800, y, 180, 60),
+            {"samples": [sample, 0], "vae": loaded.vae},
+        )
+        place = (x + 1030, 60 + 380 * k, 330, 330)
+        prefix = f"unlearn/{name.lower()}"
+        if not fps:
+            inputs = {"images": [decode, 0], "filename_prefix": prefix}
+            nodes[save] = ("SaveImage", f"Picture {name}", place, inputs)
+            continue
+        inputs = {"images": [decode, 0], "fps": fps}
+        nodes[make] = ("CreateVideo", f"Video {name}", (x + 800, y + 120, 180, 90), inputs)
+        inputs = {
+            "video": [make, 0],
+            "filename_prefix": prefix,
+            "format": "auto",
+            "codec": "auto",
+        }
+        nodes[save] = ("SaveVideo", f"Save Video {name}", place, inputs)
+    return nodes
 
 
 def _report(picture, words, x):
@@ -747,6 +767,248 @@ def _report(picture, words, x):
         "15": ("PreviewImage", "Report", (x, 950, 400, 320), {"images": picture}),
         "16": ("PreviewAny", "Report in Words", (x, 670, 400, 230), {"source": words}),
     }
+
+
+# --- other families than UNets: loaders, files and settings of ComfyUI's own templates ---------
+
+REPACKED = "https://huggingface.co/Comfy-Org/"
+FILES = {  # name -> (folder of models/, address)
+    "z_image_turbo_bf16.safetensors": (
+        "diffusion_models",
+        REPACKED + "z_image_turbo/resolve/main/split_files/diffusion_models/",
+    ),
+    "qwen_3_4b.safetensors": (
+        "text_encoders",
+        REPACKED + "z_image_turbo/resolve/main/split_files/text_encoders/",
+    ),
+    "ae.safetensors": ("vae", REPACKED + "z_image_turbo/resolve/main/split_files/vae/"),
+    "flux1-dev.safetensors": ("diffusion_models", REPACKED + "flux1-dev/resolve/main/"),
+    "clip_l.safetensors": (
+        "text_encoders",
+        "https://huggingface.co/comfyanonymous/flux_text_encoders/resolve/main/",
+    ),
+    "t5xxl_fp16.safetensors": (
+        "text_encoders",
+        "https://huggingface.co/comfyanonymous/flux_text_encoders/resolve/main/",
+    ),
+    "qwen_image_fp8_e4m3fn.safetensors": (
+        "diffusion_models",
+        REPACKED + "Qwen-Image_ComfyUI/resolve/main/split_files/diffusion_models/",
+    ),
+    "qwen_2.5_vl_7b_fp8_scaled.safetensors": (
+        "text_encoders",
+        REPACKED + "Qwen-Image_ComfyUI/resolve/main/split_files/text_encoders/",
+    ),
+    "qwen_image_vae.safetensors": (
+        "vae",
+        REPACKED + "Qwen-Image_ComfyUI/resolve/main/split_files/vae/",
+    ),
+    "wan2.1_t2v_1.3B_fp16.safetensors": (
+        "diffusion_models",
+        REPACKED + "Wan_2.1_ComfyUI_repackaged/resolve/main/split_files/diffusion_models/",
+    ),
+    "umt5_xxl_fp8_e4m3fn_scaled.safetensors": (
+        "text_encoders",
+        REPACKED + "Wan_2.1_ComfyUI_repackaged/resolve/main/split_files/text_encoders/",
+    ),
+    "wan_2.1_vae.safetensors": (
+        "vae",
+        REPACKED + "Wan_2.1_ComfyUI_repackaged/resolve/main/split_files/vae/",
+    ),
+    "anima-base-v1.0.safetensors": (
+        "diffusion_models",
+        "https://huggingface.co/circlestone-labs/Anima/resolve/main/split_files/diffusion_models/",
+    ),
+    "qwen_3_06b_base.safetensors": (
+        "text_encoders",
+        "https://huggingface.co/circlestone-labs/Anima/resolve/main/split_files/text_encoders/",
+    ),
+}
+
+
+class Template(NamedTuple):
+    """What ComfyUI's own template of a family has.
+
+    files: of the model, the text encoders and the VAE. kind: what the loader of text encoders calls
+    it. shift: (node, shift) before the sampler, if any. room: (node, inputs) of the empty latents.
+    sampler: steps, cfg, sampler, scheduler. negative: a text, None where the prompt's conditioning
+    is zeroed. fps: of a video, 0 for pictures.
+    """
+
+    files: tuple
+    kind: str
+    shift: tuple
+    room: tuple
+    sampler: tuple
+    negative: str | None
+    fps: float = 0
+
+
+def _square(side, node="EmptySD3LatentImage"):
+    return node, {"width": side, "height": side, "batch_size": 1}
+
+
+Z_IMAGE = Template(
+    ("z_image_turbo_bf16.safetensors", "qwen_3_4b.safetensors", "ae.safetensors"),
+    "lumina2",
+    ("ModelSamplingAuraFlow", 3.0),
+    _square(1024),
+    (8, 1.0, "res_multistep", "simple"),
+    None,
+)
+FLUX = Template(
+    (
+        "flux1-dev.safetensors",
+        "clip_l.safetensors",
+        "t5xxl_fp16.safetensors",
+        "ae.safetensors",
+    ),
+    "flux",
+    (),
+    _square(1024),
+    (20, 1.0, "euler", "simple"),
+    None,
+)
+QWEN_IMAGE = Template(
+    (
+        "qwen_image_fp8_e4m3fn.safetensors",
+        "qwen_2.5_vl_7b_fp8_scaled.safetensors",
+        "qwen_image_vae.safetensors",
+    ),
+    "qwen_image",
+    ("ModelSamplingAuraFlow", 3.1),
+    _square(1328),
+    (20, 4.0, "euler", "simple"),
+    "",
+)
+WAN = Template(
+    (
+        "wan2.1_t2v_1.3B_fp16.safetensors",
+        "umt5_xxl_fp8_e4m3fn_scaled.safetensors",
+        "wan_2.1_vae.safetensors",
+    ),
+    "wan",
+    ("ModelSamplingSD3", 8.0),
+    ("EmptyHunyuanLatentVideo", {"width": 832, "height": 480, "length": 33, "batch_size": 1}),
+    (30, 6.0, "uni_pc", "simple"),
+    "blurry, static, worst quality, low quality",
+    16.0,
+)
+ANIMA = Template(
+    ("anima-base-v1.0.safetensors", "qwen_3_06b_base.safetensors", "qwen_image_vae.safetensors"),
+    "stable_diffusion",
+    (),
+    _square(1024, "EmptyLatentImage"),
+    (30, 4.0, "euler", "simple"),
+    "worst quality, low quality, score_1, score_2, score_3, blurry, jpeg artifacts, sepia",
+)
+
+
+def _loaders(template):
+    """The loaders of a template's files, and the shift of its noise levels."""
+    model, *encoders, vae = template.files
+    given = {"clip_name": encoders[0]}
+    if len(encoders) == 2:
+        given = {f"clip_name{k}": name for k, name in enumerate(encoders, 1)}
+    kind = "CLIPLoader" if len(encoders) == 1 else "DualCLIPLoader"
+    inputs = {"unet_name": model, "weight_dtype": "default"}
+    encoder = {**given, "type": template.kind, "device": "default"}
+    nodes = {
+        "1": ("UNETLoader", "Load Diffusion Model", (40, 60, 400, 110), inputs),
+        "21": (kind, "Load CLIP", (40, 220, 400, 160), encoder),
+        "22": ("VAELoader", "Load VAE", (40, 430, 400, 80), {"vae_name": vae}),
+    }
+    out = MODEL
+    if template.shift:
+        node, shift = template.shift
+        inputs, out = {"model": MODEL, "shift": shift}, ["20", 0]
+        nodes["20"] = (node, "Shift", (40, 560, 400, 80), inputs)
+    return Loaded(nodes, out, ["21", 0], ["22", 0])
+
+
+def _of_family(template, prompt, note):
+    """Quick erase with the loaders, files and settings of a template of ComfyUI's."""
+    loaded, x = _loaders(template), 940
+    solve = _solve("2", model=loaded.model, clip=loaded.clip)
+    steps, cfg, sampler, scheduler = template.sampler
+    how = {
+        "seed": 7,
+        "steps": steps,
+        "cfg": cfg,
+        "sampler_name": sampler,
+        "scheduler": scheduler,
+        "denoise": 1.0,
+    }
+    place = (x, 510, 400, 110)
+    if template.negative is None:
+        zeroed = {"conditioning": ["6", 0]}
+        negative = "ConditioningZeroOut", "No Negative Prompt", place, zeroed
+    else:
+        given = {"clip": loaded.clip, "text": template.negative}
+        negative = "CLIPTextEncode", "Negative Prompt", place, given
+    room, size = template.room
+    nodes = {
+        **loaded.nodes,
+        "2": ("UnlearnConcepts", "Objects to Forget", (40, 690, 400, 300), OBJECTS),
+        "4": ("ScaPreSolve", "ScaPre Solve", (490, 60, 400, 700), solve),
+        **_patched(loaded, ["4"], prompt, x),
+        "7": negative,
+        "8": (room, "Picture Size", (40, 1040, 400, 150), size),
+        **_drawn_twice(loaded, how, x, template.fps),
+        **_report(["4", 1], ["4", 2], x),
+    }
+    return Drawing(nodes, note, (1390, 840, 530, 330))
+
+
+AT_THE_ENTRY = (
+    "Text enters here through one layer, where it is erased, and is then mixed with the picture. "
+    "So compare pictures, and raise *erase* tenfold where something comes back. Pictures of this "
+    "family have not been measured."
+)
+EXACT = (
+    "Text enters here through keys and values alone, so what is erased there is gone. Pictures of "
+    "this family have not been measured."
+)
+
+
+def _note(title, files, exact, more=""):
+    return (
+        f"## {title}\n\n1. The loaders name the files of ComfyUI's own template: {files}.\n2. "
+        "**Objects to Forget**: one per line, *name -> what to draw instead*; list look-alikes "
+        "under keep.\n3. Press **Run**. Before and After share one seed.\n\n"
+        f"{exact}{more}\n\nLoRAs go before **ScaPre Solve**. Speed-up LoRAs may follow it."
+    )
+
+
+def erase_z_image():
+    """Forget objects in Z-Image Turbo."""
+    note = _note("Erase in Z-Image", "Z-Image Turbo, or any Z-Image model", AT_THE_ENTRY)
+    return _of_family(Z_IMAGE, "a photo of a church", note)
+
+
+def erase_flux():
+    """Forget objects in Flux.1."""
+    note = _note("Erase in Flux.1", "Flux.1 dev, or a model made from it", AT_THE_ENTRY)
+    return _of_family(FLUX, "a photo of a church", note)
+
+
+def erase_qwen_image():
+    """Forget objects in Qwen-Image."""
+    note = _note("Erase in Qwen-Image", "Qwen-Image, or a newer one", AT_THE_ENTRY)
+    return _of_family(QWEN_IMAGE, "a photo of a church", note)
+
+
+def erase_wan():
+    """Forget objects in Wan 2.1, before and after as videos."""
+    more = " Wan 2.2 has two models of 14B: solve and patch **each** of them."
+    note = _note("Erase in Wan", "Wan 2.1 with 1.3B", EXACT, more)
+    return _of_family(WAN, "a church on a hill, clouds moving over it", note)
+
+
+def erase_anima():
+    """Forget objects in Anima."""
+    note = _note("Erase in Anima", "Anima Base", EXACT)
+    return _of_family(ANIMA, "1girl standing in front of a church", note)
 
 
 SOURCES = {
@@ -763,6 +1025,29 @@ SOURCES = {
 }
 
 
+# Workflows of families that no small world has. They are drawn, loaded and checked, but not run.
+FAMILIES = {
+    f.__name__: f for f in (erase_z_image, erase_flux, erase_qwen_image, erase_wan, erase_anima)
+}
+
+
+def drawing(name):
+    """The Drawing of a workflow file."""
+    return {**SOURCES, **FAMILIES}[name]()
+
+
 def source(name):
     """The graph a workflow file was drawn from, in API format, muted nodes included."""
-    return api(SOURCES[name]().nodes)
+    return api(drawing(name).nodes)
+
+
+def downloads(node):
+    """What lets the frontend offer to download the files of a loader, of a UI-format node."""
+    found = []
+    for name in node.get("widgets_values") or ():
+        if name in URLS:
+            found.append({"name": name, "url": URLS[name], "directory": "checkpoints"})
+        elif name in FILES:
+            folder, address = FILES[name]
+            found.append({"name": name, "url": address + name, "directory": folder})
+    return {"models": found} if found else {}

@@ -2,7 +2,7 @@
 
 It runs each example workflow on the emoji world, or on the sprite world where it prunes. A sheet
 holds what the workflow's own Save Image nodes saved: first prompts with forgotten concepts, then
-prompts with kept ones.
+prompts with kept ones. Workflows of families that no small world has are shown by another's sheet.
 """
 
 import argparse
@@ -16,7 +16,15 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("names", nargs="*", help="example workflows, all by default")
     plans = example_pictures.plans()
-    names = parser.parse_args().names or list(plans)
+    given = parser.parse_args().names or [*plans, *graphs.FAMILIES]
+    names = [name for name in given if name in plans]
+    if names:
+        _draw(names, plans)
+    for name in set(given) - set(names):
+        example_pictures.retitled(name).save(graphs.FOLDER / f"{name}.jpg", quality=92)
+
+
+def _draw(names, plans):
     for task in {id(t): t for t in map(example_pictures.task_of, names)}.values():
         task.world.expand(BASE / "models" / "checkpoints")
     with Server("--disable-metadata", leaves=example_pictures.SAVED) as server:

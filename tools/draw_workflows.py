@@ -55,7 +55,7 @@ def view(drawing, size):
 
 def drawn(page, name):
     """The UI-format workflow that the frontend makes of a source graph."""
-    drawing = graphs.SOURCES[name]()
+    drawing = graphs.drawing(name)
     page.evaluate(
         "([graph, name]) => { app.loadApiJson(graph, name) }", [graphs.source(name), name]
     )
@@ -102,7 +102,7 @@ def drawn(page, name):
         node["title"] = (
             drawing.nodes[str(node["id"])][1] if str(node["id"]) in drawing.nodes else node["title"]
         )
-        node["properties"].update(origin(packs[node["type"]]), **models(node))
+        node["properties"].update(origin(packs[node["type"]]), **graphs.downloads(node))
     return made
 
 
@@ -186,14 +186,6 @@ def origin(module):
     return {"cnr_id": "comfy-core"} if module else {}
 
 
-def models(node):
-    """What lets the frontend offer to download a checkpoint."""
-    if node["type"] != "CheckpointLoaderSimple":
-        return {}
-    name = node["widgets_values"][0]
-    return {"models": [{"name": name, "url": graphs.URLS[name], "directory": "checkpoints"}]}
-
-
 def main():
     from playwright.sync_api import sync_playwright
 
@@ -206,7 +198,7 @@ def main():
         page = ready(
             launched(play).new_page(viewport={"width": size[0], "height": size[1]}), server
         )
-        for name in given.names or [*graphs.SOURCES, "blueprint"]:
+        for name in given.names or [*graphs.SOURCES, *graphs.FAMILIES, "blueprint"]:
             if name == "blueprint":
                 path = graphs.FOLDER.parent / "subgraphs" / f"{graphs.BLUEPRINT}.json"
                 path.parent.mkdir(exist_ok=True)
@@ -216,7 +208,7 @@ def main():
             made = drawn(page, name)
             path = graphs.FOLDER / f"{name}.json"
             path.write_text(json.dumps(made, indent=1) + "\n", encoding="utf-8")
-            shown = {**made, "extra": {**made["extra"], "ds": view(graphs.SOURCES[name](), size)}}
+            shown = {**made, "extra": {**made["extra"], "ds": view(graphs.drawing(name), size)}}
             page.evaluate("(w) => app.loadGraphData(w)", shown)
             page.wait_for_timeout(2500)
             page.keyboard.press("Escape")  # the dialog about missing models

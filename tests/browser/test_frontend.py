@@ -197,7 +197,7 @@ def test_the_templates_have_pictures_and_open_with_a_click(tab):
     page = tab.page
     tab.js("app.extensionManager.command.execute('Comfy.BrowseTemplates')")
     page.get_by_text("ComfyUI-Unlearn").first.click()
-    for name in graphs.SOURCES:
+    for name in (*graphs.SOURCES, *graphs.FAMILIES):
         picture = page.get_by_test_id(f"template-workflow-{name}").locator("img").first
         picture.scroll_into_view_if_needed()
         own = (
@@ -280,6 +280,22 @@ def test_an_example_loads(tab, name, vue):
         assert {k: sent[i]["inputs"][k] for k in (*given, *links)} == {**given, **links}, node[
             "_meta"
         ]["title"]
+
+
+@pytest.mark.parametrize("name", graphs.FAMILIES)
+def test_a_familys_example_loads_without_missing_nodes(tab, name):
+    """Its files are nobody's here. What Run would send is what the file says."""
+    tab.load(name)
+    tab.shot(name)
+    types = (
+        "app.graph._nodes.filter(n => !LiteGraph.registered_node_types[n.type]).map(n => n.type)"
+    )
+    assert tab.js(types) == []
+    sent = tab.js("app.graphToPrompt().then(p => p.output)")
+    want = graphs.to_api(graphs.load(name))
+    assert {i: node["inputs"] for i, node in sent.items()} == {
+        i: node["inputs"] for i, node in want.items()
+    }
 
 
 @pytest.mark.parametrize("vue", [False, True], ids=["classic", "vue"])

@@ -15,6 +15,7 @@ drawing = pack.module("unlearn.analysis.drawing")
 measures = pack.module("unlearn.analysis.measures")
 picture_pairs = pack.module("unlearn.analysis.picture_pairs")
 sampling = pack.module("unlearn.host.sampling")
+drawn_prompts = pack.module("unlearn.host.drawn_prompts")
 batched_sampling = pack.module("unlearn.host.batched_sampling")
 patching = pack.module("unlearn.host.patching")
 adapters = pack.module("unlearn.host.adapters")
@@ -369,7 +370,8 @@ def test_pairs_are_what_a_ksampler_with_that_seed_draws(loaded):
     live = drawing.LiveSheet(pairs, model, 4)
     positive, negative = batched_sampling.conditioning(clip, [p.prompt for p in pairs], 64)
     settings = sampling.SamplerSettings(4, 3.0, "ddim", "ddim_uniform", 3)
-    job = drawing.DrawingJob(pairs, [4, 8, 8], positive, negative, settings)
+    prompts = drawn_prompts.Together(positive, negative)
+    job = drawing.DrawingJob(pairs, [4, 8, 8], prompts, settings)
     latents = drawing.draw(model, drawing.BEFORE, job, live)
 
     def encode(t):

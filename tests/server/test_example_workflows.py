@@ -61,6 +61,74 @@ def test_the_file_is_whole(name):
     assert not set(overlaps(nodes))
 
 
+@pytest.mark.parametrize("name", graphs.FAMILIES)
+def test_a_familys_file_is_whole(name):
+    """As the others; a loader for each of its files, which says where to download them."""
+    nodes = graphs.load(name)["nodes"]
+    with Image.open(graphs.FOLDER / f"{name}.jpg") as picture:
+        assert picture.width >= 600 and picture.height >= 600
+    loaders = [n for n in nodes if n["type"] in LOADERS]
+    assert {n["type"] for n in loaders} >= {"UNETLoader", "VAELoader"} and len(loaders) == 3
+    for loader in loaders:
+        files = [value for value in loader["widgets_values"] if value.endswith(".safetensors")]
+        models = loader["properties"]["models"]
+        assert files and [model["name"] for model in models] == files
+        assert {model["directory"] for model in models} == {LOADERS[loader["type"]]}
+        assert all(model["url"].endswith(model["name"]) for model in models)
+    assert not any(n["type"] == "CheckpointLoaderSimple" for n in nodes)
+    packs = {n["properties"]["cnr_id"] for n in nodes if n["type"] != "MarkdownNote"}
+    assert packs == {"unlearn-diffusion", "comfy-core"} and not set(overlaps(nodes))
+
+
+LOADERS = {
+    "UNETLoader": "diffusion_models",
+    "CLIPLoader": "text_encoders",
+    "DualCLIPLoader": "text_encoders",
+    "VAELoader": "vae",
+}
+
+
+@pytest.mark.parametrize("name", graphs.FAMILIES)
+def test_a_familys_graph_goes_with_the_nodes_of_the_host(server, name):
+    """Its links are of the types that the nodes take, nothing is missing, and choices exist."""
+    info, graph = server.get("/object_info"), graphs.to_api(graphs.load(name))
+    for node in graph.values():
+        known = info[node["class_type"]]["input"]
+        inputs = {**known.get("required", {}), **known.get("optional", {})}
+        assert {k for k in known.get("required", {}) if "." not in k} - {"patches"} <= {
+            k.partition(".")[0] for k in node["inputs"]
+        }
+        for key, value in node["inputs"].items():
+            if "." in key:  # of a choice or a list of sockets that the page opens
+                assert key.partition(".")[0] in inputs, key
+                continue
+            kind, *rest = inputs[key]
+            if isinstance(value, list):
+                given = info[graph[value[0]]["class_type"]]["output"][value[1]]
+                assert kind in (given, "*") or given in kind.split(","), (key, kind, given)
+            elif key not in FILES:
+                options = kind if isinstance(kind, list) else rest[0].get("options")
+                keys = [o["key"] if isinstance(o, dict) else o for o in options or [value]]
+                assert value in keys, (key, value)
+
+
+@pytest.mark.parametrize("name", graphs.FAMILIES)
+def test_a_familys_file_is_drawn_from_its_source(name):
+    """Input by input. The page adds those that a source leaves at their defaults."""
+    got, want = graphs.to_api(graphs.load(name)), graphs.source(name)
+    assert set(got) == set(want)
+    for i, node in want.items():
+        given = {key: got[i]["inputs"].get(key) for key in node["inputs"]}
+        assert got[i]["class_type"] == node["class_type"] and given == node["inputs"]
+
+
+FILES = ("unet_name", "clip_name", "clip_name1", "clip_name2", "vae_name")
+
+
+def test_every_family_has_a_headline():
+    assert set(example_pictures.FAMILY_TITLES) == set(graphs.FAMILIES)
+
+
 def overlaps(nodes):
     """Pairs of titles whose nodes, with their title bars, lie over each other."""
     boxes = [(n["title"], *n["pos"], *n["size"]) for n in nodes]
@@ -71,7 +139,8 @@ def overlaps(nodes):
 
 
 def test_the_templates_and_the_blueprint_are_served(server):
-    assert set(graphs.SOURCES) <= set(server.get("/workflow_templates")["ComfyUI-Unlearn"])
+    served = set(server.get("/workflow_templates")["ComfyUI-Unlearn"])
+    assert {*graphs.SOURCES, *graphs.FAMILIES} <= served
     listed = {
         k: v for k, v in server.get("/global_subgraphs").items() if v["name"] == graphs.BLUEPRINT
     }

@@ -8,12 +8,22 @@ from typing import Any
 import torch
 
 from ..errors import UnlearnError
-from ..host import architectures, batched_sampling, matching
+from ..host import architectures, drawn_prompts, matching, phrase_places, text_encoding
 from ..host.architectures import cross_attention, native_size, pooled_text
 from ..host.model_types import Clip, Model, Vae
 from ..host.sampling import SamplerSettings
 from ..types import ConceptSet
-from . import charts, clip_scores, drawing, forecast, measures, report, sheet, tuning
+from . import (
+    charts,
+    clip_scores,
+    drawing,
+    forecast,
+    measures,
+    picture_pairs,
+    report,
+    sheet,
+    tuning,
+)
 from .measures import Changes, WeightChanges
 from .picture_pairs import Drawing, PicturePair, build_comparisons
 from .verdict import verdict
@@ -82,7 +92,12 @@ def compare(
     _check(inputs)
     settings = dataclasses.replace(settings, size=settings.size or native_size(inputs.before))
     pairs = build_comparisons(
-        inputs.clip, concepts, settings.templates, settings.kept, settings.all_seeds()
+        inputs.clip,
+        concepts,
+        settings.templates,
+        settings.kept,
+        settings.all_seeds(),
+        _reads(inputs.before),
     )
     live = drawing.LiveSheet(pairs, inputs.before, settings.steps, node_id)
     before, after = _draw_both(inputs, pairs, settings, live)
@@ -131,7 +146,7 @@ def _check(inputs: ReportInputs) -> None:
     """
     models = (inputs.before, inputs.after)
     size = native_size(inputs.before)
-    before, after = (batched_sampling.latent_shape(model, size) for model in models)
+    before, after = (drawn_prompts.latent_shape(model, size) for model in models)
     if before != after:
         raise UnlearnError(
             "The inputs 'before' and 'after' are models of different kinds; "
@@ -142,21 +157,12 @@ def _check(inputs: ReportInputs) -> None:
         matching.check_vae(model, inputs.vae)
         if known is not None:
             matching.check_clip(model, inputs.clip)
-        else:
-            _check_unknown(model, inputs.clip)
 
 
-def _check_unknown(model: Model, clip: Clip) -> None:
-    """Raises UnlearnError where a MODEL may read more of a CLIP than the report passes on."""
-    ((_, more),) = clip.encode_from_tokens_scheduled(clip.tokenize(""))
-    passed_on = batched_sampling.EXTRAS
-    unread = [name for name, v in more.items() if torch.is_tensor(v) and name not in passed_on]
-    if unread:
-        raise UnlearnError(
-            f"The input 'clip' gives {', '.join(unread)} beside its states, which the model "
-            f"({architectures.kind(model)}) may need and this report does not pass on; use an "
-            "SD1.x, SD2.x or SDXL checkpoint."
-        )
+def _reads(model: Model) -> picture_pairs.Reads:
+    """What raises UnlearnError where the CLIP of a MODEL cannot read a concept in a sentence."""
+    is_unet = isinstance(architectures.known(model), architectures.UNet)
+    return text_encoding.locate if is_unet else phrase_places.check
 
 
 def _draw_both(
@@ -166,11 +172,11 @@ def _draw_both(
     live: drawing.LiveSheet,
 ) -> tuple[Drawing, Drawing]:
     """What the two models draw of the pairs."""
-    shape = batched_sampling.latent_shape(inputs.before, settings.size)
-    positive, negative = batched_sampling.conditioning(
-        inputs.clip, [pair.prompt for pair in pairs], settings.size
+    shape = drawn_prompts.latent_shape(inputs.before, settings.size)
+    prompts = drawn_prompts.of(
+        inputs.before, inputs.clip, [pair.prompt for pair in pairs], settings.size
     )
-    job = drawing.DrawingJob(pairs, shape, positive, negative, settings.for_sampler())
+    job = drawing.DrawingJob(pairs, shape, prompts, settings.for_sampler())
     drawings = []
     for when, model in ((drawing.BEFORE, inputs.before), (drawing.AFTER, inputs.after)):
         latents = drawing.draw(model, when, job, live)

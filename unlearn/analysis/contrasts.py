@@ -6,6 +6,7 @@ from typing import NamedTuple
 import torch
 
 from ..files import text_cache
+from ..host import phrase_places
 from ..host.architectures import Spans, text_spans
 from ..host.text_encoding import Prompt
 
@@ -17,7 +18,7 @@ class Contrast(NamedTuple):
     """What one concept adds to its sentences, averaged over them by role of the token.
 
     Roles are the concept's own tokens one by one, the words behind it, the end token and the
-    padding.
+    padding, apart for each text encoder whose states stand one after another.
     """
 
     rows: torch.Tensor  # [n, d] float64
@@ -36,12 +37,12 @@ class _TokenPair(NamedTuple):
     weight: float
 
 
-def _token_pairs(concept: Spans, neutral: Spans, tokens: str) -> list[_TokenPair]:
+def _token_pairs(sentence: Prompt, concept: Spans, neutral: Spans, tokens: str) -> list[_TokenPair]:
     """The tokens of a sentence that are compared with the neutral one, each with its weight.
 
     The padding weighs as much as one token in total, because superclasses were lost when each of
-    its positions had a token's weight. What stands before the concept is left out: attention is
-    causal, so the concept does not change it.
+    its positions had a token's weight. What stands before the concept is left out where the text
+    encoder is causal, because the concept does not change it there.
     """
     last = concept.own.stop - 1
     shift = neutral.own.stop - concept.own.stop
@@ -49,11 +50,17 @@ def _token_pairs(concept: Spans, neutral: Spans, tokens: str) -> list[_TokenPair
     stand_in = max(neutral.own.stop - 1, neutral.own.start)
     found = []
     for position in concept.own if tokens == "all" else concept.own[-1:]:
-        found.append(_TokenPair(("own", position - last), position, stand_in, 1.0))
+        said = sentence.own[position - concept.own.start] if sentence.own else None
+        found.append(_TokenPair(("own", position - last, said), position, stand_in, 1.0))
+    if not sentence.causal:
+        before = min(concept.own.start, neutral.own.start)
+        for position in range(before):
+            found.append(_TokenPair("before", position, position, 1.0 / before))
     for position in concept.after:
         found.append(_TokenPair("word", position, position + shift, 1.0 / len(concept.after)))
     if concept.end is not None:
-        found.append(_TokenPair("end", concept.end, concept.end + shift, 1.0))
+        other_end = concept.end + shift if neutral.end is None else neutral.end
+        found.append(_TokenPair("end", concept.end, other_end, 1.0))
     pads = text_cache.samples_of(concept.padding)
     neutral_pads = text_cache.samples_of(neutral.padding)
     count = min(len(pads), len(neutral_pads))
@@ -76,13 +83,14 @@ def contrast(
     groups, with_concept, without, weights = [], [], [], []
     for _, share, sentence, neutral in pairs:
         said, other = states[sentence.text], states[neutral.text]
+        segment = phrase_places.segment_of(sentence.text)[1]
         spans = text_spans(sentence, len(said))
-        compared = _token_pairs(spans, text_spans(neutral, len(said)), tokens)
+        compared = _token_pairs(sentence, spans, text_spans(neutral, len(other)), tokens)
         total = sum(pair.weight for pair in compared)
         for pair in compared:
-            groups.append((sentence.name, pair.role))
+            groups.append((sentence.name, segment, pair.role))
             with_concept.append(said[pair.position])
-            without.append(other[min(pair.neutral_position, len(said) - 1)])
+            without.append(other[min(pair.neutral_position, len(other) - 1)])
             weights.append(share * pair.weight / total)
     concept_states = torch.stack(with_concept).double() / scale
     neutral_states = torch.stack(without).double() / scale
@@ -94,7 +102,7 @@ def contrast(
         row_weights,
         concept_states.float(),
         neutral_states.float(),
-        [role == "end" for _, role in dict.fromkeys(groups)],
+        [role == "end" for *_, role in dict.fromkeys(groups)],
     )
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from ..host import batched_sampling, sampling
+from ..host.drawn_prompts import DrawnPrompts
 from ..host.memory import BatchSize, raise_if_cancelled
 from ..host.model_types import Model, Vae
 from ..host.previews import FastPreviewer, PictureProgress
@@ -70,15 +71,17 @@ class DrawingJob:
     """What both models are asked to draw."""
 
     pairs: Sequence[PicturePair]
-    shape: Sequence[int]  # [c, h, w] of a latent
-    positive: sampling.Conditioning  # of all pairs as one batch
-    negative: sampling.Conditioning
+    shape: Sequence[int]  # of a latent: [c, h, w], of a model of videos [c, 1, h, w]
+    prompts: DrawnPrompts  # of all pairs
     settings: sampling.SamplerSettings
 
 
 def draw(model: Model, when: int, job: DrawingJob, live: LiveSheet) -> torch.Tensor:
-    """The latents [n, c, h, w] float32 of all pairs, in batches that shrink on full memory."""
-    batch = BatchSize(batched_sampling.LARGEST_BATCH)
+    """The latents [n, *shape] float32 of all pairs, in batches that shrink on full memory.
+
+    Raises UnlearnError for a model that needs more than prompts.
+    """
+    batch = BatchSize(job.prompts.at_once)
     parts, at = [], 0
     while at < len(job.pairs):
         live.start_at(when, at)
@@ -98,14 +101,20 @@ def _draw_batch(
     """The latents of the `count` pairs from `start` on."""
     live.start_at(when, start)
     chosen = range(start, start + count)
-    return sampling.sample(
-        model,
-        batched_sampling.seeded_noise(job.shape, [job.pairs[i].seed for i in chosen]),
-        sampling.select(job.positive, chosen),
-        job.negative,
-        job.settings,
-        functools.partial(live.step, when, start),
-    )
+    try:
+        return sampling.sample(
+            model,
+            batched_sampling.seeded_noise(job.shape, [job.pairs[i].seed for i in chosen]),
+            job.prompts.of(chosen),
+            job.prompts.negative,
+            job.settings,
+            functools.partial(live.step, when, start),
+        )
+    except Exception as error:
+        fault = job.prompts.fault(model, error)
+        if fault is None:
+            raise
+        raise fault from error
 
 
 def decode(vae: Vae, latents: torch.Tensor, when: int, live: LiveSheet) -> torch.Tensor:
@@ -126,4 +135,5 @@ def decode(vae: Vae, latents: torch.Tensor, when: int, live: LiveSheet) -> torch
 
 def _decode_batch(vae: Vae, latents: torch.Tensor, count: int) -> torch.Tensor:
     pictures = vae.decode(latents[:count]).float().cpu()
-    return pictures.view(count, *pictures.shape[-3:])
+    # Of a video the first frame. A VAE of videos gives one more axis.
+    return pictures.reshape(count, -1, *pictures.shape[-3:])[:, 0]

@@ -16,7 +16,8 @@ import torch
 from ...kernels import forecast as kernel
 from ..concepts import sentences
 from ..files.text_cache import TextStateCache, default_folder
-from ..host import batched_sampling, patch_match, patching, text_encoding, weights
+from ..host import architectures, batched_sampling, patch_match, patching, text_encoding, weights
+from ..host import predictions as host_predictions
 from ..host.architectures import Layer, cross_attention, native_size, pooled_text
 from ..host.model_types import Clip, Model
 from ..host.progress import Progress
@@ -30,6 +31,10 @@ EXAMINED_IN = sentences.KEPT[1]  # one sentence; each more costs time
 WORDS_SHOWN = 12
 CHART_HEADING = "Forecast: what is left of the effect of the words that are harmed most"
 SMALLEST_SIZE = 64  # pixels
+
+
+# (template, name) -> the sentence, once for each of the parts in which the model reads it.
+Located = Callable[[str, str], Sequence[Prompt]]
 
 
 class WordImpact(NamedTuple):
@@ -91,11 +96,30 @@ def _examined(clip: Clip, names: Iterable[str]) -> tuple[Prompt, dict[str, Promp
 def _contrasts(
     neutral: Prompt, examined: dict[str, Prompt], fetch: Fetch
 ) -> dict[str, TextContrast]:
-    states = fetch([neutral, *examined.values()])
+    return _of_parts([neutral], {name: [prompt] for name, prompt in examined.items()}, fetch)
+
+
+def located_contrasts(
+    located: Located, fetch: Fetch, names: Iterable[str]
+) -> dict[str, TextContrast]:
+    """name -> what it adds to a sentence, as layers see it that `located` finds names for."""
+    examined = {}
+    for name in names:
+        template = text_encoding.fix_article(EXAMINED_IN, name)
+        examined[name] = located(template, name)
+    return _of_parts(located(EXAMINED_IN, ""), examined, fetch)
+
+
+def _of_parts(
+    neutral: Sequence[Prompt], examined: dict[str, Sequence[Prompt]], fetch: Fetch
+) -> dict[str, TextContrast]:
+    states = fetch([*neutral, *(part for parts in examined.values() for part in parts)])
     found = {}
-    for name, prompt in examined.items():
-        pair = (0, 1.0, prompt, neutral)
-        contrast = contrasts.contrast([pair], states, tokens="all", scale=1.0)
+    for name, parts in examined.items():
+        pairs = [
+            (0, 1 / len(parts), part, other) for part, other in zip(parts, neutral, strict=True)
+        ]
+        contrast = contrasts.contrast(pairs, states, tokens="all", scale=1.0)
         found[name] = TextContrast(contrast.rows, contrast.weights)
     return found
 
@@ -123,7 +147,8 @@ class WeightForecast:
     """The forecast from the weights alone, for one text encoder, keep list and list of words.
 
     It keeps what it has read of a word, so that a second edit costs little. pooled: it is of
-    layers that read pooled text vectors, and `fetch` reads these.
+    layers that read pooled text vectors, and `fetch` reads these. located: finds names in
+    sentences, None where CLIP's positions hold.
     """
 
     def __init__(
@@ -134,8 +159,9 @@ class WeightForecast:
         words: tuple[str, ...],
         word_states: torch.Tensor,
         pooled: bool = False,
+        located: Located | None = None,
     ) -> None:
-        self._pooled = pooled
+        self._pooled, self._located = pooled, located
         self.contrasts: dict[str, TextContrast] = {}  # by name, as far as examined
         self._clip = clip
         self._fetch = fetch
@@ -158,6 +184,9 @@ class WeightForecast:
         """Reads what each of the names adds to a sentence, where that is not known yet."""
         new = [name for name in names if name not in self.contrasts]
         if not new:
+            return
+        if self._located is not None:
+            self.contrasts |= located_contrasts(self._located, self._fetch, new)
             return
         read = pooled_contrasts if self._pooled else text_contrasts
         self.contrasts |= read(self._clip, self._fetch, new)
@@ -197,7 +226,7 @@ def impacts_on_predictions(
         prompts.append(text_encoding.prompt_of(template, name))
     encoded: batched_sampling.Encoded = {}
     predictions = [
-        batched_sampling.predict_from_noise(
+        host_predictions.from_noise(
             model,
             clip,
             prompts,
@@ -241,7 +270,7 @@ def of_patch(
     layers = [*cross_attention(model), *pooled_text(model)]
     bar = Progress(len(layers) + 1 + calls, settings.node_id)
     changes = _patch_changes(model, patch, settings.strength)
-    impacts = _of_changes(clip, changes, forgotten, keep, bar.step)
+    impacts = _of_changes(model, clip, changes, forgotten, keep, bar.step)
     if not settings.predict:
         return impacts
     patched = patching.apply(model, patch, settings.strength)[0]
@@ -262,7 +291,7 @@ def of_models(
     without cross-attention and for a CLIP of another width.
     """
     changes = _model_changes(before, after)
-    return _of_changes(clip, changes, forgotten, keep, step)
+    return _of_changes(before, clip, changes, forgotten, keep, step)
 
 
 Change = tuple[Layer, torch.Tensor, torch.Tensor]  # a layer, W0 and W - W0, both [d_out, d]
@@ -289,6 +318,7 @@ def _model_changes(before: Model, after: Model) -> Iterator[Change]:
 
 
 def _of_changes(
+    model: Model,
     clip: Clip,
     changes: Iterable[Change],
     forgotten: Iterable[str],
@@ -296,6 +326,13 @@ def _of_changes(
     step: Callable[[], None],
 ) -> list[WordImpact]:
     """The impacts of the Change of every layer, from the weights alone."""
+    family = architectures.of(model)
+    if isinstance(family, architectures.Transformer):
+        from . import observed_forecast  # which is made of this module's parts
+
+        left_out = sentences.forgotten_words(forgotten)
+        words = [word for word in _reference_words() if word not in left_out]
+        return observed_forecast.impacts(family, clip, changes, words, keep, step)
     grams, pooled_grams, width, pooled_width = WeightGrams(), WeightGrams(), 0, 0
     for layer, w0, delta in changes:
         if layer.columns is None:

@@ -1,8 +1,10 @@
 """Which prompts the Erasure Report draws with both models."""
 
+import functools
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -13,6 +15,8 @@ from ..host.model_types import Clip
 from ..types import ConceptSet
 from . import tuning
 
+# (CLIP, template, concept); raises UnlearnError where the text encoder cannot read it.
+Reads = Callable[[Clip, str, str], Any]
 EVERYDAY = "everyday"  # the name of captions that stand for everything nobody listed
 
 
@@ -30,7 +34,7 @@ class PicturePair:
 class Drawing:
     """What one model drew of all pairs, in their order, on the CPU."""
 
-    latents: torch.Tensor  # [n, c, h, w] float32
+    latents: torch.Tensor  # [n, c, h, w] float32, of a model of videos [n, c, 1, h, w]
     pictures: torch.Tensor  # [n, height, width, 3] float32 in [0, 1]
 
 
@@ -40,6 +44,7 @@ def build_comparisons(
     templates: Sequence[str] = (),
     kept: int = 4,
     seeds: Sequence[int] = (7,),
+    reads: Reads = text_encoding.locate,
 ) -> list[PicturePair]:
     """The PicturePairs of a concept list, each prompt with every seed.
 
@@ -53,9 +58,10 @@ def build_comparisons(
                 f"The line {quoted(line)} of 'templates' has no {{concept}} in it; "
                 "write {concept} where the concept goes."
             )
+    fill = functools.partial(_filled, clip, reads)
     prompts = [
-        *_forgotten_prompts(clip, concepts, templates),
-        *_kept_prompts(clip, concepts, templates, kept),
+        *_forgotten_prompts(fill, concepts, templates),
+        *_kept_prompts(fill, concepts, templates, kept),
         *_everyday_prompts(concepts, kept - len(concepts.keep)),
     ]
     pairs = []
@@ -65,25 +71,25 @@ def build_comparisons(
 
 
 def _forgotten_prompts(
-    clip: Clip, concepts: ConceptSet, templates: Sequence[str]
+    fill: Callable[[str, str], str], concepts: ConceptSet, templates: Sequence[str]
 ) -> list[tuple[str, str, bool]]:
     prompts = []
     for concept in concepts.concepts:
         for template in templates or sentences.REPORT_TEMPLATES[concept.kind]:
-            prompts.append((concept.name, _filled(clip, template, concept.name), True))
+            prompts.append((concept.name, fill(template, concept.name), True))
     return prompts
 
 
 def _kept_prompts(
-    clip: Clip, concepts: ConceptSet, templates: Sequence[str], count: int
+    fill: Callable[[str, str], str], concepts: ConceptSet, templates: Sequence[str], count: int
 ) -> list[tuple[str, str, bool]]:
     template = (templates or sentences.REPORT_TEMPLATES[concepts.concepts[0].kind])[0]
     prompts = []
     for line in concepts.keep[:count]:
         if len(line.split()) >= tuning.MIN_SENTENCE_WORDS:
-            prompt = _filled(clip, "{concept}", line)
+            prompt = fill("{concept}", line)
         else:
-            prompt = _filled(clip, template, line)
+            prompt = fill(template, line)
         prompts.append((line, prompt, False))
     return prompts
 
@@ -98,8 +104,8 @@ def _everyday_prompts(concepts: ConceptSet, count: int) -> list[tuple[str, str, 
     return [(EVERYDAY, caption, False) for caption in itertools.islice(unrelated, max(0, count))]
 
 
-def _filled(clip: Clip, template: str, name: str) -> str:
+def _filled(clip: Clip, reads: Reads, template: str, name: str) -> str:
     """The template with a name in it; raises UnlearnError when the text encoder cannot read it."""
     template = text_encoding.fix_article(template, name)
-    text_encoding.locate(clip, template, name)
+    reads(clip, template, name)
     return text_encoding.prompt_of(template, name)

@@ -19,7 +19,7 @@ from ..analysis.forecast import WordImpact
 from ..concepts.notation import format_concept
 from ..concepts.pasted import quoted
 from ..concepts.sentences import CHECKED
-from ..host import batched_sampling, memory, text_encoding, weights
+from ..host import batched_sampling, memory, predictions, text_encoding, weights
 from ..host.architectures import native_size
 from ..host.model_types import Clip, Model
 from ..types import Concept, ConceptSet
@@ -60,7 +60,7 @@ def remaining(
     added = []
     encoded: batched_sampling.Encoded = {}
     for model in (before, after):
-        x = batched_sampling.predict_from_noise(
+        x = predictions.from_noise(
             model, clip, texts, seeds, level=noise.NOISE_LEVEL, size=size, encoded=encoded
         )
         added.append((x[0::2] - x[1::2]).flatten(1))
@@ -258,7 +258,11 @@ def _is_spelled(clip: Clip, name: str) -> bool:
     if name.startswith("embedding:"):
         return False
     letters = [c for c in name if unicodedata.category(c)[0] in "LNS"]
-    tokens = len(next(iter(text_encoding.tokens_of(clip, name)), ()))
+    # What stands around every prompt, as a chat template does, is no part of the name.
+    tokens, around = (
+        len(next(iter(text_encoding.tokens_of(clip, text)), ())) for text in (name, "")
+    )
+    tokens -= around
     foreign = [c for c in letters if not unicodedata.name(c, "").startswith(("LATIN", "DIGIT"))]
     if len(foreign) == len(letters):
         return tokens > len(letters)

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from ..analysis.forecast import Located
 from ..files.text_cache import TextStateCache
 from ..host import text_encoding
 from ..host.model_types import Model
@@ -27,12 +28,16 @@ class InputGroup:
 
     plan, fetch: fetch(prompts of the plan) gives text -> states [n, d], in which the positions of
     these prompts stand. pooled: whether the states are pooled text vectors, one for each prompt.
+    located: gives the Prompts of a template with a concept in it, None where CLIP's positions hold.
+    name: of the group, in reports.
     """
 
     layers: LayerWeights
     plan: SentencePlan
     fetch: Fetch
     pooled: bool = False
+    located: Located | None = None
+    name: str = ""
 
     def check_width(self) -> None:
         """Raises UnlearnError when the text encoder does not go with the model."""

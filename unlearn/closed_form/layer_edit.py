@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
+from ..errors import UnlearnError
 from ..host.model_types import Clip
 from .informax_weights import InformaxWeights
 from .sentence_plan import SentencePlan
@@ -54,7 +55,8 @@ class SolveContext:
     stats: the moments of what is erased and kept. row_weights: gives the Informax weights [d_out]
     of a layer, or None where they are off. hard_keep: the share of the keep list's energy that the
     edit must not touch, 0 to 1. pooled: whether the layers read the pooled text vector, and not
-    token states; the plan and what `fetch` gives are then those of pooled vectors.
+    token states; the plan and what `fetch` gives are then those of pooled vectors. of_clip: whether
+    the layers read a CLIP's own states.
     """
 
     stats: Statistics
@@ -64,11 +66,20 @@ class SolveContext:
     plan: SentencePlan
     fetch: Fetch
     pooled: bool = False
+    of_clip: bool = True
 
     def name_states(self) -> NameStates:
         """The token states of every name alone."""
         return name_states(self.plan, self.fetch)
 
     def name_blocks(self) -> NameBlocks:
-        """The token states of every name alone, from its last token to the end of the padding."""
+        """The token states of every name alone, from its last token to the end of the padding.
+
+        Raises UnlearnError where the layers read no CLIP.
+        """
+        if not self.of_clip:
+            raise UnlearnError(
+                "This variant erases the padding of CLIP's 77 tokens, which this model does not "
+                "read; choose the variant 'anchored' or 'uce'."
+            )
         return name_blocks(self.clip, self.plan, self.fetch, self.pooled)

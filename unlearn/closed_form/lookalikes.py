@@ -22,6 +22,7 @@ from torch.nn import functional as F
 from ...kernels import scapre
 from ..analysis.contrasts import Contrast, contrast
 from ..analysis.prior_words import Fetch
+from ..host import phrase_places
 from ..host.progress import Progress
 from . import tuning
 from .sentence_plan import SentencePair, SentencePlan
@@ -55,13 +56,20 @@ def held_contrasts(
             continue
         erased, any_word = forgotten[:, [*concepts]].T, _mean_rows(read(nouns))
         if len(kept) > tuning.LOOKALIKES:
-            rough = likeness(_mean_rows(read([pairs[:1] for pairs in kept])), erased, any_word)
+            firsts = [_of_first_sentence(pairs) for pairs in kept]
+            rough = likeness(_mean_rows(read(firsts)), erased, any_word)
             kept = [kept[i] for i in rough.topk(tuning.LOOKALIKES).indices.tolist()]
         found = read(kept)
         near = likeness(_mean_rows(found), erased, any_word)
         weights = torch.cat([one.weights * like for one, like in zip(found, near, strict=True)])
         total += scapre.gram(torch.cat([one.rows for one in found]), weights)
     return total
+
+
+def _of_first_sentence(pairs: Sequence[SentencePair]) -> list[SentencePair]:
+    """The first sentence of a word, in every text encoder that reads it."""
+    first = phrase_places.segment_of(pairs[0].prompt.text)[0]
+    return [pair for pair in pairs if phrase_places.segment_of(pair.prompt.text)[0] == first]
 
 
 def _of_words(

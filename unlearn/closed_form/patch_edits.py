@@ -10,14 +10,13 @@ import torch
 
 from ..analysis.forecast import WeightGrams
 from ..errors import UnlearnError
-from ..host import weights
 from ..host.adapters import LowRank
 from . import tuning
 from .layer_edit import LayerEdit
 from .layer_weights import LayerWeights
 
 if TYPE_CHECKING:
-    from ..host.architectures import Layer
+    pass
 
 
 @dataclass(frozen=True)
@@ -87,20 +86,13 @@ def build(
         ups, down, lost = factors, edit.down, edit.lost
         wide = down.double()
         mixed, square = mixed @ wide, wide.T @ square @ wide
+    if layers.basis is not None:  # from its coordinates back to the layers' own
+        down = (down.float() @ layers.basis.T).contiguous()
     edits = tuple(
-        (layer.key, LowRank.of(up, _whole(layers, layer, down)))
+        (layer.key, LowRank.of(up, layers.whole(layer, down)))
         for layer, up in zip(layers.layers, ups, strict=True)
     )
     return PatchEdits(edits, tuple(changes), grams.after_edit(mixed, square), lost)
-
-
-def _whole(layers: LayerWeights, layer: Layer, down: torch.Tensor) -> torch.Tensor:
-    """`down` [r, d] over all columns of a layer: 0 where it reads other things than text."""
-    if layer.columns is None:
-        return down
-    out = down.new_zeros(len(down), weights.shape(layers.model, layer.key)[1])
-    out[:, slice(*layer.columns)] = down
-    return out
 
 
 def _change(edit: LayerEdit, w0: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -69,17 +69,18 @@ class Beside(NamedTuple):
         """All sentence pairs."""
         return tuple(pair for word in (*self.kept, *self.nouns) for pair in word)
 
-    def as_pooled(self) -> "Beside":
-        """The same as pooled text vectors show it."""
+    def with_pairs(self, of: Callable[[SentencePair], Iterable[SentencePair]]) -> "Beside":
+        """The same with other sentence pairs in the place of each."""
         kept, nouns = (
-            tuple(tuple(map(_pooled_pair, word)) for word in of) for of in (self.kept, self.nouns)
+            tuple(tuple(new for pair in word for new in of(pair)) for word in words)
+            for words in (self.kept, self.nouns)
         )
         return Beside(self.concepts, kept, nouns)
 
 
-def _pooled_pair(pair: SentencePair) -> SentencePair:
+def _pooled_pair(pair: SentencePair) -> tuple[SentencePair]:
     seen = text_encoding.as_pooled
-    return pair._replace(prompt=seen(pair.prompt), neutral=seen(pair.neutral))
+    return (pair._replace(prompt=seen(pair.prompt), neutral=seen(pair.neutral)),)
 
 
 @dataclass(frozen=True)
@@ -149,7 +150,7 @@ class SentencePlan:
             ),
             bare_keep=tuple(map(seen, self.bare_keep)),
             checked=(),
-            beside=tuple(beside.as_pooled() for beside in self.beside),
+            beside=tuple(beside.with_pairs(_pooled_pair) for beside in self.beside),
             measured=tuple(map(seen, self.measured)),
             packed=(),
         )
@@ -162,16 +163,20 @@ def plan(
     prior: bool = True,
     expand: bool = False,
     check: bool = True,
+    locate_by: Locate | None = None,
 ) -> SentencePlan:
     """The SentencePlan for a ConceptSet.
 
     templates: own sentences with {concept} in them, or None for the built-in ones of each
     concept's kind. prior: also keep everyday captions and words. expand: also study plurals and
     joined forms of the names. check: also plan sentences that are not studied.
+    locate_by: finds a name in a sentence, None for CLIP's tokens; common words are then left out.
     Raises UnlearnError for a concept that has no tokens, a text over 75 tokens, and names that are
     the same to the text encoder.
     """
-    locate: Locate = cache(lambda template, name: text_encoding.locate(clip, template, name))
+    locate: Locate = locate_by or cache(
+        lambda template, name: text_encoding.locate(clip, template, name)
+    )
     taken = same_names.by_tokens(clip, concept_set)
     pairs: list[SentencePair] = []
     bare_names: list[NamePair] = []
@@ -201,7 +206,7 @@ def plan(
         checked=_checked_pairs(locate, concept_set.concepts) if check else (),
         beside=_beside(locate, concept_set, read_in),
         measured=_measured_prompts(locate, concept_set),
-        packed=packed_words(clip) if prior else (),
+        packed=packed_words(clip) if prior and locate_by is None else (),
         forgotten=forgotten_words(pair.prompt.name for pair in bare_names),
     )
 

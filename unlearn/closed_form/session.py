@@ -70,6 +70,7 @@ class SolveSession:
                 stats.words,
                 stats.word_states,
                 self.group.pooled,
+                self.group.located,
             )
         return self._forecast
 

@@ -16,18 +16,28 @@ from ..analysis import forecast
 from ..analysis.forecast import WeightGrams, WordImpact
 from ..errors import UnlearnError
 from ..files.text_cache import TextStateCache, default_folder
-from ..host import patching, text_encoding, weights
+from ..host import architectures, patching, text_encoding, weights
 from ..host.architectures import cross_attention, pooled_text
 from ..host.model_types import Clip, Model
 from ..host.progress import Progress
 from ..types import ConceptSet, UnlearnPatch
-from . import aftermath, patch_edits, sentence_plan, session, token_statistics, tuning, variants
+from . import (
+    aftermath,
+    observed_groups,
+    patch_edits,
+    sentence_plan,
+    session,
+    token_statistics,
+    tuning,
+    variants,
+)
 from .informax_weights import ESTIMATORS, InformaxWeights
 from .input_groups import InputGroup, input_groups
 from .layer_edit import LayerEdit, SolveContext
 from .layer_weights import LayerWeights
 from .patch_edits import PatchEdits
 from .report import ScaPreReport
+from .sentence_plan import SentencePlan
 from .session import Solution, SolveSession, protect
 
 __all__ = ["ESTIMATORS", "SolveSettings", "solve"]
@@ -119,7 +129,7 @@ def solve(
     weights, or text that cannot be used.
     """
     settings = settings or SolveSettings()
-    text_layers, pooled_layers = cross_attention(model), pooled_text(model)
+    observed = observed_groups.states_of(model, clip)
     plan = sentence_plan.plan(
         clip,
         concepts,
@@ -127,12 +137,14 @@ def solve(
         settings.prior,
         settings.expand,
         check=settings.overshoot > 0,
+        locate_by=None if observed is None else observed.locate,
     )
-    # What is not to move at all must be exactly what the encoder says, in the padding too.
-    exact, pooled = settings.hard_keep > 0, bool(pooled_layers)
-    states = TextStateCache(clip, folder or default_folder(), exact_padding=exact, pooled=pooled)
-    groups = input_groups(model, (text_layers, pooled_layers), plan, states)
-    progress = Progress(len(plan.texts) + 2 * len(text_layers + pooled_layers), node_id)
+    if observed is None:
+        groups = _groups_of_states(model, clip, plan, settings, folder)
+    else:
+        groups = observed_groups.groups(model, observed, plan)
+    layers = sum(len(group.layers.layers) for group in groups)
+    progress = Progress(len(plan.texts) + 2 * layers, node_id)
     solves = [GroupSolve(clip, group, settings, concepts.keep, progress) for group in groups]
     found = [solve.found for solve in solves]
     if all(one.edit.solution_operator is not None for one in found):
@@ -151,10 +163,26 @@ def solve(
         [part.grams for part in parts],
     )
     edited, _ = patching.apply(model, patch)
-    of_solve = [*found[0].notes, *_notes_of_pooled(found[1:], parts[1:]), *_notes_of_clip(clip)]
+    of_solve = [
+        *_notes_of_entry(model),
+        *found[0].notes,
+        *_notes_of_others(groups[1:], found[1:], parts[1:]),
+        *_notes_of_clip(clip),
+    ]
     notes = aftermath.notes((model, edited), clip, concepts, settings, of_solve, impacts)
     report = ScaPreReport.of(found[0].stats, edits, impacts, solves[0].row_weights, notes)
     return patch, report.picture(settings.variant), report.text(patch)
+
+
+def _groups_of_states(
+    model: Model, clip: Clip, plan: SentencePlan, settings: SolveSettings, folder: Path | None
+) -> list[InputGroup]:
+    """The groups of a model whose layers read the text encoder's own states."""
+    layers = cross_attention(model), pooled_text(model)
+    # What is not to move at all must be exactly what the encoder says, in the padding too.
+    exact, pooled = settings.hard_keep > 0, bool(layers[1])
+    states = TextStateCache(clip, folder or default_folder(), exact_padding=exact, pooled=pooled)
+    return input_groups(model, layers, plan, states)
 
 
 def _patch(
@@ -196,7 +224,9 @@ class GroupSolve:
         variant = variants.find(settings.variant)
         # The texts are read once, for the first group.
         reading = None if group.pooled else progress
-        stats = token_statistics.measure(group.plan, group.fetch, settings.tokens, reading)
+        stats = token_statistics.measure(
+            group.plan, group.fetch, settings.tokens, reading, group.layers.input_width
+        )
         self.row_weights = InformaxWeights(stats, settings.estimator) if settings.informax else None
         grams = _grams(group.layers, progress)
 
@@ -209,6 +239,7 @@ class GroupSolve:
                 group.plan,
                 group.fetch,
                 group.pooled,
+                group.located is None,
             )
             return variant.solve(context, settings.chosen)
 
@@ -269,17 +300,26 @@ def _solution(
     return session.close_revivals(found, settings.rounds)
 
 
-def _notes_of_pooled(found: Sequence[Solution], parts: Sequence[PatchEdits]) -> list[str]:
-    """What the report says of the layers that read the pooled text vector."""
+def _notes_of_entry(model: Model) -> list[str]:
+    """What the report says of how exact an edit of this family of models is."""
+    family = architectures.of(model)
+    return [family.kind_of_edit()] if isinstance(family, architectures.Transformer) else []
+
+
+def _notes_of_others(
+    groups: Sequence[InputGroup], found: Sequence[Solution], parts: Sequence[PatchEdits]
+) -> list[str]:
+    """What the report says of other groups of layers than the first, as of the pooled text."""
     notes = []
-    for one, part in zip(found, parts, strict=True):
+    for group, one, part in zip(groups, found, parts, strict=True):
+        name = "pooled text" if group.pooled else group.name
         left, drift = part.retention(one.stats.concepts), part.grams.drift(one.stats.drift_gram)
-        most, name = max(zip(left.tolist(), one.stats.names, strict=True))
+        most, worst = max(zip(left.tolist(), one.stats.names, strict=True))
         notes.append(
-            f"What the concepts add to the pooled text is cut to {float(left.mean()):.0%} on "
-            f"average (most left: {name}, {most:.0%}); of kept prompts it moves by {drift:.1%}."
+            f"What the concepts add to the {name} is cut to {float(left.mean()):.0%} on "
+            f"average (most left: {worst}, {most:.0%}); of kept prompts it moves by {drift:.1%}."
         )
-        notes += [f"Pooled text: {note}" for note in one.notes]
+        notes += [f"{name.capitalize()}: {note}" for note in one.notes]
     return notes
 
 

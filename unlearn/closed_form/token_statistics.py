@@ -105,16 +105,21 @@ class Statistics:
 
 
 def measure(
-    plan: SentencePlan, fetch: Fetch, tokens: str = "all", progress: Progress | None = None
+    plan: SentencePlan,
+    fetch: Fetch,
+    tokens: str = "all",
+    progress: Progress | None = None,
+    width: int | None = None,
 ) -> Statistics:
     """The Statistics of a SentencePlan.
 
-    tokens: "all" words of a concept's name are erased, or only the "last".
+    tokens: "all" words of a concept's name are erased, or only the "last". width: of the states,
+    where `fetch` gives coordinates in a smaller space.
     Raises UnlearnError for a concept that is the same as its neutral word.
     """
     kept = _measure_kept(plan, fetch, progress)
     words, word_states = prior_words.word_states(plan.packed, plan.forgotten, fetch, progress)
-    scale = float((kept.everything.diagonal().mean()) ** 0.5)
+    scale = float((kept.everything.trace() / (width or len(kept.everything))) ** 0.5)
     preserve = (kept.everything + tuning.NEUTRAL_WEIGHT * kept.neutral) / scale**2
     word_states = word_states / scale
     if len(words):

@@ -76,7 +76,7 @@ class Watch(Protocol):
         ...
 
 
-class _InsideGuider(comfy.samplers.Sampler):
+class InsideGuider(comfy.samplers.Sampler):
     """A sampler that hands the loaded model to `body(guider, sigmas, model_options)`."""
 
     def __init__(self, body: Callable[[Any, torch.Tensor, dict], None]) -> None:
@@ -106,8 +106,8 @@ def latent_shape(model: Model, size: int) -> list[int]:
     form: Any = model.get_model_object("latent_format")
     if form.latent_dimensions != 2:
         raise UnlearnError(
-            f"The input 'model' ({architectures.kind(model)}) makes no single pictures; use an "
-            "SD1.x, SD2.x or SDXL checkpoint."
+            f"The input 'model' ({architectures.kind(model)}) makes no single pictures; use a "
+            "model of pictures."
         )
     ratio = form.spacial_downscale_ratio
     if isinstance(form, comfy.latent_formats.SD_X4):
@@ -233,7 +233,7 @@ def sample(model: Model, clip: Clip, plan: SamplingPlan, watch: Watch) -> int:
         model,
         room,
         plan.cfg,
-        _InsideGuider(run.steps),
+        InsideGuider(run.steps),
         sigmas,
         positive,
         negative,
@@ -344,7 +344,7 @@ def predict_from_noise(
         model,
         room,
         1.0,
-        _InsideGuider(predictions.make),
+        InsideGuider(predictions.make),
         schedule,
         positive,
         negative,

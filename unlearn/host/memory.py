@@ -74,6 +74,24 @@ class OutOfMemory(UnlearnError):
     """Memory ran out on a single row; the message says what to change."""
 
 
+def alone(work: Callable[[], Result], what: str = "picture", remedy: str = SMALLER) -> Result:
+    """What `work()` gives, which cannot be done in smaller parts; raises OutOfMemory.
+
+    what: what it works on; remedy: what to change where that does not fit.
+    """
+    try:
+        return work()
+    except Exception as error:
+        comfy.model_management.raise_non_oom(error)
+        forget_frames(error)
+    give_back()
+    raise _full(what, remedy)
+
+
+def _full(what: str, remedy: str) -> OutOfMemory:
+    return OutOfMemory(f"Memory ran out on a single {what}; {remedy}.")
+
+
 class BatchSize:
     """How many rows are computed at once. It is halved whenever memory runs out.
 
@@ -101,5 +119,5 @@ class BatchSize:
             # This stands outside the handler, because the error holds on to what filled the memory.
             give_back()
             if n == 1:
-                raise OutOfMemory(f"Memory ran out on a single {self.what}; {self.remedy}.")
+                raise _full(self.what, self.remedy)
             self.rows = n // 2

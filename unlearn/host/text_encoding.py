@@ -28,8 +28,11 @@ class Prompt(NamedTuple):
     """A text, the concept in it, and where its tokens stand.
 
     The concept's tokens have the positions `first` to `last` (inclusive), the end token has `end`.
-    A concept without tokens has `last` = `first` - 1. padded: whether anybody reads the padding
-    after the end token; without it the rest is read faster.
+    A concept without tokens has `last` = `first` - 1. causal: whether what stands before the
+    concept is the same with another one in its place. own: the concept's tokens, where they may be
+    others at the beginning of a sentence than within it; () where they are always the same.
+    padded: whether anybody reads the padding after the end token; without it the rest is read
+    faster.
     """
 
     text: str
@@ -37,6 +40,8 @@ class Prompt(NamedTuple):
     first: int
     last: int
     end: int
+    causal: bool = True
+    own: tuple[Hashable, ...] = ()
     padded: bool = True
 
 
@@ -66,7 +71,7 @@ def _count(clip: Clip, text: str) -> tuple[int, int]:
 def tokens_of(clip: Clip, text: str) -> list[tuple]:
     """The word tokens of a text, for each encoder."""
     return [
-        tuple(token for chunk in chunks for token, _, word in chunk if word > 0)
+        tuple(token for chunk in chunks for token, _, *word in chunk if word != [0])
         for chunks in _chunks(clip, text).values()
     ]
 
@@ -76,10 +81,10 @@ def word_token_ids(clip: Clip, text: str) -> tuple:
 
     () where the text encoder reads nothing.
     """
-    return tuple(_comparable(token) for tokens in tokens_of(clip, text) for token in tokens)
+    return tuple(comparable(token) for tokens in tokens_of(clip, text) for token in tokens)
 
 
-def _comparable(token: Any) -> Hashable:
+def comparable(token: Any) -> Hashable:
     """A token as a value to compare: an embedding's row by what it holds."""
     if not isinstance(token, torch.Tensor):
         return token

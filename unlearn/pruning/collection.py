@@ -14,8 +14,18 @@ import torch
 
 from ..errors import UnlearnError
 from ..files.raw_statistics import RawWriter
-from ..host import activation_hooks, batched_sampling, memory, progress, text_encoding, weights
-from ..host.architectures import feed_forward, native_size
+from ..host import (
+    activation_hooks,
+    architectures,
+    batched_sampling,
+    memory,
+    phrase_places,
+    progress,
+    text_encoding,
+    weights,
+    whole_sampling,
+)
+from ..host.architectures import feed_forward
 from ..host.model_types import Clip, Model
 from ..types import ActivationStats, Concept, ConceptSet, Group, Ranking, SaliencyMap
 from . import prompts, report
@@ -46,7 +56,7 @@ def collect(
     chosen = SaliencySettings(**settings)
     chosen = replace(
         chosen,
-        size=chosen.size or native_size(model),
+        size=chosen.size or architectures.of(model).native_size(),
         window=min(chosen.window, chosen.steps),
     )
     if activation_hooks.is_compiled(model):
@@ -55,7 +65,8 @@ def collect(
             "connect it before TorchCompileModel."
         )
     layers = _layers(model)
-    groups = prompts.build_groups(clip, concepts.concepts, chosen.prompts, chosen.first, own)
+    check = _check_of(model, chosen)
+    groups = prompts.build_groups(clip, concepts.concepts, chosen.prompts, chosen.first, own, check)
     statistics = _statistics(model, layers, groups, chosen, folder, node_id)
     watch = _Watch(model, layers, groups, statistics, chosen, node_id)
     calls = _sample(model, clip, groups, chosen, watch)
@@ -75,6 +86,21 @@ def collect(
     )
     text = report.saliency_text(found, calls, len(groups), watch.seconds, statistics.memory_note)
     return found, text
+
+
+def _check_of(model: Model, settings: SaliencySettings) -> prompts.Check:
+    """What tells whether the CLIP of this kind of model can read a concept in a sentence.
+
+    Raises UnlearnError for a setting that this kind of model does not know.
+    """
+    if not isinstance(architectures.of(model), architectures.Transformer):
+        return text_encoding.locate
+    if settings.halves != "conditional":
+        raise UnlearnError(
+            "The input 'halves' is 'both', which works with SD1.x, SD2.x and SDXL alone; set it to "
+            "'conditional'."
+        )
+    return phrase_places.check
 
 
 def _statistics(
@@ -131,7 +157,7 @@ def _sample(
         cfg=settings.cfg,
         size=settings.size,
     )
-    return batched_sampling.sample(model, clip, plan, watch)
+    return whole_sampling.sample(model, clip, plan, watch)
 
 
 def _gathered(
@@ -187,6 +213,8 @@ class _Watch:
         node_id: str | None,
     ) -> None:
         self.model = model
+        # Then all that a layer sees is of one prompt, however a model lays it out.
+        self.one_by_one = isinstance(architectures.of(model), architectures.Transformer)
         self.keys = [key for key, *_ in layers]
         self.groups = groups
         self.statistics = statistics
@@ -224,6 +252,8 @@ class _Watch:
     def _measure(
         self, layer: int, module: torch.nn.Module, x: torch.Tensor, output: torch.Tensor
     ) -> None:
+        if self.one_by_one:
+            x, output = x.flatten(0, -2)[None], output.flatten(0, -2)[None]
         halves = x.shape[0] // self.b if self.settings.halves == "both" else 1
         for place, number in enumerate(self.chosen):
             # A call that ran out of memory behind this layer is repeated with fewer prompts.
@@ -236,6 +266,12 @@ class _Watch:
     def group(self, step: int, g: int) -> None:
         """Group number g is through this step: its moments are final."""
         group, texts = self.groups[g]
+        for key, seen in zip(self.keys, self.seen, strict=True):
+            if not seen:
+                raise UnlearnError(
+                    f"The layer '{key.removesuffix('.weight')}' of the input 'model' is never "
+                    "called, so it cannot be measured; use the model that it was made from."
+                )
         if not all(torch.isfinite(m.mean).all() for m in self.moments):
             raise UnlearnError(
                 f"The input 'model' gives NaN for the prompts of '{group.title}' at step "

@@ -13,6 +13,7 @@ import torch
 
 from ...kernels import fia
 from .. import provenance
+from ..analysis.report import layer_label
 from ..concepts.notation import split_lines
 from ..concepts.pasted import name_of
 from ..errors import UnlearnError, quoted
@@ -107,7 +108,7 @@ def fuse(
     for i in _layers(maps[0].layers, chosen):
         key, c_out, c_in = maps[0].layers[i]
         layer = _fuse_layer([(c.rankings[i], c.share) for c in choices], (c_out, c_in), chosen)
-        summary.add(architectures.label(key), c_out * c_in, layer)
+        summary.add(layer_label(key), c_out * c_in, layer)
         if layer.pruned:
             edits.append((key, _edit(layer.mask, c_out, c_in, chosen.granularity)))
     if not edits:

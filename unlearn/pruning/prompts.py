@@ -3,14 +3,15 @@
 The templates are the paper's, and the contexts are our own.
 """
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 from ..errors import UnlearnError, quoted
 from ..host import text_encoding
 from ..host.model_types import Clip
 from ..types import Concept, Group
 
+Check = Callable[[Clip, str, str], Any]  # (clip, template, concept)
 TEMPLATES = {
     "object": ("a {concept} in {context}", "a {concept} near {context}"),
     "style": ("{context} in the style of {concept}",),
@@ -67,13 +68,14 @@ def build_groups(
     count: int,
     first: int = 0,
     own: OwnLines = BUILT_IN,
+    check: Check = text_encoding.locate,
 ) -> list[PromptGroup]:
     """The groups of prompts to run: for each kind its baseline, and then its concepts.
 
     Each group has `count` texts, numbered from `first`, so that machines can share the work. Text
-    i of a concept has the same context as text i of its baseline. Raises UnlearnError for a
-    template without {concept}, own templates without own base lines, a concept without tokens, or
-    a text over 75 tokens.
+    i of a concept has the same context as text i of its baseline. check: raises UnlearnError where
+    the CLIP cannot read a concept in a sentence, or the sentence is too long. Raises it too for a
+    template without {concept}, and own templates without own base lines.
     """
     if own.templates and not own.base:
         raise UnlearnError(
@@ -92,13 +94,14 @@ def build_groups(
         contexts = own.contexts or CONTEXTS[kind]
         texts = _filled(own.base or BASE[kind], contexts, numbers)
         for text in texts:
-            text_encoding.locate(clip, "{concept}", text)
+            check(clip, "{concept}", text)
         groups.append(PromptGroup(Group(kind), tuple(texts)))
         templates = own.templates or TEMPLATES[kind]
         sentences = _filled(templates, contexts, numbers)
         for concept in concepts:
             if concept.kind == kind:
-                named = _named(clip, concept, sentences, [i // len(templates) for i in numbers])
+                turns = [i // len(templates) for i in numbers]
+                named = _named(clip, concept, sentences, turns, check)
                 groups.append(PromptGroup(Group(kind, concept.name), named))
     return groups
 
@@ -111,13 +114,13 @@ def _filled(lines: Sequence[str], contexts: Sequence[str], numbers: range) -> li
 
 
 def _named(
-    clip: Clip, concept: Concept, sentences: Sequence[str], turns: Sequence[int]
+    clip: Clip, concept: Concept, sentences: Sequence[str], turns: Sequence[int], check: Check
 ) -> tuple[str, ...]:
     """The sentences with the concept filled in; turns: which of its names is used in each."""
     texts = []
     for sentence, turn in zip(sentences, turns, strict=True):
         name = concept.names[turn % len(concept.names)]
         template = text_encoding.fix_article(sentence, name)
-        text_encoding.locate(clip, template, name)  # raises where it cannot be read
+        check(clip, template, name)
         texts.append(text_encoding.prompt_of(template, name))
     return tuple(texts)

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 
 from ..errors import UnlearnError
-from ..host import memory, patch_match, progress, text_encoding
+from ..host import architectures, memory, patch_match, progress, text_encoding
 from ..host.architectures import Layer, native_size
 from ..host.batched_sampling import latent_shape
 from ..host.model_types import Clip, Model, Vae
@@ -98,6 +98,7 @@ def train(
     Raises UnlearnError for a model that cannot be trained, text that cannot be used, too little
     memory, or training that went astray.
     """
+    architectures.refuse_transformer(model, "Dynamic Mask Trainer")
     start = time.time()
     settings = replace(settings, size=settings.size or native_size(model))
     images = 0 if inputs.images is None else len(inputs.images)

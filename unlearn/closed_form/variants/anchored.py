@@ -88,7 +88,11 @@ def anchored(context: SolveContext, settings: AnchoredSettings) -> LayerEdit:
     'hard_keep' leaves nothing to edit.
     """
     mu, v = _basis(context, settings)
-    rank = scapre.rank_by_energy(mu, settings.erase, tuning.ENERGY)
+    if context.of_clip:
+        rank = scapre.rank_by_energy(mu, settings.erase, tuning.ENERGY)
+    else:
+        shifted = context.stats.concept_gram @ v
+        rank = scapre.rank_by_change(mu, shifted, settings.erase, tuning.OBSERVED_ENERGY)
     lost = _signal_beyond(rank, mu, settings.erase)
     solved = _Solved(mu[:rank], v[:, :rank], settings.erase, lost, context.row_weights)
     return solved.edit(context.stats.target_shift)

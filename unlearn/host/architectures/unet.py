@@ -186,7 +186,7 @@ class UNet(Architecture):
         return reads_text(key)
 
     def native_size(self) -> int:
-        return native_size(self.model)
+        return unet_size(self.model)
 
     def uses_pooled_text(self) -> bool:
         return any(key.startswith("diffusion_model.label_emb.") for key in self.keys)
@@ -256,7 +256,7 @@ def reads_text(key: str) -> bool:
     return found is not None and found.layer().group == "text"
 
 
-def native_size(model: Model) -> int:
+def unet_size(model: Model) -> int:
     """Side in pixels of the square pictures a MODEL was made for.
 
     SDXL, its refiner and what is made from them: 1024. SD2.x that predicts v, and unCLIP: 768.
