@@ -198,15 +198,18 @@ def test_the_templates_have_pictures_and_open_with_a_click(tab):
     tab.js("app.extensionManager.command.execute('Comfy.BrowseTemplates')")
     page.get_by_text("ComfyUI-Unlearn").first.click()
     for name in (*graphs.SOURCES, *graphs.FAMILIES):
-        picture = page.get_by_test_id(f"template-workflow-{name}").locator("img").first
-        picture.scroll_into_view_if_needed()
+        card = page.get_by_test_id(f"template-workflow-{name}")
+        card.scroll_into_view_if_needed()  # its picture is made when it comes into view
+        card.locator("img").first.wait_for()
         own = (
             "([name, side]) => document.querySelector("
             "`[data-testid='template-workflow-${name}'] img`).naturalWidth === side"
         )
         page.wait_for_function(own, arg=[name, example_pictures.SIDE], timeout=10000)
     tab.shot("templates")
-    page.get_by_test_id("template-workflow-quick_erase").locator("img").first.click()
+    quick = page.get_by_test_id("template-workflow-quick_erase")
+    quick.scroll_into_view_if_needed()
+    quick.locator("img").first.click()
     page.get_by_test_id("error-overlay-see-errors").click()  # nobody has the checkpoint yet
     page.get_by_test_id("missing-model-download").first.wait_for()
     assert graphs.CHECKPOINT in page.get_by_test_id("properties-panel").inner_text()
