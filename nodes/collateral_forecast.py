@@ -105,7 +105,8 @@ class CollateralForecast(io.ComfyNode):
             keep = concepts.keep
         settings = forecast.ForecastSettings(strength, glance, size, cls.hidden.unique_id)
         impacts = forecast.of_patch(model, clip, patch, forgotten, keep, settings)
-        words = "\n".join(forecast.describe(impacts))
+        verdict = forecast.verdict(impacts)
+        words = forecast.findings(impacts).report(verdict)
         progress.say(words, cls.hidden.unique_id)
         chart = (forecast.CHART_HEADING, forecast.bars(impacts, 2 * forecast.WORDS_SHOWN))
-        return io.NodeOutput(charts.bar_charts("Collateral Forecast", [chart]), words)
+        return io.NodeOutput(charts.bar_charts(verdict, [chart]), words)

@@ -161,6 +161,7 @@ def solve(
         [solve.session for solve in solves],
         [one.stats for one in found],
         [part.grams for part in parts],
+        pictured=True,
     )
     edited, _ = patching.apply(model, patch)
     of_solve = [
@@ -169,9 +170,9 @@ def solve(
         *_notes_of_others(groups[1:], found[1:], parts[1:]),
         *_notes_of_clip(clip),
     ]
-    notes = aftermath.notes((model, edited), clip, concepts, settings, of_solve, impacts)
+    notes = aftermath.notes((model, edited), clip, concepts, settings, found, impacts, of_solve)
     report = ScaPreReport.of(found[0].stats, edits, impacts, solves[0].row_weights, notes)
-    return patch, report.picture(settings.variant), report.text(patch)
+    return patch, report.picture(), report.text(patch)
 
 
 def _groups_of_states(
