@@ -126,7 +126,7 @@ def compare(
     metrics["shots"] = _pair_metrics(pairs, changes)
     text = report.write_text(found, metrics, weight_changes, report.of_forecast(impacts, kept))
     colour = report.verdict_colour(found.code)
-    grid = sheet.draw_sheet(wording.front(text), colour, pairs, live.thumbnails, changes)
+    grid = sheet.draw_sheet(wording.headline(text), colour, pairs, live.thumbnails, changes)
     return Comparison(
         charts.to_image(grid),
         report.draw_chart(
