@@ -13,7 +13,6 @@ from ..unlearn.host import progress
 
 FACE = -10  # the id that a subgraph's own inputs have in its links
 _ADVICE = re.compile(r"^(?:Next|Try): .*$", re.MULTILINE)
-_NAMED = re.compile(r"'([\w.]+)' of ([A-Z][\w ()]*?)(?=\.| to '| to \d| what | that |,|$)")
 
 
 class Blueprint(NamedTuple):
@@ -78,10 +77,12 @@ def in_place(report: str, blueprint: Blueprint | None) -> str:
 
     schemas = [node.define_schema() for node in NODES]
     ids = {schema.display_name: schema.node_id for schema in schemas}
+    titles = "|".join(re.escape(title) for title in sorted(ids, key=len, reverse=True))
+    named = re.compile(rf"'(\w+)' of ({titles})")
 
     def called(match: re.Match[str]) -> str:
         setting, node = match.groups()
-        if node not in ids or ids[node] not in blueprint.types:
+        if ids[node] not in blueprint.types:
             return match.group()
         label = blueprint.face.get((ids[node], setting))
         if label is None:
@@ -92,7 +93,7 @@ def in_place(report: str, blueprint: Blueprint | None) -> str:
         line = match.group()
         if line == CONNECT and "ApplyUnlearnPatch" in blueprint.types:
             return COMPARE
-        return _NAMED.sub(called, line)
+        return named.sub(called, line)
 
     return _ADVICE.sub(advised, report)
 

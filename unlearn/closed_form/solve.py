@@ -146,10 +146,9 @@ def solve(
     layers = sum(len(group.layers.layers) for group in groups)
     progress = Progress(len(plan.texts) + 2 * layers, node_id)
     solves = [GroupSolve(clip, group, settings, concepts.keep, progress) for group in groups]
-    found = [solve.found for solve in solves]
+    found, sessions = [solve.found for solve in solves], [solve.session for solve in solves]
     if all(one.edit.solution_operator is not None for one in found):
         look_again = _look_again(model, clip, solves, settings.glance_size)
-        sessions = [solve.session for solve in solves]
         found = protect(sessions, found, settings.protect, look_again)
     parts = [
         patch_edits.build(solve.group.layers, one.edit, solve.session.grams, progress.step)
@@ -158,10 +157,7 @@ def solve(
     edits = patch_edits.together(parts)
     patch = _patch(model, clip, concepts, settings, edits)
     impacts = session.impacts(
-        [solve.session for solve in solves],
-        [one.stats for one in found],
-        [part.grams for part in parts],
-        pictured=True,
+        sessions, [one.stats for one in found], [part.grams for part in parts], pictured=True
     )
     edited, _ = patching.apply(model, patch)
     of_solve = [
