@@ -125,8 +125,9 @@ def test_the_forecast_stands_beside_the_pictures(loaded, monkeypatch):
     assert [f["survival"] for f in metrics["forecast"]] == pytest.approx(
         [h.retention for h in hits], abs=1e-4
     )
-    harmed = erasure.forecast.harmed_words(hits)
-    assert harmed and all(f"{h.name} {max(0.0, h.retention):.0%}" in words for h in harmed[:12])
+    drawn = {shot["name"] for shot in metrics["shots"] if not shot["forgotten"]}
+    told = erasure.forecast.findings([hit for hit in hits if hit.name not in drawn])
+    assert told.details and all(line in words for line in told.details)
     monkeypatch.setattr(
         erasure.forecast.prior_words, "read_words", lambda *_: (["cat"], torch.ones(1, 1024))
     )
@@ -238,8 +239,9 @@ def test_nan_from_the_model_before_the_edit_is_no_damage_of_the_edit(loaded, bro
     first, warning = words.split("\n")[:2]
     assert torch.isfinite(grid).all() and torch.isfinite(chart).all()
     assert metrics["verdict"]["code"] == "before_is_broken"
-    assert "(input 'before')" in first and "NaN in 4 of 4 pictures" in first
-    assert "checkpoint" in first and "damaged" not in first
+    assert "without the patch" in first and "in the model without the patch" in warning
+    assert "(input 'before')" in words and "NaN in 4 of 4 pictures" in words
+    assert "checkpoint" in words and "breaks" not in words
     found = parsed(metrics)
     assert found["unit"] == {"latent_rms": None, "pixel_mean": None}
     assert found["forgotten"] == found["kept"] == dict.fromkeys(("latent", "pixels", "absolute"))

@@ -147,8 +147,9 @@ class ScaPreReport:
         if self.asked.weak:
             back = [one.name for one in self.asked.found] + back
         back = [name for name in dict.fromkeys(back) if name not in untouched]
+        order = {name: place for place, name in enumerate(self.names)}
         gone, mostly = [], []
-        for one in self.asked.found:
+        for one in sorted(self.asked.found, key=lambda one: order.get(one.name, 0)):
             if one.name not in (*untouched, *back):
                 (gone if one.left <= tuning.LEFT_GONE else mostly).append(one.name)
         words = []
