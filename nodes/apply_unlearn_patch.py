@@ -6,10 +6,12 @@ from comfy_api.latest import io
 
 from ..unlearn.errors import UnlearnError, finite
 from ..unlearn.files import patch_overlap
-from ..unlearn.host import patch_match, patching, progress
+from ..unlearn.host import patch_match, patching
 from ..unlearn.host.model_types import Model
 from ..unlearn.types import UnlearnPatch
+from ..unlearn.wording import Findings
 from .sockets import Patch
+from .telling import tell
 
 REPEATED = ["warn", "once"]
 
@@ -117,7 +119,7 @@ class ApplyUnlearnPatch(io.ComfyNode):
         matches = patch_match.matches(model, [*stack.values()])
         repeats = patch_overlap.find(model, stack, matches, strength, repeated == "once")
         chosen = [[*stack.values()][i] for i in repeats.kept]
-        patched, lines = model, ["Nothing was applied."]
+        patched, verdict, told = model, "Nothing was applied.", Findings()
         if chosen:
             patch, found = sum(chosen[1:], chosen[0]), [matches[i] for i in repeats.kept]
             patched, _ = patching.apply(
@@ -128,15 +130,29 @@ class ApplyUnlearnPatch(io.ComfyNode):
                 quantised=quantised,
                 match=patch_match.worst(found),
             )
-            lines = [patching.describe(patch, strength, patched)]
-            lines += [
-                f"WARNING: {text}" for text in dict.fromkeys(m.warning for m in found) if text
-            ]
-        lines += [*repeats.left_out, *(f"WARNING: {text}" for text in repeats.warnings)]
+            verdict = patching.verdict(patch, strength, patch_match.worst(found))
+            told.details.append(patching.describe(patch, strength, patched))
+            for one in found:
+                one.tell(told)
+            if strength < 1:
+                told.advice.append("Try: set 'strength' of Apply Unlearn Patch to 1.")
+        _tell_repeats(repeats, told)
         _note_for_saved_files(cls.hidden.extra_pnginfo, cls.hidden.unique_id, patched)
-        report = "\n".join(lines)
-        progress.say(report, cls.hidden.unique_id)
+        report = told.report(verdict)
+        report = tell(report, cls.hidden)
         return io.NodeOutput(patched, report)
+
+
+def _tell_repeats(repeats: patch_overlap.Repeats, told: Findings) -> None:
+    """Adds to a report which patches were left out, and what is forgotten twice."""
+    told.details += repeats.left_out
+    told.warnings += repeats.warnings
+    if repeats.warnings:
+        told.advice.append("Try: set 'repeated' of Apply Unlearn Patch to 'once'.")
+    elif not told.warnings:
+        told.advice.append(
+            "Next: draw with the patched model." if repeats.kept else "Next: look at the details."
+        )
 
 
 def _note_for_saved_files(extra_pnginfo: Any, node_id: str, patched: Model) -> None:

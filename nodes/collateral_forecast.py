@@ -4,11 +4,11 @@ from comfy_api.latest import io
 
 from ..unlearn.analysis import charts, forecast
 from ..unlearn.errors import finite
-from ..unlearn.host import progress
 from ..unlearn.host.matching import check_clip
 from ..unlearn.host.model_types import Clip, Model
 from ..unlearn.types import ConceptSet, UnlearnPatch
 from .sockets import Concepts, Patch
+from .telling import tell
 
 
 class CollateralForecast(io.ComfyNode):
@@ -81,7 +81,7 @@ class CollateralForecast(io.ComfyNode):
                     "again.",
                 ),
             ],
-            hidden=[io.Hidden.unique_id],
+            hidden=[io.Hidden.unique_id, io.Hidden.extra_pnginfo],
         )
 
     @classmethod
@@ -105,7 +105,8 @@ class CollateralForecast(io.ComfyNode):
             keep = concepts.keep
         settings = forecast.ForecastSettings(strength, glance, size, cls.hidden.unique_id)
         impacts = forecast.of_patch(model, clip, patch, forgotten, keep, settings)
-        words = "\n".join(forecast.describe(impacts))
-        progress.say(words, cls.hidden.unique_id)
+        verdict = forecast.verdict(impacts)
+        words = forecast.findings(impacts).report(verdict)
+        words = tell(words, cls.hidden)
         chart = (forecast.CHART_HEADING, forecast.bars(impacts, 2 * forecast.WORDS_SHOWN))
-        return io.NodeOutput(charts.bar_charts("Collateral Forecast", [chart]), words)
+        return io.NodeOutput(charts.bar_charts(verdict, [chart]), words)

@@ -13,13 +13,14 @@ from ..kernels.fia import SCORES
 from ..unlearn.concepts.notation import split_lines
 from ..unlearn.errors import UnlearnError, finite
 from ..unlearn.files import saliency_file
-from ..unlearn.host import folders, progress, saved_files
+from ..unlearn.host import folders, saved_files
 from ..unlearn.host.matching import check_clip
 from ..unlearn.host.model_types import Clip, Model
 from ..unlearn.pruning import collection
 from ..unlearn.pruning.prompts import OwnLines
 from ..unlearn.types import ConceptSet
 from .sockets import Concepts, Saliency
+from .telling import tell
 
 D = collection.DEFAULTS
 
@@ -210,7 +211,7 @@ class ConceptSaliency(io.ComfyNode):
                 ),
                 io.String.Output("report", tooltip="What was measured, in words."),
             ],
-            hidden=[io.Hidden.unique_id],
+            hidden=[io.Hidden.unique_id, io.Hidden.extra_pnginfo],
         )
 
     @classmethod
@@ -255,5 +256,5 @@ class ConceptSaliency(io.ComfyNode):
         )
         if folder is not None:
             saved_files.wrote(str(folder), folder, numbered=True)
-        progress.say(report, cls.hidden.unique_id)
+        report = tell(report, cls.hidden)
         return io.NodeOutput(found, report)

@@ -7,7 +7,6 @@ from comfy_api.latest import io
 
 from ..unlearn.concepts.notation import split_lines
 from ..unlearn.errors import UnlearnError, finite
-from ..unlearn.host import progress
 from ..unlearn.host.architectures import TRAINABLE
 from ..unlearn.host.matching import check_clip
 from ..unlearn.host.model_types import Clip, Model, Vae
@@ -23,6 +22,7 @@ from ..unlearn.sculpting.settings import (
 from ..unlearn.sculpting.train import TrainingInputs, train
 from ..unlearn.types import ConceptSet, UnlearnPatch
 from .sockets import Concepts, Patch
+from .telling import tell
 
 FLOATS = tuple(name for name, value in DEFAULTS.items() if isinstance(value, float))
 RARE: dict[str, Any] = {"advanced": True}
@@ -91,7 +91,7 @@ class DynamicMaskTrainer(io.ComfyNode):
                     "report", tooltip="The same in words, with warnings and what to do next."
                 ),
             ],
-            hidden=[io.Hidden.unique_id],
+            hidden=[io.Hidden.unique_id, io.Hidden.extra_pnginfo],
         )
 
     @classmethod
@@ -120,8 +120,8 @@ class DynamicMaskTrainer(io.ComfyNode):
         node_id = cls.hidden.unique_id
         inputs = TrainingInputs(earlier, images, vae, sentences, resume, node_id)
         outputs = train(model, clip, concepts, settings, inputs)
-        progress.say(outputs.report, node_id)
-        return io.NodeOutput(*outputs)
+        report = tell(outputs.report, cls.hidden)
+        return io.NodeOutput(*outputs._replace(report=report))
 
 
 def _main_inputs() -> list[io.Input]:

@@ -8,10 +8,10 @@ from comfy_api.latest import io, ui
 from ..unlearn.analysis.comparison import ReportInputs, ReportSettings, as_json, compare
 from ..unlearn.concepts.notation import split_lines
 from ..unlearn.errors import finite
-from ..unlearn.host import progress
 from ..unlearn.host.model_types import Clip, Model, Vae
 from ..unlearn.types import ConceptSet
 from .sockets import Concepts
+from .telling import tell
 
 D = ReportSettings()
 
@@ -161,7 +161,7 @@ class ErasureReport(io.ComfyNode):
                     "metrics", tooltip="All figures as JSON, one entry per picture and per layer."
                 ),
             ],
-            hidden=[io.Hidden.unique_id],
+            hidden=[io.Hidden.unique_id, io.Hidden.extra_pnginfo],
             is_output_node=True,
         )
 
@@ -185,11 +185,11 @@ class ErasureReport(io.ComfyNode):
             ReportSettings(templates=split_lines(templates), **settings),
             cls.hidden.unique_id,
         )
-        progress.say(report.text, cls.hidden.unique_id)
+        text = tell(report.text, cls.hidden)
         return io.NodeOutput(
             report.grid,
             report.chart,
-            report.text,
+            text,
             as_json(report.metrics),
             ui=ui.PreviewImage(report.grid, cls=cls),
         )

@@ -6,11 +6,13 @@ from typing import Any
 import folder_paths
 from comfy_api.latest import io
 
+from ..unlearn import wording
 from ..unlearn.files import lora_file, safetensors_io
 from ..unlearn.host import checkpoint, folders, progress, saved_files
 from ..unlearn.host.model_types import Clip, Model, Vae
 from ..unlearn.types import UnlearnPatch
 from .sockets import Patch
+from .telling import tell
 
 
 class SaveUnlearnLoRA(io.ComfyNode):
@@ -83,7 +85,7 @@ class SaveUnlearnLoRA(io.ComfyNode):
                     tooltip="Rank, size, what is exact and how much of the change is lost.",
                 ),
             ],
-            hidden=[io.Hidden.unique_id],
+            hidden=[io.Hidden.unique_id, io.Hidden.extra_pnginfo],
             is_output_node=True,
         )
 
@@ -110,8 +112,8 @@ class SaveUnlearnLoRA(io.ComfyNode):
         safetensors_io.write(path, tensors, metadata, lora_file.is_ours)
         saved_files.wrote(str(path), path)
         listed = folders.name_of("loras", path)
-        report = f"Saved {listed}.\n{report}"
-        progress.say(report, cls.hidden.unique_id)
+        report = f"Saved {listed}. {report}"
+        report = tell(report, cls.hidden)
         return io.NodeOutput(listed, report, ui={"text": [report]})
 
 
@@ -171,8 +173,9 @@ class SaveUnlearnedCheckpoint(io.ComfyNode):
         )
         path = Path(folder_paths.get_output_directory()) / name
         saved_files.wrote(filename_prefix, path, numbered=True)
-        metadata = "without metadata, since ComfyUI runs with it off"
+        metadata = "Without metadata, since ComfyUI runs with it off."
         if count:
-            metadata = f"{count} patch{'es' * (count > 1)} named in its metadata"
-        progress.say(f"Saved {name}, {metadata}.", cls.hidden.unique_id)
+            metadata = f"{count} patch{'es' * (count > 1)} named in its metadata."
+        told = wording.compose(f"Saved {name}.", details=[metadata])
+        progress.say(told, cls.hidden.unique_id)
         return io.NodeOutput(name, ui={"text": [name]})

@@ -8,11 +8,11 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..unlearn.errors import UnlearnError, finite
-from ..unlearn.host import progress
 from ..unlearn.pruning import masks
 from ..unlearn.pruning.settings import GRANULARITIES, PARTS
 from ..unlearn.types import SaliencyMap
 from .sockets import Patch, Saliency
+from .telling import tell
 
 D = masks.DEFAULTS
 
@@ -127,7 +127,7 @@ class NeuronMaskFuse(io.ComfyNode):
                     "report", tooltip="The same in words, with warnings and what to do next."
                 ),
             ],
-            hidden=[io.Hidden.unique_id],
+            hidden=[io.Hidden.unique_id, io.Hidden.extra_pnginfo],
         )
 
     @classmethod
@@ -142,5 +142,5 @@ class NeuronMaskFuse(io.ComfyNode):
                 "connect Concept Saliency or Load Concept Saliency."
             )
         patch, picture, report = masks.fuse(maps, per_concept, **settings)
-        progress.say(report, cls.hidden.unique_id)
+        report = tell(report, cls.hidden)
         return io.NodeOutput(patch, picture, report)

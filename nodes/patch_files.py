@@ -9,6 +9,7 @@ from ..unlearn.host import folders, progress, saved_files
 from ..unlearn.host.model_types import Model
 from ..unlearn.types import UnlearnPatch
 from .sockets import Patch
+from .telling import tell
 
 
 class SaveUnlearnPatch(io.ComfyNode):
@@ -39,7 +40,7 @@ class SaveUnlearnPatch(io.ComfyNode):
                     "refresh).",
                 )
             ],
-            hidden=[io.Hidden.unique_id],
+            hidden=[io.Hidden.unique_id, io.Hidden.extra_pnginfo],
             is_output_node=True,
         )
 
@@ -85,7 +86,7 @@ class LoadUnlearnPatch(io.ComfyNode):
                     "about", tooltip="What is in the file: concepts, method, settings, size."
                 ),
             ],
-            hidden=[io.Hidden.unique_id],
+            hidden=[io.Hidden.unique_id, io.Hidden.extra_pnginfo],
         )
 
     @classmethod
@@ -97,9 +98,9 @@ class LoadUnlearnPatch(io.ComfyNode):
         path = folders.find(patch_file.FOLDER, name)
         patch, metadata = patch_file.load(path)
         size, version = path.stat().st_size / 2**20, metadata.get("pack_version", "?")
-        about = f"{name}, {size:.2f} MB, saved by ComfyUI-Unlearn {version}\n"
-        about += patch_report.describe(patch)
-        progress.say(about, cls.hidden.unique_id)
+        file = f"{name}, {size:.2f} MB, saved by ComfyUI-Unlearn {version}"
+        about = patch_report.describe(patch, about_file=(file,))
+        about = tell(about, cls.hidden)
         return io.NodeOutput(patch, about)
 
 
@@ -126,12 +127,12 @@ class UnlearnPatchInfo(io.ComfyNode):
                 ),
             ],
             outputs=[io.String.Output("text", tooltip="Connect to Preview as Text to read it.")],
-            hidden=[io.Hidden.unique_id],
+            hidden=[io.Hidden.unique_id, io.Hidden.extra_pnginfo],
             is_output_node=True,
         )
 
     @classmethod
     def execute(cls, patch: UnlearnPatch, model: Model | None = None) -> io.NodeOutput:
         text = patch_report.describe(patch, model)
-        progress.say(text, cls.hidden.unique_id)
+        text = tell(text, cls.hidden)
         return io.NodeOutput(text, ui={"text": [text]})

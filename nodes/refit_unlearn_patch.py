@@ -1,17 +1,17 @@
 """Makes a patch again, from the recipe in it, for another model."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
 import torch
 from comfy_api.latest import io
 
-from ..unlearn import provenance
+from ..unlearn import provenance, wording
 from ..unlearn.closed_form import refit as closed_form
 from ..unlearn.errors import UnlearnError
 from ..unlearn.files import patch_overlap
-from ..unlearn.host import patch_match, progress
+from ..unlearn.host import patch_match
 from ..unlearn.host.model_types import Clip, Model, Vae
 from ..unlearn.pruning import refit as pruning
 from ..unlearn.sculpting import refit as sculpting
@@ -23,6 +23,7 @@ from .neuron_mask_fuse import NeuronMaskFuse
 from .recipe_limits import check_limits
 from .scapre_solve import ScaPreSolve
 from .sockets import Patch
+from .telling import tell
 
 
 class RefitUnlearnPatch(io.ComfyNode):
@@ -75,7 +76,7 @@ class RefitUnlearnPatch(io.ComfyNode):
                     tooltip="The report of the method, and what the old patch did not say.",
                 ),
             ],
-            hidden=[io.Hidden.unique_id],
+            hidden=[io.Hidden.unique_id, io.Hidden.extra_pnginfo],
         )
 
     @classmethod
@@ -98,12 +99,13 @@ class RefitUnlearnPatch(io.ComfyNode):
         match = patch_match.match(model, patch)
         patch_overlap.refuse_on_model(model, patch, match)
         inputs = TrainingInputs(images=images, vae=vae, node_id=cls.hidden.unique_id)
-        found, lines = None, [_headline(recipes, match)]
+        found, lines, reports = None, [_headline(recipes, match)], []
         for recipe in recipes:
-            found, report = _refit(model, clip, recipe, found, inputs)
-            lines += [*report, *recipe.notes]
-        text = "\n".join(dict.fromkeys(lines))
-        progress.say(text, cls.hidden.unique_id)
+            found, (reported, notes) = _refit(model, clip, recipe, found, inputs)
+            reports += reported
+            lines += [*notes, *recipe.notes]
+        text = _together(reports, lines)
+        text = tell(text, cls.hidden)
         return io.NodeOutput(found, text)
 
 
@@ -140,8 +142,8 @@ def _refit(
     recipe: provenance.Recipe,
     found: UnlearnPatch | None,
     inputs: TrainingInputs,
-) -> tuple[UnlearnPatch, tuple[str, ...]]:
-    """(what was made so far with the patch of one more recipe, its report and notes)."""
+) -> tuple[UnlearnPatch, provenance.Refitted]:
+    """(what was made so far with the patch of one more recipe, its reports and notes)."""
     if recipe.family == provenance.SCULPTING:
         # A training starts from the patches before it, and its result contains them.
         started = TrainingInputs(found, inputs.images, inputs.vae, node_id=inputs.node_id)
@@ -151,6 +153,19 @@ def _refit(
     else:
         made, report = pruning.refit(model, clip, recipe, inputs.node_id)
     return made if found is None else found + made, report
+
+
+def _together(reports: Sequence[str], lines: Sequence[str]) -> str:
+    """One report of several. lines: what the refit itself says."""
+    told, verdicts, measured = wording.Findings(details=[*lines]), [], []
+    for report in reports:
+        parts = wording.read(report)
+        verdicts.append(parts.verdict)
+        told.warnings += [wording.Warn(warning) for warning in parts.warnings]
+        measured += parts.details
+        told.advice[:0] = parts.advice  # the last report's is the next thing to do
+    told.details += measured
+    return told.report(f"Patch made again. {' '.join(dict.fromkeys(verdicts))}")
 
 
 def _headline(recipes: list[provenance.Recipe], match: patch_match.Match) -> str:

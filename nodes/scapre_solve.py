@@ -7,11 +7,11 @@ from comfy_api.latest import io
 from ..unlearn.closed_form.solve import ESTIMATORS, SolveSettings, solve
 from ..unlearn.concepts.notation import split_lines
 from ..unlearn.errors import finite
-from ..unlearn.host import progress
 from ..unlearn.host.matching import check_clip
 from ..unlearn.host.model_types import Clip, Model
 from ..unlearn.types import ConceptSet
 from .sockets import Concepts, Patch
+from .telling import tell
 from .variant_inputs import variant_input
 
 TOKENS = ["all", "last"]
@@ -140,7 +140,7 @@ class ScaPreSolve(io.ComfyNode):
                     "report", tooltip="The same in words, with warnings and what to do next."
                 ),
             ],
-            hidden=[io.Hidden.unique_id],
+            hidden=[io.Hidden.unique_id, io.Hidden.extra_pnginfo],
         )
 
     @classmethod
@@ -182,5 +182,5 @@ class ScaPreSolve(io.ComfyNode):
         patch, picture, report = solve(
             model, clip, concepts, settings, node_id=cls.hidden.unique_id
         )
-        progress.say(report, cls.hidden.unique_id)
+        report = tell(report, cls.hidden)
         return io.NodeOutput(patch, picture, report)

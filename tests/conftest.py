@@ -35,6 +35,28 @@ from testbed.tally import (  # noqa: E402, F401
 processes.share_cores()
 
 
+@pytest.fixture(autouse=True)
+def worded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every report that any test makes keeps the rules of unlearn/wording.py."""
+    wording = sys.modules.get("unlearn_pack.unlearn.wording")
+    if wording is None:
+        return
+    compose = wording.compose
+
+    def checked(verdict, warnings=(), advice=(), details=()):
+        text = compose(verdict, warnings, advice, details)
+        front = wording.front(text)
+        assert 0 < wording.count(front) <= wording.MOST_WORDS, text
+        assert not text.startswith((wording.WARNING, "Next: ", "Try: ")), text
+        for warning in warnings:
+            words = f"{warning.text} {warning.more}".split()
+            assert all(word in text for word in words), f"{warning}\n{text}"
+        assert bool(warnings) == (wording.WARNING in front), text
+        return text
+
+    monkeypatch.setattr(wording, "compose", checked)
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--fast",

@@ -6,7 +6,7 @@ It is also the recipe for making the patch again, for another model: see `recipe
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from .concepts.notation import checked, clean, format_concept, parse_concept, short
 from .errors import UnlearnError
@@ -14,6 +14,13 @@ from .types import Concept, ConceptSet
 from .version import VERSION
 
 SCAPRE, FIA, SCULPTING = "ScaPre", "FIA", "Sculpting Memory"
+
+
+class Refitted(NamedTuple):
+    """What is said of a patch that was made again: reports, and notes on the recipe."""
+
+    reports: tuple[str, ...]
+    notes: tuple[str, ...]
 
 
 def record(

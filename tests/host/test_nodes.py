@@ -105,9 +105,9 @@ def test_apply_leaves_for_files_what_it_did(loaded):
         .result
     )
     assert extra == {"workflow": {}, "unlearn": {"7": [{**patch.provenance[0], "strength": 0.5}]}}
-    assert patching.manifest(patched)[0]["strength"] == 0.5 and said.startswith(
-        "m: forgets fox, vixen\n1 edits on 1 weights"
-    )
+    assert patching.manifest(patched)[0]["strength"] == 0.5
+    assert said.startswith("Patch applied at strength 0.5. Fox and vixen may still show.\n")
+    assert "m: forgets fox, vixen\n1 edits on 1 weights" in said
     assert (
         running(nodes.ApplyUnlearnPatch)
         .execute(loaded[0], {"patch0": patch}, 0.5, "error")
@@ -165,14 +165,40 @@ def test_a_second_forecast_examines_only_what_is_new(monkeypatch):
 
 def test_a_forecast_says_what_of_the_keep_list_is_harmed():
     hit = collateral.forecast.WordImpact
-    said = collateral.forecast.describe(
-        [hit("dog", 0.5, True), hit("wolf", 0.2, False), hit("key", 0.95, True)]
-    )
-    assert said == [
-        "WARNING: the edit weakens these entries of the keep list: dog 50% left of their effect.",
+    hits = [hit("wolf", 0.2, False), hit("dog", 0.5, True), hit("key", 0.95, True)]
+    forecast = collateral.forecast
+    assert forecast.findings(hits).report(forecast.verdict(hits)).splitlines() == [
+        "Dog and wolf may change.",
+        "WARNING: 'dog' on your keep list may change.",
+        "Try: add what matters to 'keep' of Concepts to Forget.",
+        "",
+        "Details:",
+        "The edit weakens these entries of the keep list: dog 50% left of their effect.",
         "These words are not on the forget list, but the forecast expects them to be harmed most: "
-        "wolf 20% left of their effect. List under 'keep' what matters.",
+        "wolf 20% left of their effect.",
     ]
+    assert forecast.verdict(hits[2:]) == "Nothing else should change."
+
+
+def test_a_forecast_names_only_words_that_a_picture_can_show(monkeypatch):
+    """Where it is asked for them: a word that is protected may be any."""
+    forecast = collateral.forecast
+    monkeypatch.setattr(
+        forecast,
+        "text_contrasts",
+        lambda clip, fetch, names: {
+            name: forecast.TextContrast(torch.ones(1, 2).double(), torch.ones(1).double())
+            for name in names
+        },
+    )
+    words = ("the", "very", "wolf", "red", "when", "church")
+    states = torch.rand(6, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    grams = forecast.WeightGrams()
+    grams.add_edited(torch.eye(2), torch.diag(torch.tensor([-1.0, 0.0])))
+    weights_only = forecast.WeightForecast(None, None, ["the sea"], words, states)
+    named = {impact.name for impact in weights_only.impacts(grams, pictured=True)}
+    assert named == {"the sea", "wolf", "red", "church"}
+    assert {impact.name for impact in weights_only.impacts(grams)} == {"the sea", *words}
 
 
 def test_a_forecast_goes_on_in_smaller_batches_when_memory_runs_out(loaded, monkeypatch):

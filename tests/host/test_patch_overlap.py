@@ -74,7 +74,8 @@ def test_a_concept_in_two_patches(model, first, second, named, left, nodes_used)
         patched, report = apply(on, b)
         kept, told = apply(on, b, repeated="once")
         where = "by the model (an earlier Apply Unlearn Patch) and by patch0"
-    assert f"WARNING: {named} forgotten twice, {where}" in report
+    assert f"WARNING: {named.replace(', ', ' and ')} forgotten twice." in report
+    assert f"\n{named} forgotten twice, {where}" in report and "'repeated' of Apply" in report
     assert len(applied(patched)) == 2
     if nodes_used == 2 and left == [["fox"]] and first == "vixen":
         left = [["vixen"], ["fox"]]  # what is on the model stays, and it has no fox

@@ -21,12 +21,20 @@ def shown_by(monkeypatch):
 def test_a_report_is_shown_and_logged_and_its_warnings_are_warnings(monkeypatch, caplog):
     caplog.set_level(logging.INFO)
     shown = shown_by(monkeypatch)
-    progress.say("2 edits\nWARNING: another base model", "7")
-    assert shown == [("2 edits\nWARNING: another base model", "7")]
+    progress.say("Applied.\nWARNING: another base model\n\nDetails:\n2 edits", "7")
+    assert shown == [("Applied.\nWARNING: another base model", "7")]
     assert caplog.record_tuples == [
-        ("unlearn", logging.INFO, "node 7: 2 edits"),
+        ("unlearn", logging.INFO, "node 7: Applied."),
         ("unlearn", logging.WARNING, "node 7: WARNING: another base model"),
+        ("unlearn", logging.INFO, "node 7: Details:"),
+        ("unlearn", logging.INFO, "node 7: 2 edits"),
     ]
+
+
+def test_a_node_shows_four_lines_the_verdict_and_warnings_among_them(monkeypatch):
+    shown = shown_by(monkeypatch)
+    progress.say("verdict\na\nb\nc\nd\nWARNING: e", "7")
+    assert shown == [("verdict\nWARNING: e\na\nb", "7")]
 
 
 def test_without_a_page_the_log_is_all_there_is(monkeypatch, caplog):

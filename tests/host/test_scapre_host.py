@@ -91,7 +91,7 @@ def assert_same(model, before):
 def unasked(monkeypatch):
     """The report does not ask the edited model, which takes seconds; see test_aftermath.py."""
     aftermath = pack.module("unlearn.closed_form.aftermath")
-    monkeypatch.setattr(aftermath, "ask", lambda *args: [])
+    monkeypatch.setattr(aftermath, "remaining", lambda *args: [])
 
 
 @pytest.fixture(scope="module")
@@ -566,7 +566,8 @@ def test_of_very_many_concepts_some_are_looked_at(loaded, kept_list, monkeypatch
 
 def test_what_may_come_back_is_named(loaded, kept_list):
     words = solve(loaded, kept_list, overshoot=1.0, drift=0.0, preserve=20.0)[2]
-    assert re.search(r"not studied may come back: [\w ]+ \(\d\d% left\)", words)
+    assert re.search(r"not studied keep more than usual of: [\w ]+ \d\d%", words)
+    assert "may come back" in words.splitlines()[0] and "WARNING" in words.splitlines()[1]
     assert "may come back" not in solve(loaded, kept_list, overshoot=5.0, drift=1.0)[2]
 
 
@@ -720,7 +721,7 @@ def test_forecast_of_an_empty_patch_is_quiet(loaded, patch):
     assert (
         all(abs(h.retention - 1) < 1e-5 for h in hits)
         and hits[0].name
-        and "none loses" in forecast.describe(hits)[0]
+        and "none loses" in forecast.findings(hits).details[0]
     )
 
 

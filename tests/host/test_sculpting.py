@@ -398,7 +398,7 @@ def test_cancel_can_keep_what_was_learned(small, monkeypatch):
     assert (
         patch.edits
         and len(losses["loss"]) == SMALL["steps"] + 2
-        and "cancelled" in report
+        and "WARNING: Cancelled" in report
         and "1 of 2 concepts" in report
     )
 

@@ -310,7 +310,7 @@ def test_a_model_of_videos_makes_no_single_pictures():
 def test_a_model_that_is_not_known_is_drawn_with_all_that_its_clip_says(monkeypatch):
     clip, model = families.clip("SD1.5"), families.model("SD1.5")
     monkeypatch.setattr(architectures, "known", lambda model: None)
-    assert report(model, clip)[2].startswith("It silently did nothing")
+    assert report(model, clip)[2].startswith("Nothing changed.")
 
 
 def test_prompts_of_several_chunks_are_drawn_with_shorter_ones():

@@ -258,9 +258,8 @@ def test_the_report_over_http(server):
     with server.messages() as seen:
         outputs = server.run(g)
     said = {k: v["text"][0] for k, v in outputs.items() if k.endswith(("words", "metrics"))}
-    assert (
-        "Forgotten prompts" in said["report words"] and "silently did nothing" in said["same words"]
-    )
+    assert "Forgotten prompts" in said["report words"]
+    assert said["same words"].startswith("Nothing changed.")
     found = json.loads(said["report metrics"])
     assert (
         found["forgotten"]["pixels"] > 0.1

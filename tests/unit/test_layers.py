@@ -28,7 +28,7 @@ HOST_MODULES = {
 }
 METHODS = ("unlearn.closed_form", "unlearn.pruning", "unlearn.sculpting")
 # Each layer may import the layers below it. A layer is a package or a module, and all within it.
-BASE = {"unlearn.types", "unlearn.errors", "unlearn.version"}
+BASE = {"unlearn.types", "unlearn.errors", "unlearn.version", "unlearn.wording"}
 HOST = BASE | {"unlearn.host", "kernels"}
 SERVICES = HOST | {"unlearn.files", "unlearn.concepts", "unlearn.provenance"}
 ANALYSIS = SERVICES | {"unlearn.analysis"}

@@ -19,6 +19,7 @@ GOOD, BAD, NEUTRAL = (46, 125, 90), (192, 66, 52), (74, 104, 152)
 WARN, FAINT = (176, 112, 22), (110, 114, 120)
 
 # All lengths are pixels.
+TITLE_LINE = 24
 TITLE_HEIGHT, HEADING_HEIGHT, BAR_HEIGHT, GAP = 46, 34, 20, 12
 LABEL_WIDTH, VALUE_WIDTH = 190, 110
 CELL = 192  # side of a picture in a sheet of pairs
@@ -40,15 +41,18 @@ def to_image(picture: Image.Image) -> torch.Tensor:
 def bar_charts(title: str, charts: Sequence[Chart], width: int = 760) -> torch.Tensor:
     """IMAGE [1, H, W, 3] of horizontal bar charts under one title.
 
-    Values are clipped to the axis from 0 to 1; NaN has no bar.
+    Values are clipped to the axis from 0 to 1; NaN has no bar. A long title takes several lines.
     """
-    height = TITLE_HEIGHT
+    titles = _wrapped(title, width - 32, 18)
+    top = TITLE_HEIGHT + TITLE_LINE * (len(titles) - 1)
+    height = top
     for _, bars in charts:
         height += HEADING_HEIGHT + BAR_HEIGHT * len(bars) + GAP
     picture = Image.new("RGB", (width, height), PAPER)
     draw = ImageDraw.Draw(picture)
-    draw.text((16, 12), title, INK, _font(18))
-    y = TITLE_HEIGHT
+    for i, line in enumerate(titles):
+        draw.text((16, 12 + TITLE_LINE * i), line, INK, _font(18))
+    y = top
     for heading, bars in charts:
         draw.text((16, y + 8), heading, INK, _font(14))
         y += HEADING_HEIGHT

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from .. import wording
 from ..errors import UnlearnError
 from ..host import architectures, drawn_prompts, matching, phrase_places, text_encoding
 from ..host.architectures import cross_attention, native_size, pooled_text
@@ -111,30 +112,27 @@ def compare(
         metrics["clip"] = clip_scores.add_clip_scores(
             pairs, before, after, changes, inputs.clip_vision, scorer
         )
-    impacts, forecast_lines = _forecast(inputs, concepts, weight_changes, live)
-    metrics["forecast"] = [
-        {
-            "name": impact.name,
-            "survival": measures.number_or_none(impact.retention),
-            "asked": impact.on_keep_list,
-        }
-        for impact in impacts
-    ]
-    code, words = verdict(metrics)
+    impacts = _forecast(inputs, concepts, weight_changes, live)
+    metrics["forecast"] = _forecast_metrics(impacts)
+    kept = measures.of_kept(pairs, changes)
+    found = verdict(metrics, kept)
     metrics["verdict"] = {
-        "code": code,
-        "text": words,
+        "code": found.code,
+        "text": found.text,
         "nothing_below": tuning.MIN_CHANGE,
         "damaged_from": tuning.DAMAGE_CHANGE,
         "suffers_from": tuning.SIDE_EFFECT_CHANGE,
     }
     metrics["shots"] = _pair_metrics(pairs, changes)
-    colour = report.verdict_colour(code)
-    grid = sheet.draw_sheet(words, colour, pairs, live.thumbnails, changes)
+    text = report.write_text(found, metrics, weight_changes, report.of_forecast(impacts, kept))
+    colour = report.verdict_colour(found.code)
+    grid = sheet.draw_sheet(wording.headline(text), colour, pairs, live.thumbnails, changes)
     return Comparison(
         charts.to_image(grid),
-        report.draw_chart(pairs, changes, metrics, weight_changes, impacts),
-        report.write_text(metrics, weight_changes, forecast_lines),
+        report.draw_chart(
+            pairs, changes, metrics, weight_changes, impacts if isinstance(impacts, list) else ()
+        ),
+        text,
         metrics,
     )
 
@@ -190,8 +188,8 @@ def _forecast(
     concepts: ConceptSet,
     changes: WeightChanges,
     live: drawing.LiveSheet,
-) -> tuple[list[forecast.WordImpact], list[str]]:
-    """What the edit does to words that nobody drew, and the lines on it.
+) -> list[forecast.WordImpact] | UnlearnError:
+    """What the edit does to words that nobody drew, or why there is no forecast.
 
     Nothing where the layers that text enters through are alike. Whatever makes the forecast
     impossible is a line of the report, because the pictures are drawn by now and are shown in any
@@ -199,18 +197,29 @@ def _forecast(
     """
     edited = {layer.key for layer in changes.layers}
     if not edited:
-        return [], []
+        return []
     try:
         read = (*cross_attention(inputs.before), *pooled_text(inputs.before))
         if edited.isdisjoint(layer.key for layer in read):
-            return [], []
+            return []
         forgotten = [name for concept in concepts.concepts for name in concept.names]
-        impacts = forecast.of_models(
+        return forecast.of_models(
             inputs.before, inputs.after, inputs.clip, forgotten, concepts.keep, live.refresh
         )
     except UnlearnError as error:
-        return [], [f"No forecast: {error}"]
-    return impacts, forecast.describe(impacts) if impacts else []
+        return error
+
+
+def _forecast_metrics(impacts: list[forecast.WordImpact] | UnlearnError) -> list[dict[str, Any]]:
+    """The forecast as it stands in the JSON."""
+    return [
+        {
+            "name": impact.name,
+            "survival": measures.number_or_none(impact.retention),
+            "asked": impact.on_keep_list,
+        }
+        for impact in (impacts if isinstance(impacts, list) else ())
+    ]
 
 
 def _as_metrics(settings: ReportSettings) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from typing import NamedTuple
 import torch
 
 from ...kernels import forecast as kernel
+from .. import wording
 from ..concepts import sentences
 from ..files.text_cache import TextStateCache, default_folder
 from ..host import architectures, batched_sampling, patch_match, patching, text_encoding, weights
@@ -23,6 +24,7 @@ from ..host.model_types import Clip, Model
 from ..host.progress import Progress
 from ..host.text_encoding import Prompt
 from ..types import UnlearnPatch
+from ..wording import Findings
 from . import charts, contrasts, prior_words, tuning
 from .prior_words import Fetch
 from .weight_grams import WeightGrams
@@ -31,6 +33,7 @@ EXAMINED_IN = sentences.KEPT[1]  # one sentence; each more costs time
 WORDS_SHOWN = 12
 CHART_HEADING = "Forecast: what is left of the effect of the words that are harmed most"
 SMALLEST_SIZE = 64  # pixels
+NAME_WHAT_MATTERS = "Try: add what matters to 'keep' of Concepts to Forget."
 
 
 # (template, name) -> the sentence, once for each of the parts in which the model reads it.
@@ -143,6 +146,12 @@ def suspects(
     return [words[i] for i in left.argsort()[:count].tolist()]
 
 
+def _pictured(words: tuple[str, ...], states: torch.Tensor) -> tuple[tuple[str, ...], torch.Tensor]:
+    """The words that a picture can show, and their token states, of words and states [n, d]."""
+    places = [i for i, word in enumerate(words) if word in sentences.pictured_words()]
+    return tuple(words[i] for i in places), states[places]
+
+
 class WeightForecast:
     """The forecast from the weights alone, for one text encoder, keep list and list of words.
 
@@ -169,9 +178,15 @@ class WeightForecast:
         self._words = words
         self._word_states = word_states
 
-    def impacts(self, grams: WeightGrams) -> list[WordImpact]:
-        """The impacts on the keep list and on the suspects among the words, worst first."""
-        found = suspects(self._words, self._word_states, grams)
+    def impacts(self, grams: WeightGrams, pictured: bool = False) -> list[WordImpact]:
+        """The impacts on the keep list and on the suspects among the words, worst first.
+
+        pictured: only words that a picture can show are suspects.
+        """
+        words, states = self._words, self._word_states
+        if pictured:
+            words, states = _pictured(words, states)
+        found = suspects(words, states, grams)
         names = list(dict.fromkeys([*self._keep, *found]))
         self.examine(names)
         impacts = []
@@ -243,9 +258,14 @@ def impacts_on_predictions(
     return sorted(found, key=lambda impact: impact.retention)
 
 
-def _reference_words() -> list[str]:
-    """Words of the general prior, evenly spread, that the words in question are compared with."""
+def _reference_words(pictured: bool = False) -> list[str]:
+    """Words of the general prior, evenly spread, that the words in question are compared with.
+
+    pictured: of those that a picture can show.
+    """
     words = sentences.prior_words()
+    if pictured:
+        words = tuple(word for word in words if word in sentences.pictured_words())
     if not words:
         return []
     places = torch.linspace(0, len(words) - 1, tuning.REFERENCE_WORDS).long()
@@ -331,7 +351,7 @@ def _of_changes(
         from . import observed_forecast  # which is made of this module's parts
 
         left_out = sentences.forgotten_words(forgotten)
-        words = [word for word in _reference_words() if word not in left_out]
+        words = [word for word in _reference_words(pictured=True) if word not in left_out]
         return observed_forecast.impacts(family, clip, changes, words, keep, step)
     grams, pooled_grams, width, pooled_width = WeightGrams(), WeightGrams(), 0, 0
     for layer, w0, delta in changes:
@@ -346,7 +366,8 @@ def _of_changes(
     states = TextStateCache(clip, default_folder(), pooled=pooled_width > 0)
     words, rows = prior_words.read_words(clip, states.get, forgotten)
     text_encoding.check_width(rows.shape[-1], width)
-    impacts = WeightForecast(clip, states.get, keep, words, rows).impacts(grams)
+    of_states = WeightForecast(clip, states.get, keep, words, rows)
+    impacts = of_states.impacts(grams, pictured=True)
     if pooled_width:
         of_pooled = WeightForecast(clip, states.get_pooled, keep, (), rows[:0], pooled=True)
         impacts = of_pooled.worse_of(impacts, pooled_grams)
@@ -371,28 +392,45 @@ def bars(impacts: Sequence[WordImpact], count: int = WORDS_SHOWN) -> list[charts
     return found
 
 
-def describe(impacts: Sequence[WordImpact], bound: float = tuning.RETENTION_WARNING) -> list[str]:
-    """A sentence or two on the words that keep less than `bound`."""
-    harmed = [impact for impact in impacts if impact.retention < bound]
-    kept = [impact for impact in harmed if impact.on_keep_list][:WORDS_SHOWN]
+def findings(impacts: Sequence[WordImpact], bound: float = tuning.RETENTION_WARNING) -> Findings:
+    """What a report says of the words that keep less than `bound`."""
+    found = Findings()
+    harmed = harmed_words(impacts, bound)
+    kept = [impact for impact in harmed if impact.on_keep_list]
     others = [impact for impact in harmed if not impact.on_keep_list][:WORDS_SHOWN]
-    lines = []
     if kept:
-        lines.append(
-            "WARNING: the edit weakens these entries of the keep list: "
-            f"{_named(kept)} left of their effect."
+        found.warn(
+            f"{wording.names((i.name for i in kept), quotes=True)} on your keep list may change.",
+            "The edit weakens these entries of the keep list: "
+            f"{_named(kept[:WORDS_SHOWN])} left of their effect.",
         )
     if others:
-        lines.append(
+        found.advice.append(NAME_WHAT_MATTERS)
+        found.details.append(
             "These words are not on the forget list, but the forecast expects them to be harmed "
-            f"most: {_named(others)} left of their effect. List under 'keep' what matters."
+            f"most: {_named(others)} left of their effect."
         )
-    if not lines:
-        lines.append(
+    if not harmed:
+        found.details.append(
             f"Forecast: of {len(impacts)} kept texts and suspect words none loses more than "
             f"{1 - bound:.0%} of its effect."
         )
-    return lines
+    return found
+
+
+def harmed_words(
+    impacts: Sequence[WordImpact], bound: float = tuning.RETENTION_WARNING
+) -> list[WordImpact]:
+    """The impacts on words that keep less than `bound`."""
+    return [impact for impact in impacts if impact.retention < bound]
+
+
+def verdict(impacts: Sequence[WordImpact]) -> str:
+    """The verdict of a report on a forecast: the keep list first, then words at risk."""
+    harmed = sorted(harmed_words(impacts), key=lambda impact: not impact.on_keep_list)
+    if harmed:
+        return wording.sentence(f"{wording.names(impact.name for impact in harmed)} may change")
+    return "Nothing else should change."
 
 
 def _named(impacts: Iterable[WordImpact]) -> str:

@@ -99,6 +99,15 @@ def _layer_change(before: Model, after: Model, key: str) -> LayerChange:
     return LayerChange(key, int((a != b).sum()), a.numel(), relative)
 
 
+def of_kept(pairs: Sequence[PicturePair], changes: Changes) -> dict[str, float]:
+    """name -> mean change of what should be kept, of latents or pixels the smaller one."""
+    found: dict[str, list[float]] = {}
+    for pair, change in zip(pairs, changes, strict=True):
+        if not pair.forgotten:
+            found.setdefault(pair.name, []).append(min(change["latent"], change["pixels"]))
+    return {name: sum(values) / len(values) for name, values in found.items()}
+
+
 def measure(
     pairs: Sequence[PicturePair], before: Drawing, after: Drawing
 ) -> tuple[dict[str, Any], Changes]:

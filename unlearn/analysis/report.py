@@ -5,10 +5,13 @@ from typing import Any
 
 import torch
 
+from ..errors import UnlearnError
 from ..host import architectures
+from ..wording import Findings
 from . import charts, forecast, tuning
 from .measures import Changes, LayerChange, WeightChanges
 from .picture_pairs import PicturePair
+from .verdict import Verdict
 
 PROMPT_BARS = 48
 LAYER_BARS = 40
@@ -48,14 +51,14 @@ def draw_chart(
     weight_changes: WeightChanges,
     impacts: Sequence[forecast.WordImpact] = (),
 ) -> torch.Tensor:
-    """The chart IMAGE [1, height, width, 3]: pictures, CLIP scores, forecast and weights."""
+    """The chart IMAGE [1, height, width, 3]: pictures, forecast, and at the bottom details."""
     sections: list[charts.Chart] = [(PICTURES_HEADING, _picture_bars(pairs, changes))]
-    if metrics["clip"]:
-        sections.append(("CLIP score", _clip_bars(metrics["clip"])))
     if impacts:
         sections.append((forecast.CHART_HEADING, forecast.bars(impacts)))
+    if metrics["clip"]:
+        sections.append(("Details: CLIP score", _clip_bars(metrics["clip"])))
     sections.append(_layer_section(weight_changes.layers))
-    return charts.bar_charts("Erasure Report", sections)
+    return charts.bar_charts(metrics["verdict"]["text"], sections)
 
 
 def _picture_bars(pairs: Sequence[PicturePair], changes: Changes) -> list[charts.Bar]:
@@ -91,26 +94,53 @@ def _layer_section(layers: Sequence[LayerChange]) -> charts.Chart:
     for layer in layers[:LAYER_BARS]:
         relative = layer.relative
         bars.append((layer_label(layer.key), relative / top, f"{relative:.2%}", charts.NEUTRAL))
-    heading = "Relative change of each layer's weights"
+    heading = "Details: relative change of each layer's weights"
     if len(layers) > LAYER_BARS:
         heading += f", the first {LAYER_BARS} of {len(layers)}"
     return heading, bars or [("no weight differs", 0.0, "0%", charts.BAD)]
 
 
 def write_text(
-    metrics: Mapping[str, Any], weight_changes: WeightChanges, forecast_lines: Sequence[str] = ()
+    verdict: Verdict,
+    metrics: Mapping[str, Any],
+    weight_changes: WeightChanges,
+    expected: Findings,
 ) -> str:
-    """The report in words: the verdict first, then the figures."""
-    lines = [metrics["verdict"]["text"], *_picture_lines(metrics)]
-    if metrics["clip"]:
-        lines += _clip_lines(metrics["clip"])
-    lines += _weight_lines(metrics["weights"], weight_changes)
-    lines += forecast_lines
-    lines.append(
+    """The report in words: the verdict first, the figures last."""
+    told = Findings()
+    told.add(verdict.told)
+    told.details += [
         "A changed picture is not proof that a concept is gone: look at the pairs, and try prompts "
-        "and seeds of your own."
-    )
-    return "\n".join(lines)
+        "and seeds of your own.",
+        *_picture_lines(metrics),
+    ]
+    if metrics["clip"]:
+        told.details += _clip_lines(metrics["clip"])
+    told.details += _weight_lines(metrics["weights"], weight_changes)
+    told.add(expected)
+    return told.report(verdict.text)
+
+
+def of_forecast(
+    impacts: Sequence[forecast.WordImpact] | UnlearnError, kept: Mapping[str, float]
+) -> Findings:
+    """What the report says of the forecast, or of why there is none.
+
+    kept: name -> change of what was drawn and should be kept. There the pictures decide.
+    """
+    if isinstance(impacts, UnlearnError):
+        return Findings(details=[f"No forecast: {impacts}"])
+    if not impacts:
+        return Findings()
+    told = forecast.findings([impact for impact in impacts if impact.name not in kept])
+    drawn = [i for i in forecast.harmed_words(impacts) if i.name in kept]
+    if drawn:
+        listed = ", ".join(f"{i.name} {max(0.0, i.retention):.0%}" for i in drawn)
+        told.details.append(
+            f"The forecast from the weights alone expected less of: {listed} left of their effect. "
+            "They were drawn, so the pictures decide."
+        )
+    return told
 
 
 def _picture_lines(metrics: Mapping[str, Any]) -> list[str]:

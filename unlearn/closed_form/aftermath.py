@@ -8,11 +8,13 @@ are held by themselves, and words that mean nothing to the text encoder are name
 
 import unicodedata
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
 
 from ...kernels import forecast as kernel
+from .. import wording
 from ..analysis import forecast as analysis
 from ..analysis import tuning as noise
 from ..analysis.forecast import WordImpact
@@ -23,12 +25,14 @@ from ..host import batched_sampling, memory, predictions, text_encoding, weights
 from ..host.architectures import native_size
 from ..host.model_types import Clip, Model
 from ..types import Concept, ConceptSet
+from ..wording import Findings
 from . import tuning
 from .session import Solution, SolveSession
 from .token_statistics import kept_states
 
 UNASKABLE = (RuntimeError, TypeError, KeyError, AttributeError, NotImplementedError)
 NAMED = 10  # concepts that one line of the report names
+OF_SOLVE, OF_LIST = "of ScaPre Solve", "of Concepts to Forget"
 
 
 class Remaining(NamedTuple):
@@ -71,52 +75,101 @@ def remaining(
     return sorted(found, key=lambda one: -one.left)
 
 
-def ask(before: Model, after: Model, clip: Clip, concepts: ConceptSet, settings: Any) -> list[str]:
-    """What the report says of the concepts that the edited MODEL may still draw.
+@dataclass(frozen=True)
+class Asked:
+    """What an edited model was asked.
 
-    settings: the SolveSettings. Of many concepts an even choice is looked at.
+    found: what is left of concepts, most first. weak: the setting with which concepts come back all
+    the same, or ''. doubtful: names of concepts that may come back and were not asked for.
     """
+
+    found: tuple[Remaining, ...] = ()
+    weak: str = ""
+    doubtful: tuple[str, ...] = ()
+
+    def back(self) -> list[str]:
+        """The names of concepts that were asked for and are not gone."""
+        return [one.name for one in self.found if one.left > tuning.LEFT_WARNING]
+
+
+def ask(
+    models: tuple[Model, Model],
+    clip: Clip,
+    concepts: ConceptSet,
+    settings: Any,
+    may_come_back: Sequence[str] = (),
+) -> tuple[Asked, Findings]:
+    """What the edited model may still draw, and what the report says of it.
+
+    models: before and after. settings: the SolveSettings. may_come_back: names of which much is
+    left in keys and values; they are doubted where the model is not asked for them. Of many
+    concepts an even choice is looked at.
+    """
+    told = Findings()
     every, shared = _apart_from_kept(concepts)
-    told = []
     if shared:
-        told.append(
+        told.details.append(
             f"{quoted(shared[:NAMED])} shares words with the keep list; compare pictures of it."
         )
-    if not every:
-        return told
-    count = min(tuning.ASKED_CONCEPTS, len(every))
-    chosen = torch.linspace(0, len(every) - 1, count).long().unique().tolist()
+    found: list[Remaining] = []
     try:
-        found = remaining(before, after, clip, [every[i] for i in chosen], settings.glance_size)
+        if every:
+            count = min(tuning.ASKED_CONCEPTS, len(every))
+            chosen = torch.linspace(0, len(every) - 1, count).long().unique().tolist()
+            asked_for = [every[i] for i in chosen]
+            found = remaining(*models, clip, asked_for, settings.glance_size)
     except (*UNASKABLE, memory.OutOfMemory) as error:
         # Some models draw only with a picture or a mask, which a solve does not have.
-        told.append(
+        told.details.append(
             "How much is left could not be found out on this model "
             f"({type(error).__name__}); compare pictures."
         )
-        return told
     finally:
-        weights.restore(before)
-    back = [one for one in found if one.left > tuning.LEFT_WARNING]
-    weak = weakened_by(settings)
-    if not back and weak:
-        told.append(
-            f"WARNING: {weak}, and then concepts come back in some pictures of sentences that "
-            f"were not studied; {remedy(settings, concepts)}."
+        weights.restore(models[0])
+    seen = {one.name for one in found}
+    doubtful = tuple(name for name in may_come_back if name not in {*seen, *shared})
+    asked = Asked(tuple(found), weakened_by(settings) if found else "", doubtful)
+    _tell_what_is_left(asked, told, remedy(settings, concepts))
+    return asked, told
+
+
+def _tell_what_is_left(asked: Asked, told: Findings, proposed: str) -> None:
+    """Adds what was found to a report. proposed: what to do where a concept may come back."""
+    back = asked.back()
+    if asked.found:
+        most = asked.found[0]
+        told.details.append(
+            "What decides: in sentences that were not studied, the edited model keeps at most "
+            f"{max(most.left, 0):.0%} of a concept ('{most.name}') when it predicts pictures from "
+            f"noise. Up to {tuning.LEFT_GONE:.0%} is called gone, and more than "
+            f"{tuning.LEFT_WARNING:.0%} may come back."
         )
-    elif not back:
-        told.append(
-            f"In sentences that were not studied, the edited model keeps at most "
-            f"{max(found[0].left, 0):.0%} of a concept ('{found[0].name}')."
+    if back:
+        listed = ", ".join(
+            f"'{one.name}' ({one.left:.0%} left)" for one in asked.found[: len(back)][:NAMED]
         )
-    if not back:
-        return told
-    listed = ", ".join(f"'{one.name}' ({one.left:.0%} left)" for one in back[:NAMED])
-    told.append(
-        f"WARNING: not gone in sentences that were not studied: {listed}; "
-        f"{remedy(settings, concepts)}."
-    )
-    return told
+        told.warn(
+            f"{wording.names(back, quotes=True)} still there in new sentences.",
+            f"Not gone in sentences that were not studied: {listed}.",
+        )
+    elif asked.weak:
+        every = wording.names((one.name for one in asked.found), quotes=True)
+        told.warn(
+            f"{every} may show in some pictures.",
+            wording.sentence(
+                f"{asked.weak}, and then concepts come back in some pictures of sentences that "
+                "were not studied"
+            ),
+        )
+    if asked.doubtful:
+        told.warn(
+            f"{wording.names(asked.doubtful, quotes=True)} may show in new sentences.",
+            "Keys and values of sentences that were not studied keep more than usual of it, and "
+            "the edited model was not asked.",
+        )
+    if told.warnings:
+        told.advice.append(f"Try: {proposed}.")
+        told.details.append("Fewer concepts at once are easier to forget.")
 
 
 def _apart_from_kept(concepts: ConceptSet) -> tuple[list[Concept], list[str]]:
@@ -136,17 +189,21 @@ def notes(
     clip: Clip,
     concepts: ConceptSet,
     settings: Any,
-    found: Sequence[str],
+    found: Sequence[Solution],
     impacts: Sequence[WordImpact],
-) -> list[str]:
-    """All notes of a report. models: before and after; found: those of the solve itself."""
-    return [
-        *understood(concepts),
-        *found,
-        *unknown_words(clip, concepts),
-        *keep_remedy(impacts, settings),
-        *ask(*models, clip, concepts, settings),
-    ]
+    of_solve: Sequence[str],
+) -> tuple[Asked, Findings]:
+    """What the edited model was asked, and all that a report says besides the figures.
+
+    models: before and after; found: the solutions of all groups; of_solve: notes on the solve.
+    """
+    told = Findings(details=[*understood(concepts), *of_solve])
+    unseen = dict.fromkeys(name for one in found for name in one.may_come_back)
+    asked, left = ask(models, clip, concepts, settings, tuple(unseen))
+    told.add(left)
+    told.add(unknown_words(clip, concepts))
+    told.add(keep_remedy(impacts, settings))
+    return asked, told
 
 
 def weakened_by(settings: Any) -> str:
@@ -169,26 +226,27 @@ def remedy(settings: Any, concepts: ConceptSet) -> str:
     """The one input to change first when a concept is not gone."""
     chosen = settings.chosen
     if settings.variant != "anchored":
-        return "choose the variant 'anchored'"
+        return f"set 'variant' {OF_SOLVE} to 'anchored'"
     if not settings.prior:
-        return "turn 'prior' on"
+        return f"turn on 'prior' {OF_SOLVE}"
     if settings.templates:
-        return "empty 'templates', or add more sentences there"
+        return f"empty 'templates' {OF_SOLVE}"
     if settings.tokens != "all":
-        return "set 'tokens' to 'all'"
+        return f"set 'tokens' {OF_SOLVE} to 'all'"
     defaults = type(chosen)()
-    for name, verb in (("erase", "raise"), ("overshoot", "raise"), ("drift", "raise")):
-        if getattr(chosen, name) < getattr(defaults, name):
-            return f"{verb} '{name}' to {getattr(defaults, name):g}"
-    for name in ("preserve", "anchor"):
-        if getattr(chosen, name) > getattr(defaults, name):
-            return f"lower '{name}' to {getattr(defaults, name):g}"
+    for setting in ("erase", "overshoot", "drift"):
+        if getattr(chosen, setting) < getattr(defaults, setting):
+            return f"raise '{setting}' {OF_SOLVE} to {getattr(defaults, setting):g}"
+    for setting in ("preserve", "anchor"):
+        if getattr(chosen, setting) > getattr(defaults, setting):
+            return f"lower '{setting}' {OF_SOLVE} to {getattr(defaults, setting):g}"
     if settings.hard_keep > 0:
-        return "lower 'hard_keep'"
+        return f"lower 'hard_keep' {OF_SOLVE}"
     without = [c.name for c in concepts.concepts if not c.superclass]
     if without:
-        return f"name what to draw instead, as in '{without[0]} -> thing'"
-    return "raise 'drift' to 0.2, or list fewer concepts at once"
+        example = f"'{wording.name(without[0])} -> thing'"
+        return f"say in 'forget' {OF_LIST} what to draw instead, as in {example}"
+    return f"raise 'drift' {OF_SOLVE} to 0.2"
 
 
 def hold_listed(session: SolveSession, found: Solution) -> Solution:
@@ -228,29 +286,43 @@ def _weakened(session: SolveSession, found: Solution) -> dict[str, float]:
     return {i.name: i.retention for i in impacts if i.retention < tuning.KEPT_LEAST}
 
 
-def keep_remedy(impacts: Sequence[WordImpact], settings: Any) -> list[str]:
+def keep_remedy(impacts: Sequence[WordImpact], settings: Any) -> Findings:
     """What to do for kept entries that an edit still weakens."""
     lost = [i.name for i in impacts if i.on_keep_list and i.retention < tuning.KEPT_WARNING]
     if not lost:
-        return []
+        return Findings()
     if settings.variant != "anchored":
-        what = "choose the variant 'anchored', which holds them"
+        what, to_do = (
+            "choose the variant 'anchored', which holds them",
+            f"set 'variant' {OF_SOLVE} to 'anchored'",
+        )
     elif settings.hard_keep < tuning.HARD_KEEP:
-        what = f"set 'hard_keep' to {tuning.HARD_KEEP}"
+        what, to_do = (
+            f"set 'hard_keep' to {tuning.HARD_KEEP}",
+            f"set 'hard_keep' {OF_SOLVE} to {tuning.HARD_KEEP}",
+        )
     else:
-        what = "name the concept by words that the kept ones do not share"
-    return [f"To hold {quoted(lost[:NAMED])} more firmly {what}."]
+        what, to_do = (
+            "name the concept by words that the kept ones do not share",
+            f"use words in 'forget' {OF_LIST} that the kept ones do not share",
+        )
+    said = f"To hold {quoted(lost[:NAMED])} more firmly {what}."
+    return Findings(advice=[f"Try: {to_do}."], details=[said])
 
 
-def unknown_words(clip: Clip, concepts: ConceptSet) -> list[str]:
-    """A line on the names that the text encoder spells instead of knowing them."""
+def unknown_words(clip: Clip, concepts: ConceptSet) -> Findings:
+    """A warning of the names that the text encoder spells instead of knowing them."""
+    told = Findings()
     spelled = [c.name for c in concepts.concepts if _is_spelled(clip, c.name)]
-    if not spelled:
-        return []
-    return [
-        f"The text encoder knows no word in {quoted(spelled[:NAMED])} and reads pieces of single "
-        "letters or bytes, so little of a picture may hang on it; use the word that draws it."
-    ]
+    if spelled:
+        told.warn(
+            f"The model knows no word in {wording.names(spelled, quotes=True)}.",
+            f"The text encoder knows no word in {quoted(spelled[:NAMED])} and reads pieces of "
+            "single letters or bytes, so little of a picture may hang on it; use the word that "
+            "draws it.",
+        )
+        told.advice.append(f"Try: write another word for it in 'forget' {OF_LIST}.")
+    return told
 
 
 def _is_spelled(clip: Clip, name: str) -> bool:

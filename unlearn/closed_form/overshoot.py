@@ -98,8 +98,8 @@ class OvershootFit:
         root = max(0.0, linear**2 - 4 * square * (zero - limit**2)) ** 0.5
         return max(0.0, (root - linear) / (2 * square))
 
-    def fit(self, most: float, limit: float) -> tuple[torch.Tensor, list[str]]:
-        """(the share of every concept [m] float64, notes for the report).
+    def fit(self, most: float, limit: float) -> tuple[torch.Tensor, list[str], tuple[str, ...]]:
+        """(the share of every concept [m] float64, notes for the report, names that may come back).
 
         most: the largest share, of a style less; limit: the largest drift of what is kept.
         """
@@ -116,21 +116,22 @@ class OvershootFit:
                 "counts against 'drift'."
             )
         notes += _note_of_shares(part * shares, limited=part < 1)
-        notes += self._note_of_remaining(remaining.tolist())
-        return part * self.for_all(shares), notes
+        back = self._may_come_back(remaining.tolist())
+        if back:
+            listed = ", ".join(f"{name} {left:.0%}" for name, left in list(back.items())[:10])
+            notes.append(
+                "In keys and values, before anything is drawn, sentences that were not studied "
+                f"keep more than usual of: {listed}. What the edited model predicts decides, where "
+                "it could be asked."
+            )
+        return part * self.for_all(shares), notes, tuple(back)
 
-    def _note_of_remaining(self, remaining: Sequence[float]) -> list[str]:
+    def _may_come_back(self, remaining: Sequence[float]) -> dict[str, float]:
+        """name -> share left in keys and values, of concepts of which much is left."""
         names = [self.stats.names[i] for i in self.checked.tolist()]
         bounds = [tuning.LEFT_UNSEEN[kind] for kind in self._checked_kinds()]
         found = sorted(zip(remaining, names, bounds, strict=True), reverse=True)
-        back = [(left, name) for left, name, bound in found if left > bound]
-        if not back:
-            return []
-        listed = ", ".join(f"{name} ({left:.0%} left)" for left, name in back[:10])
-        return [
-            f"In sentences that were not studied may come back: {listed}; raise 'overshoot' or "
-            "'drift', or lower 'preserve'."
-        ]
+        return {name: left for left, name, bound in found if left > bound}
 
 
 def _note_of_shares(shares: torch.Tensor, limited: bool) -> list[str]:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from ..errors import UnlearnError
 from ..host.model_types import Clip, Model
-from ..provenance import Recipe
+from ..provenance import Recipe, Refitted
 from ..types import UnlearnPatch
 from . import tuning, variants
 from .solve import SolveSettings, solve
@@ -37,11 +37,11 @@ def refit(
     recipe: Recipe,
     node_id: str | None = None,
     folder: Path | None = None,
-) -> tuple[UnlearnPatch, tuple[str, ...]]:
-    """(UnlearnPatch, report and notes) of a recipe on a MODEL, which is not changed.
+) -> tuple[UnlearnPatch, Refitted]:
+    """(UnlearnPatch, reports and notes) of a recipe on a MODEL, which is not changed.
 
     folder: where token states are kept, None for ComfyUI's own. Raises UnlearnError as `solve`.
     """
     settings, notes = settings_of(recipe)
     patch, _, report = solve(model, clip, recipe.concepts, settings, node_id=node_id, folder=folder)
-    return patch, (report, *notes, *recipe.other_constants(tuning.IN_PROVENANCE))
+    return patch, Refitted((report,), (*notes, *recipe.other_constants(tuning.IN_PROVENANCE)))

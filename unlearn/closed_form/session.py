@@ -1,7 +1,7 @@
 """What the rounds of one solve share, and what its groups of layers do together."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -21,15 +21,19 @@ LookAgain = Callable[[list[LayerEdit], list[WordImpact]], list[WordImpact]]
 
 @dataclass(frozen=True)
 class Solution:
-    """An edit, the Statistics it was made from, and notes for the report."""
+    """An edit, the Statistics it was made from, and notes for the report.
+
+    may_come_back: names of which keys and values of sentences that were not studied keep much.
+    """
 
     edit: LayerEdit
     stats: Statistics
     notes: tuple[str, ...] = ()
+    may_come_back: tuple[str, ...] = ()
 
     def again(self, edit: LayerEdit, stats: Statistics, *notes: str) -> "Solution":
         """The next solution, with more notes."""
-        return Solution(edit, stats, (*self.notes, *notes))
+        return replace(self, edit=edit, stats=stats, notes=(*self.notes, *notes))
 
 
 class SolveSession:
@@ -50,9 +54,11 @@ class SolveSession:
         self.grams, self.keep, self.solve = grams, tuple(keep), solve
         self._forecast: WeightForecast | None = None
 
-    def impacts(self, stats: Statistics, grams: WeightGrams) -> list[WordImpact]:
+    def impacts(
+        self, stats: Statistics, grams: WeightGrams, pictured: bool = False
+    ) -> list[WordImpact]:
         """What layers with these Gram matrices keep of each word at risk, the worst first."""
-        return self._forecaster(stats).impacts(grams)
+        return self._forecaster(stats).impacts(grams, pictured)
 
     def worse_of(
         self, impacts: Sequence[WordImpact], stats: Statistics, grams: WeightGrams
@@ -91,7 +97,8 @@ class SolveSession:
         )
         kinds = self.group.plan.kinds
         fit = OvershootFit(found.stats, kinds, self.grams, operator, concepts, differences)
-        shares, notes = fit.fit(most, drift)
+        shares, notes, back = fit.fit(most, drift)
+        found = replace(found, may_come_back=back)
         stats = found.stats.overshot(shares)
         if found.edit.for_target is None:
             return found.again(self.solve(stats), stats, *notes)
@@ -133,10 +140,16 @@ class SolveSession:
 
 
 def impacts(
-    sessions: Sequence[SolveSession], stats: Sequence[Statistics], grams: Sequence[WeightGrams]
+    sessions: Sequence[SolveSession],
+    stats: Sequence[Statistics],
+    grams: Sequence[WeightGrams],
+    pictured: bool = False,
 ) -> list[WordImpact]:
-    """What all groups keep of each word at risk, the worst first: of each word the worst group."""
-    found = sessions[0].impacts(stats[0], grams[0])
+    """What all groups keep of each word at risk, the worst first: of each word the worst group.
+
+    pictured: only words that a picture can show are at risk.
+    """
+    found = sessions[0].impacts(stats[0], grams[0], pictured)
     for session, own, after in zip(sessions[1:], stats[1:], grams[1:], strict=True):
         found = session.worse_of(found, own, after)
     return found

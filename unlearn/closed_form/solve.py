@@ -146,10 +146,9 @@ def solve(
     layers = sum(len(group.layers.layers) for group in groups)
     progress = Progress(len(plan.texts) + 2 * layers, node_id)
     solves = [GroupSolve(clip, group, settings, concepts.keep, progress) for group in groups]
-    found = [solve.found for solve in solves]
+    found, sessions = [solve.found for solve in solves], [solve.session for solve in solves]
     if all(one.edit.solution_operator is not None for one in found):
         look_again = _look_again(model, clip, solves, settings.glance_size)
-        sessions = [solve.session for solve in solves]
         found = protect(sessions, found, settings.protect, look_again)
     parts = [
         patch_edits.build(solve.group.layers, one.edit, solve.session.grams, progress.step)
@@ -158,9 +157,7 @@ def solve(
     edits = patch_edits.together(parts)
     patch = _patch(model, clip, concepts, settings, edits)
     impacts = session.impacts(
-        [solve.session for solve in solves],
-        [one.stats for one in found],
-        [part.grams for part in parts],
+        sessions, [one.stats for one in found], [part.grams for part in parts], pictured=True
     )
     edited, _ = patching.apply(model, patch)
     of_solve = [
@@ -169,9 +166,9 @@ def solve(
         *_notes_of_others(groups[1:], found[1:], parts[1:]),
         *_notes_of_clip(clip),
     ]
-    notes = aftermath.notes((model, edited), clip, concepts, settings, of_solve, impacts)
+    notes = aftermath.notes((model, edited), clip, concepts, settings, found, impacts, of_solve)
     report = ScaPreReport.of(found[0].stats, edits, impacts, solves[0].row_weights, notes)
-    return patch, report.picture(settings.variant), report.text(patch)
+    return patch, report.picture(), report.text(patch)
 
 
 def _groups_of_states(

@@ -137,6 +137,11 @@ LEFT_WARNING = 0.3
 Measured on sprites, eight pictures of each: 0.2 and less where no or a quarter of the pictures
 showed the concept, 0.33 and more where half or more did (2026-11-28)."""
 
+LEFT_GONE = 0.1
+"""The same share up to which the report calls a concept gone; between the two it is mostly gone.
+
+Not measured: a third of `LEFT_WARNING` (2026-11-29)."""
+
 NOT_PUSHED = ("paper", "uce")
 """Variants after which a fox was drawn again in a quarter or more of the pictures although little
 of it was left in predictions. Measured on sprites (2026-11-28)."""

@@ -93,6 +93,12 @@ def prior_words() -> tuple[str, ...]:
     return tuple(dict.fromkeys(words))
 
 
+@cache
+def pictured_words() -> frozenset[str]:
+    """The common words that a picture can show, which are all that a forecast names."""
+    return frozenset(word for line in _data_lines("pictured_words.txt") for word in line.split())
+
+
 def mentioned(names: Iterable[str]) -> Callable[[str], bool]:
     """A function that says of a text whether one of the names is in it, in singular or plural."""
     longest_first = sorted(names, key=len, reverse=True)

@@ -22,8 +22,10 @@ from ..host.model_types import Model
 from ..host.progress import Progress
 from ..types import Edit, UnlearnPatch
 from ..version import VERSION
+from ..wording import Findings
 
 PRECISION = {"float16": torch.float16, "float32": torch.float32}
+OF_EXPORT = "of Save Unlearn Patch as LoRA"
 LOST_WARNING = 0.2  # share of the change that is lost, above which the report warns. Not measured
 # Share of the weights' own size in half precision, above which the report warns. Not measured.
 LARGE_WARNING = 0.5
@@ -58,7 +60,7 @@ def export(
     Raises UnlearnError on keys that do not match, on a model that has the patch already, and where
     `dtype` cannot hold the numbers.
     """
-    warning = patch_match.check(model, patch)
+    match = patch_match.match(model, patch)
     _refuse_patched(model, patch)
     if not patch.edits:
         raise UnlearnError(
@@ -80,7 +82,7 @@ def export(
         tensors[f"{name}.lora_down.weight"] = down
         tensors[f"{name}.alpha"] = torch.tensor(float(result.rank))
         bar.step()
-    return tensors, _metadata(patch, written), _report(patch, written, tensors, rank, warning)
+    return tensors, _metadata(patch, written), _report(patch, written, tensors, rank, match)
 
 
 def _refuse_patched(model: Model, patch: UnlearnPatch) -> None:
@@ -192,15 +194,16 @@ def _report(
     written: Sequence[_Written],
     tensors: dict[str, torch.Tensor],
     rank: int | None,
-    warning: str,
+    match: patch_match.Match,
 ) -> str:
+    told = Findings()
     size = sum(t.numel() * t.element_size() for t in tensors.values())
     ranks = [w.rank for w in written]
     lost = _share(sum(w.lost for w in written), sum(w.changed for w in written))
     of_weights = size / (2 * sum(w.entries for w in written))
     most = f" to {max(ranks)}" if max(ranks) > min(ranks) else ""
     exact = sum(w.exact for w in written)
-    lines = [
+    told.details += [
         f"A LoRA for {len(written)} weights, rank {min(ranks)}{most}, {size / 2**20:.1f} MB "
         f"({of_weights:.0%} of these weights in half precision; "
         f"the patch itself takes {patch.nbytes / 2**20:.2f} MB).",
@@ -211,21 +214,29 @@ def _report(
     if inexact:
         worst = max(inexact, key=lambda w: _share(w.lost, w.changed))
         name = worst.key.removeprefix("diffusion_model.")
-        lines.append(f"Most is lost of {name}: {_share(worst.lost, worst.changed):.0%}.")
+        told.details.append(f"Most is lost of {name}: {_share(worst.lost, worst.changed):.0%}.")
+    verdict = "The LoRA is exact."
+    if exact < len(written):
+        verdict = f"The LoRA keeps {1 - lost:.0%} of the change."
     if lost > LOST_WARNING:
+        verdict = "The LoRA may not forget."
         better = "choose 'exact', or a higher rank" if rank else "choose precision float32"
-        lines.append(
-            f"WARNING: {lost:.0%} of the change is lost, and the LoRA may not forget; {better}."
+        told.warn(
+            f"The LoRA lost {lost:.0%} of the change.",
+            f"{lost:.0%} of the change is lost, and the LoRA may not forget; {better}.",
         )
+        setting = "'size' {} to 'exact'" if rank else "'precision' {} to 'float32'"
+        told.advice.append(f"Try: set {setting.format(OF_EXPORT)}.")
     if of_weights > LARGE_WARNING:
-        lines.append(
-            "WARNING: this is large for a LoRA; choose a rank, or share the patch file, which is "
-            "small and exact."
+        told.warn(
+            "The file is large for a LoRA.",
+            "This is large for a LoRA; choose a rank, or share the patch file, which is small and "
+            "exact.",
         )
-    if warning:
-        lines.append(f"WARNING: {warning}")
-    lines.append(
-        "Next: load it with a LoRA loader at strength 1 on the model without the patch, after the "
-        "same other LoRAs."
+        told.advice.append(f"Try: set 'size' {OF_EXPORT} to 'rank'.")
+    match.tell(told)
+    told.advice.append("Next: use it in a LoRA loader, on the model without the patch.")
+    told.details.append(
+        "Load it at strength 1 on the model without the patch, after the same other LoRAs."
     )
-    return "\n".join(lines)
+    return told.report(verdict)

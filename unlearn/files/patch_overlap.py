@@ -8,6 +8,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from .. import wording
 from ..concepts.name_variants import name_variants
 from ..concepts.notation import clean, parse_concept, short
 from ..errors import UnlearnError
@@ -16,6 +17,7 @@ from ..host.model_types import Model
 from ..host.patch_match import Match
 from ..provenance import FIA, family
 from ..types import Concept, UnlearnPatch
+from ..wording import Warn
 
 Names = tuple[frozenset[str], ...]  # for a concept's name and each alias all ways to write it
 Known = Mapping[str, Names]  # name of a concept as shown -> its names
@@ -41,13 +43,13 @@ class Source:
 class Repeats:
     """What is to be applied of a stack of patches, and notes for the report.
 
-    kept: indices of the patches to apply. left_out: a sentence for each of the others. warnings:
-    sentences about what is forgotten twice all the same.
+    kept: indices of the patches to apply. left_out: a sentence for each of the others. warnings: of
+    what is forgotten twice all the same.
     """
 
     kept: tuple[int, ...]
     left_out: tuple[str, ...]
-    warnings: tuple[str, ...]
+    warnings: tuple[Warn, ...]
 
 
 def find(
@@ -222,8 +224,8 @@ def _follows(record: Mapping, earlier: Mapping, source: Source) -> bool:
     )
 
 
-def _warnings(sources: Sequence[Source]) -> list[str]:
-    """A sentence for each two sources that together act more than once on a concept."""
+def _warnings(sources: Sequence[Source]) -> list[Warn]:
+    """A warning for each two sources that together act more than once on a concept."""
     found = []
     for i, later in enumerate(sources):
         for earlier in sources[:i]:
@@ -236,21 +238,26 @@ def _warnings(sources: Sequence[Source]) -> list[str]:
     return found
 
 
-def _sentence(later: str, earlier: str, common: Sequence[tuple[str, str]], same: bool) -> str:
+def _sentence(later: str, earlier: str, common: Sequence[tuple[str, str]], same: bool) -> Warn:
     """A warning; common: (method, name) of each concept that both forget."""
     names = _list(name for _, name in common) or "What is in the patch"
-    names += " are" if len(common) > 1 else " is"
+    are = "are" if len(common) > 1 else "is"
+    names += f" {are}"
+    listed = wording.names((name for _, name in common), quotes=True)
+    short = f"{listed or 'What is in the patch'} {are} forgotten twice."
     harm = "what is drawn instead is likely lost too"
     if common and all(method == FIA for method, _ in common):
         harm = "more may be pruned than was meant"
     if same:
-        return (
+        return Warn(
+            short,
             f"{names} forgotten twice, because {later} is the same patch as {earlier}, and "
-            f"{harm}; take one out, or set 'repeated' to 'once'."
+            f"{harm}; take one out, or set 'repeated' to 'once'.",
         )
-    return (
+    return Warn(
+        short,
         f"{names} forgotten twice, by {earlier} and by {later}, and {harm}; take it out of one, "
-        "or set 'repeated' to 'once', which leaves out patches that the others cover."
+        "or set 'repeated' to 'once', which leaves out patches that the others cover.",
     )
 
 

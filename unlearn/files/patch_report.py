@@ -3,37 +3,46 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
+from .. import wording
 from ..host import patch_match
 from ..host.adapters import Delta, LowRank, Prune
 from ..host.model_types import Model
 from ..types import UnlearnPatch
+from ..wording import Findings
 
 NOT_SHOWN = (None, "", [], {})  # settings with these values say nothing
 
 
-def describe(patch: UnlearnPatch, model: Model | None = None) -> str:
+def describe(
+    patch: UnlearnPatch, model: Model | None = None, about_file: Sequence[str] = ()
+) -> str:
     """Method, concepts, keep list and settings of each patch of the stack, and its edits.
 
     With a MODEL also whether the patch is for it; raises UnlearnError when the MODEL lacks weights.
+    about_file: lines on the file it came from.
     """
-    lines = []
+    told = Findings()
+    names = wording.names(name for p in patch.provenance for name in p.get("concepts", ()))
+    verdict = f"This patch forgets {names}." if names else "This patch names no concepts."
+    lines = [*about_file]
     for provenance in patch.provenance:
         lines += _origin(provenance)
     lines += _contents(patch)
     weights = len({key for key, _ in patch.edits})
     lines.append(f"{len(patch.edits)} edits of {weights} weights, {patch.nbytes / 2**20:.2f} MB")
-    if model is None:
-        lines.append(
-            "Next: Apply Unlearn Patch. Connect a model here to see whether the patch was made "
-            "for it."
-        )
-        return "\n".join(lines)
-    warning = patch_match.check(model, patch)
-    right = "It was made for this very model. Next: Apply Unlearn Patch."
-    lines.append(f"WARNING: {warning}" if warning else right)
-    return "\n".join(lines)
+    told.details += lines
+    if model is not None:
+        match = patch_match.match(model, patch)
+        match.tell(told)
+        if not told.warnings:
+            verdict += " It fits this model."
+            told.details.append("It was made for this very model.")
+    elif not about_file:
+        told.details.append("Connect a model here to see whether the patch was made for it.")
+    told.advice.append("Next: connect the patch to Apply Unlearn Patch.")
+    return told.report(verdict)
 
 
 def _origin(provenance: Mapping) -> list[str]:

@@ -12,6 +12,7 @@ import torch
 
 from ..errors import UnlearnError
 from ..types import Edit, Fingerprint, UnlearnPatch
+from ..wording import Findings
 from . import tuning, weights
 from .adapters import Delta, LowRank, Prune
 from .model_types import Model
@@ -36,6 +37,18 @@ class Match:
     def warning(self) -> str:
         """What an artist should know before applying the patch, '' where all is well."""
         return " ".join(part for part in (self._baked_warning(), self._base_warning()) if part)
+
+    def tell(self, told: Findings) -> None:
+        """Adds to a report what an artist should know, in few words, and what to do."""
+        if self.baked:
+            told.warn("The model has this patch already.", self._baked_warning())
+            told.advice.append("Try: take the patch out of 'patches' of Apply Unlearn Patch.")
+        if self.grade == RELATIVE:
+            told.warn("The patch was made for a similar model.", self._base_warning())
+            told.advice.append("Next: look at pictures, or make it again with Refit Unlearn Patch.")
+        elif self.grade == STRANGER:
+            told.warn("The patch is for another model; expect damage.", self._base_warning())
+            told.advice.append("Try: connect it to 'patch' of Refit Unlearn Patch.")
 
     def _baked_warning(self) -> str:
         if not self.baked:

@@ -7,6 +7,7 @@ import json
 import math
 from collections.abc import Mapping
 
+from .. import wording
 from ..errors import UnlearnError
 from ..types import Edit, UnlearnPatch
 from . import bypass, patch_match, weights
@@ -132,6 +133,22 @@ def _method_line(provenance: Mapping) -> str:
     concepts = provenance["concepts"]
     more = " ..." if len(concepts) > 8 else ""
     return f"{provenance['method']}: forgets {', '.join(concepts[:8])}{more}"
+
+
+def verdict(patch: UnlearnPatch, strength: float, match: patch_match.Match) -> str:
+    """What is said of a patch that was applied. Nothing was drawn, so it says what it is for."""
+    names = wording.names(name for p in patch.provenance for name in p.get("concepts", ()))
+    if not strength:
+        return "Nothing changed: the strength is 0."
+    if strength < 0:
+        return "Patch applied in reverse."
+    if match.grade != patch_match.SAME:
+        near = match.grade == patch_match.RELATIVE
+        return f"Patch applied to {'a similar' if near else 'another'} model."
+    if strength < 1:
+        may_show = wording.sentence(f"{names or 'it'} may still show")
+        return f"Patch applied at strength {strength:g}. {may_show}"
+    return f"Patch applied. It forgets {names}." if names else "Patch applied."
 
 
 def describe(patch: UnlearnPatch, strength: float, model: Model | None = None) -> str:

@@ -7,11 +7,11 @@ import sys
 
 import comfy.utils
 
+from .. import wording
 from .memory import raise_if_cancelled
 
 # The pack's only logger. ComfyUI shows its lines on the console and in the log of a bug report.
 log = logging.getLogger("unlearn")
-WARNING = "WARNING: "  # begins a line of a report that the artist should read
 
 
 class Progress:
@@ -28,14 +28,14 @@ class Progress:
 
 
 def say(text: str, node_id: str | None) -> None:
-    """Logs a text and shows it under the node.
+    """Logs a text and shows what stands in front of its details under the node, in four lines.
 
     Lines that begin with WARNING are logged as warnings.
     """
-    for line in text.splitlines():
-        level = logging.WARNING if line.startswith(WARNING) else logging.INFO
+    for line in filter(None, text.splitlines()):
+        level = logging.WARNING if line.startswith(wording.WARNING) else logging.INFO
         log.log(level, "node %s: %s", node_id, line)
-    _show(text, node_id)
+    _show(wording.face(text), node_id)
 
 
 def status(text: str, node_id: str | None) -> None:

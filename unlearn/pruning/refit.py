@@ -6,7 +6,7 @@ from decimal import Decimal
 
 from ..errors import UnlearnError
 from ..host.model_types import Clip, Model
-from ..provenance import Recipe
+from ..provenance import Recipe, Refitted
 from ..types import Concept, ConceptSet, UnlearnPatch
 from . import collection, masks, tuning
 from .prompts import OwnLines
@@ -62,7 +62,7 @@ def mask_settings(recipe: Recipe) -> tuple[MaskSettings, str, tuple[str, ...]]:
 
 def refit(
     model: Model, clip: Clip, recipe: Recipe, node_id: str | None = None
-) -> tuple[UnlearnPatch, tuple[str, ...]]:
+) -> tuple[UnlearnPatch, Refitted]:
     """(UnlearnPatch, reports and notes) of a recipe on a MODEL, which is not changed.
 
     Raises UnlearnError as `collection.collect` and `masks.fuse`.
@@ -78,4 +78,4 @@ def refit(
         reports.append(text)
     patch, _, text = masks.fuse(maps, per_concept, **asdict(settings))
     constants = recipe.other_constants(tuning.IN_PROVENANCE)
-    return patch, (*reports, text, *notes, *more, *constants)
+    return patch, Refitted((*reports, text), (*notes, *more, *constants))

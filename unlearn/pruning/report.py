@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from .. import wording
 from ..analysis import charts
 from ..types import SaliencyMap
+from ..wording import Findings
 from . import tuning
 
 if TYPE_CHECKING:
@@ -73,21 +75,36 @@ def saliency_text(
 
     calls: UNet calls. groups: groups of prompts. memory_note: a sentence about memory, or ''.
     """
-    lines = [
+    told = Findings()
+    told.details.append(
         f"Saliency of {len(found.concepts)} concept{'s' * (len(found.concepts) > 1)} in "
         f"{len(found.layers)} layers, score {found.settings['score']}: {groups} groups x "
         f"{found.settings['prompts']} prompts x {found.settings['window']} steps = {calls} "
         f"UNet calls, {seconds:.0f} s."
-    ]
+    )
     if memory_note:
-        lines.append(memory_note)
-    for concept, parts in zip(found.concepts, found.rankings, strict=True):
-        if not any(len(part.indices) for part in parts):
-            lines.append(
-                f"WARNING: '{concept.name}' stands out nowhere; check its spelling, "
-                "or use more prompts and contexts that differ from it."
-            )
-    return "\n".join([*lines, "Next: connect the saliency to Fuse Neuron Masks."])
+        told.details.append(memory_note)
+    nowhere = [
+        concept.name
+        for concept, parts in zip(found.concepts, found.rankings, strict=True)
+        if not any(len(part.indices) for part in parts)
+    ]
+    for name in nowhere:
+        told.warn(
+            f"'{wording.name(name)}' stands out nowhere.",
+            f"Check the spelling of '{name}', or use more prompts and contexts that differ from "
+            "it.",
+        )
+    if nowhere:
+        told.advice.append("Try: raise 'prompts' of Concept Saliency (FIA).")
+    told.advice.append("Next: connect the saliency to Fuse Neuron Masks.")
+    measured = [concept.name for concept in found.concepts if concept.name not in nowhere]
+    words = [
+        wording.sentence(f"{wording.names(names)} {said}")
+        for names, said in ((nowhere, "not found in the model"), (measured, "measured"))
+        if names
+    ]
+    return told.report(" ".join(words))
 
 
 def mask_picture(summary: MaskSummary) -> torch.Tensor:
@@ -102,8 +119,7 @@ def mask_picture(summary: MaskSummary) -> torch.Tensor:
         share = pruned / max(1, chosen)
         concepts.append((name, share, f"{share:.0%} of {chosen:,}", charts.GOOD))
     sections = [
-        ("Pruned share of each layer", layers),
-        ("What each concept chose: how much of it is pruned", concepts[: tuning.CHART_CONCEPTS]),
+        ("What each concept chose: how much of it is pruned", concepts[: tuning.CHART_CONCEPTS])
     ]
     if len(summary.names) > 1:
         if len(summary.names) <= tuning.MOST_PAIRED:
@@ -111,51 +127,80 @@ def mask_picture(summary: MaskSummary) -> torch.Tensor:
             sections.append(("Shared by two concepts", pairs))
         share = summary.kept_share
         kept = [("of all that was chosen", share, f"{share:.0%}", charts.GOOD)]
-        sections.append(("Concept-agnostic, kept", kept))
-    return charts.bar_charts("Fuse Neuron Masks", sections)
+        sections.append(("Serves most concepts, so it is kept", kept))
+    sections.append(("Details: pruned share of each layer", layers))
+    return charts.bar_charts(mask_verdict(summary), sections)
+
+
+def mask_verdict(summary: MaskSummary) -> str:
+    """What is said of a mask. Nothing was drawn, so it says what was pruned for."""
+    hardly = _hardly_pruned(summary)
+    pruned = [name for name in summary.names if name not in hardly]
+    words = [f"Patch made for {wording.names(pruned)}."] if pruned else []
+    if hardly:
+        words.append(wording.sentence(f"{wording.names(hardly)} hardly pruned"))
+    return " ".join(words)
 
 
 def mask_text(summary: MaskSummary, layers: int, nbytes: int, alpha: float) -> str:
     """The report of a fused mask; layers, nbytes: of the patch."""
     names = summary.names
-    lines = [
+    told = Findings()
+    told.details.append(
         f"Prunes {summary.pruned:,} of {summary.candidates:,} connections "
         f"({summary.pruned / summary.candidates:.2%}) in {layers} layers for {len(names)} "
         f"concept{'s' * (len(names) > 1)}, {nbytes / 2**20:.2f} MB."
-    ]
+    )
     if len(names) > 1:
-        lines.append(
+        told.details.append(
             f"{summary.kept_share:.0%} of what was chosen serves most concepts and is kept "
             f"(alpha {alpha:g})."
         )
-    lines += _mask_warnings(summary)
-    lines.append(
-        "Next: connect the patch to Apply Unlearn Patch. "
-        "r2 and alpha can be changed without measuring again."
-    )
-    return "\n".join(lines)
+    _warn(summary, told)
+    ready = "Next: connect the patch to Apply Unlearn Patch."
+    told.advice.insert(len(told.advice) if told.warnings else 0, ready)
+    told.details.append("r2 and alpha can be changed without measuring again.")
+    return told.report(mask_verdict(summary))
 
 
-def _mask_warnings(summary: MaskSummary) -> list[str]:
-    warnings = []
+def _hardly_pruned(summary: MaskSummary) -> list[str]:
+    """Concepts of which hardly anything that they chose is pruned."""
+    return [
+        name
+        for name, (chosen, pruned) in zip(summary.names, summary.own.tolist(), strict=True)
+        if chosen and pruned < tuning.HARDLY_PRUNED * chosen
+    ]
+
+
+def _warn(summary: MaskSummary, told: Findings) -> None:
+    """Adds the warnings of a mask, and what to do."""
+    if summary.pruned > tuning.MUCH_PRUNED * summary.candidates:
+        told.warn(
+            "Much is pruned; expect damage.",
+            "More than a tenth is pruned; expect damage, and lower 'r2'.",
+        )
+        told.advice.append("Try: lower 'r2' of Fuse Neuron Masks (FIA).")
+    for name in _hardly_pruned(summary):
+        told.warn(
+            f"Hardly anything of '{wording.name(name)}' is pruned.",
+            f"Hardly anything of '{name}' is pruned; raise 'alpha' (1.01 prunes all that was "
+            "chosen).",
+        )
+        told.advice.append("Try: raise 'alpha' of Fuse Neuron Masks (FIA) to 1.01.")
     if 1 < len(summary.names) <= tuning.MOST_PAIRED:
         label, share = summary.overlaps()[0]
         if share > tuning.ALIKE:
-            warnings.append(
-                f"WARNING: {label} share {share:.0%} of their connections "
-                "and can hardly be told apart; try more contexts."
+            pair = wording.names(label.split(" & ", 1), quotes=True)
+            told.warn(
+                f"{pair} can hardly be told apart.",
+                f"{label} share {share:.0%} of their connections and can hardly be told apart; try "
+                "more contexts.",
             )
-    for name, (chosen, pruned) in zip(summary.names, summary.own.tolist(), strict=True):
-        if chosen and pruned < tuning.HARDLY_PRUNED * chosen:
-            warnings.append(
-                f"WARNING: hardly anything of '{name}' is pruned; "
-                "raise 'alpha' (1.01 prunes all that was chosen)."
-            )
+            told.advice.append("Try: add lines to 'contexts' of Concept Saliency (FIA).")
     if summary.over_ceiling:
-        warnings.append(
-            f"WARNING: the share of {', '.join(summary.over_ceiling)} was cut to the saliency's "
-            "ceiling; measure with a higher 'ceiling'."
+        told.warn(
+            f"Less of {wording.names(summary.over_ceiling, quotes=True)} was pruned than asked.",
+            f"The share of {', '.join(summary.over_ceiling)} was cut to the saliency's ceiling; "
+            "measure with a higher 'ceiling'.",
         )
-    if summary.pruned > tuning.MUCH_PRUNED * summary.candidates:
-        warnings.append("WARNING: more than a tenth is pruned; expect damage, and lower 'r2'.")
-    return warnings
+        told.advice.append("Try: raise 'ceiling' of Concept Saliency (FIA).")

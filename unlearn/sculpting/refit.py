@@ -3,7 +3,7 @@
 from dataclasses import asdict, replace
 
 from ..host.model_types import Clip, Model
-from ..provenance import Recipe
+from ..provenance import Recipe, Refitted
 from ..types import UnlearnPatch
 from . import tuning
 from .settings import TrainingSettings
@@ -19,8 +19,8 @@ def settings_of(recipe: Recipe) -> tuple[TrainingSettings, tuple[str, ...] | Non
 
 def refit(
     model: Model, clip: Clip, recipe: Recipe, inputs: TrainingInputs
-) -> tuple[UnlearnPatch, tuple[str, ...]]:
-    """(UnlearnPatch, report and notes) of a recipe on a MODEL, which is not changed.
+) -> tuple[UnlearnPatch, Refitted]:
+    """(UnlearnPatch, reports and notes) of a recipe on a MODEL, which is not changed.
 
     inputs: the earlier patch, already made for this MODEL, which the result contains; the artist's
     own pictures, if the patch was trained on some; and where progress is shown. Raises UnlearnError
@@ -36,8 +36,5 @@ def refit(
     outputs = train(
         model, clip, recipe.concepts, settings, replace(inputs, templates=templates, resume="")
     )
-    return outputs.patch, (
-        outputs.report,
-        *notes,
-        *recipe.other_constants(tuning.IN_PROVENANCE),
-    )
+    said = (*notes, *recipe.other_constants(tuning.IN_PROVENANCE))
+    return outputs.patch, Refitted((outputs.report,), said)

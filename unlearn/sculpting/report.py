@@ -7,14 +7,17 @@ from typing import NamedTuple
 
 import torch
 
+from .. import wording
 from ..analysis import charts
 from ..types import UnlearnPatch
+from ..wording import Findings, Warn
 from . import tuning
-from .settings import TrainingSettings
+from .settings import DEFAULTS, TrainingSettings
 
 MOST_BARS = 24  # concepts in the picture
 MOST_LAYERS = 40  # matrices in the picture
 MOST_REFRESHES = 12  # refreshes of the mask in the text
+SLACK = 1.1  # on what may be left of a concept that counts as forgotten
 AVERAGED = 10  # last steps that a loss is averaged over
 
 
@@ -90,31 +93,54 @@ def picture(result: TrainingResult, changes: Sequence[MatrixChange]) -> torch.Te
         for c in changes[:MOST_LAYERS]
     ]
     return charts.bar_charts(
-        "Dynamic Mask Trainer",
+        verdict(result),
         [
-            ("What each concept still adds to the prediction", left),
-            ("Steps", steps),
-            ("Change of each matrix", matrices),
+            ("What is left of each concept in new sentences", left),
+            ("Details: steps", steps),
+            ("Details: change of each matrix", matrices),
         ],
     )
 
 
 def _colour(left: float, goal: float) -> tuple[int, int, int]:
-    return charts.GOOD if left <= 1.1 * goal else charts.BAD
+    return charts.GOOD if left <= SLACK * goal else charts.BAD
 
 
-def text(result: TrainingResult, outcome: Outcome, seconds: float, notes: Sequence[str]) -> str:
+def verdict(result: TrainingResult) -> str:
+    """What is said of a training: which concepts reached what counts as forgotten."""
+    left = result.left_at_end
+    goal = min(result.settings.stop_at, DEFAULTS["stop_at"])
+    gone = [name for name, share in left.items() if share <= SLACK * goal]
+    back = [name for name in left if name not in gone]
+    missing = [name for name in result.concepts if name not in left]
+    words = [
+        wording.sentence(f"{wording.names(names)} {said}")
+        for names, said in (
+            (back, "may come back"),
+            (gone, "forgotten"),
+            (missing, "not trained yet"),
+        )
+        if names
+    ]
+    return " ".join(words)
+
+
+def text(result: TrainingResult, outcome: Outcome, seconds: float, notes: Sequence[Warn]) -> str:
     """The report in words. notes: warnings from outside the training."""
-    lines = [
+    told = Findings(warnings=[*notes])
+    _not_forgotten(result, told)
+    told.details += [
         _summary(result, outcome, seconds),
+        f"Forgotten: at most {SLACK * min(result.settings.stop_at, DEFAULTS['stop_at']):.0%} of a "
+        "concept's effect is left in sentences that were not trained on.",
         *_rounds(result),
         *_losses(result),
-        *_low_rank(result, outcome.residual),
-        *(f"WARNING: {note}" for note in notes),
-        *_not_forgotten(result),
-        "Next: connect the patch to Apply Unlearn Patch and compare pictures with the same seed.",
     ]
-    return "\n".join(lines)
+    _low_rank(result, outcome.residual, told)
+    ready = "Next: connect the patch to Apply Unlearn Patch."
+    told.advice.insert(len(told.advice) if told.warnings else 0, ready)
+    told.details.append("Compare pictures with the same seed.")
+    return told.report(verdict(result))
 
 
 def _summary(result: TrainingResult, outcome: Outcome, seconds: float) -> str:
@@ -153,23 +179,25 @@ def _losses(result: TrainingResult) -> list[str]:
     return lines
 
 
-def _low_rank(result: TrainingResult, residual: float) -> list[str]:
+def _low_rank(result: TrainingResult, residual: float, told: Findings) -> None:
     rank = result.settings.low_rank
     if not rank:
-        return []
-    lines = [f"Cut to rank {rank}: {residual:.0%} of the change is lost."]
+        return
+    told.details.append(f"Cut to rank {rank}: {residual:.0%} of the change is lost.")
     if residual > tuning.LOW_RANK_WARNING:
-        lines.append(
-            "WARNING: so low a rank holds little of what was learned; raise 'low_rank', or set it "
-            "to 0."
+        told.warn(
+            "The patch holds little of what was learned.",
+            "So low a rank holds little of what was learned; raise 'low_rank', or set it to 0.",
         )
-    return lines
+        told.advice.append("Try: set 'low_rank' of Dynamic Mask Trainer to 0.")
 
 
-def _not_forgotten(result: TrainingResult) -> list[str]:
+def _not_forgotten(result: TrainingResult, told: Findings) -> None:
     s = result.settings
-    return [
-        f"WARNING: '{name}' was not forgotten in {steps} steps; raise 'steps' or 'learning_rate'."
-        for name, steps, left in zip(result.concepts, result.steps, result.left, strict=False)
-        if left[name] > s.stop_at and steps >= s.steps
-    ]
+    for name, steps, left in zip(result.concepts, result.steps, result.left, strict=False):
+        if left[name] > s.stop_at and steps >= s.steps:
+            told.warn(
+                f"'{wording.name(name)}' was not forgotten.",
+                f"'{name}' was not forgotten in {steps} steps; raise 'steps' or 'learning_rate'.",
+            )
+            told.advice.append("Try: choose a longer 'preset' of Dynamic Mask Trainer.")

@@ -25,6 +25,7 @@ from ..host.training_network import (
 )
 from ..host.vae_encoding import encode_squares
 from ..types import ConceptSet, UnlearnPatch
+from ..wording import Findings, Warn
 from . import memory_need, preview, report, saved_run, tuning
 from .learned_patch import Origin, learned_patch
 from .plan import TrainingPlan, build_plan
@@ -115,7 +116,7 @@ def train(
     finally:
         memory.give_back()
     if learned.cancelled:
-        notes.append("cancelled; this is what was learned until then.")
+        notes.append(Warn("Cancelled before the end.", "This is what was learned until then."))
     outcome, result = learned.outcome, learned.result
     return TrainingOutputs(
         outcome.patch,
@@ -127,13 +128,15 @@ def train(
 
 def _prepare(
     model: Model, clip: Clip, origin: Origin, inputs: TrainingInputs
-) -> tuple[_Prepared, list[str]]:
+) -> tuple[_Prepared, list[Warn]]:
     """Checks the inputs and encodes all texts; returns that and warnings for the report."""
     s = origin.settings
     chosen = layers(model, s.trainable)
     shape = latent_shape(model, s.size)
     _check_images(origin.concepts, inputs)
-    warning = patch_match.check(model, inputs.earlier) if inputs.earlier is not None else ""
+    told = Findings()
+    if inputs.earlier is not None:
+        patch_match.match(model, inputs.earlier).tell(told)
     file = saved_run.path(inputs.resume) if inputs.resume.strip() else None
     plan = build_plan(clip, origin.concepts, inputs.earlier, origin.templates, s.captions, s.seed)
     own_pictures = None
@@ -143,7 +146,7 @@ def _prepare(
     dtype = activation_dtype(model, s.precision)
     conditioned = conditioning(model, clip, plan.texts, s.size, shape, bar)
     prepared = _Prepared(chosen, shape, plan, own_pictures, conditioned, dtype, file, bar)
-    return prepared, [warning] if warning else []
+    return prepared, told.warnings
 
 
 def _check_images(concepts: ConceptSet, inputs: TrainingInputs) -> None:
