@@ -122,6 +122,7 @@ class UnlearnConcepts(io.ComfyNode):
                     "kind.",
                 ),
             ],
+            hidden=[io.Hidden.unique_id],
         )
 
     @classmethod

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import sys
+from collections.abc import Iterator
 
 import comfy.utils
 
-from .memory import raise_if_cancelled
+from ..errors import UnlearnError
+from .memory import Cancelled, raise_if_cancelled
 
 # The pack's only logger. ComfyUI shows its lines on the console and in the log of a bug report.
 log = logging.getLogger("unlearn")
 WARNING = "WARNING: "  # begins a line of a report that the artist should read
+BEGUN = "Starting ..."
+CANCELLED = "Cancelled. Nothing was changed."
+SAID = "unlearn_said"  # attribute of a Cancelled: what the node says instead of CANCELLED
 
 
 class Progress:
@@ -47,9 +53,42 @@ def status(text: str, node_id: str | None) -> None:
     _show(text, node_id)
 
 
+@contextlib.contextmanager
+def told(node_id: str | None) -> Iterator[None]:
+    """Around a node's work: replaces the text of its last run, and says under it what stopped it.
+
+    The frontend takes no empty text, so the node begins with a word.
+    """
+    status(BEGUN, node_id)
+    try:
+        yield
+    except Cancelled as cancelled:
+        status(getattr(cancelled, SAID, CANCELLED), node_id)
+        raise
+    except Exception as error:
+        status(_what_stopped(error), node_id)
+        raise
+
+
+def cancelled_saying(error: Cancelled, text: str) -> None:
+    """Lets a node that was cancelled say this, where something was kept."""
+    setattr(error, SAID, text)
+
+
+def _what_stopped(error: Exception) -> str:
+    if isinstance(error, UnlearnError):
+        return str(error)
+    said = str(error).strip().split("\n")[0]
+    return f"Stopped by an error ({type(error).__name__}): {said or 'it says no more'}"
+
+
 def _show(text: str, node_id: str | None) -> None:
     # The server is never imported from here, because that would load all of ComfyUI's nodes.
     running = sys.modules.get("server")
     server = getattr(getattr(running, "PromptServer", None), "instance", None)
-    if server is not None and node_id is not None:
-        server.send_progress_text(text, node_id)
+    if server is None or node_id is None:
+        return
+    # A node in a subgraph has an id such as '12:3'. Its text is shown on the box of node 12 too.
+    inner = node_id.split(":")
+    for depth in range(1, len(inner) + 1):
+        server.send_progress_text(text, ":".join(inner[:depth]))
