@@ -131,6 +131,7 @@ def compare(
     metrics["shots"] = _pair_metrics(pairs, changes)
     colour = report.verdict_colour(code)
     grid = sheet.draw_sheet(words, colour, pairs, live.thumbnails, changes)
+    live.finish(grid)
     return Comparison(
         charts.to_image(grid),
         report.draw_chart(pairs, changes, metrics, weight_changes, impacts),
@@ -176,12 +177,14 @@ def _draw_both(
     prompts = drawn_prompts.of(
         inputs.before, inputs.clip, [pair.prompt for pair in pairs], settings.size
     )
+    live.begin_drawing()
     job = drawing.DrawingJob(pairs, shape, prompts, settings.for_sampler())
     drawings = []
     for when, model in ((drawing.BEFORE, inputs.before), (drawing.AFTER, inputs.after)):
         latents = drawing.draw(model, when, job, live)
         pictures = drawing.decode(inputs.vae, latents, when, live)
         drawings.append(Drawing(latents, pictures))
+    live.stage.begin("Measuring what changed")
     return drawings[0], drawings[1]
 
 
@@ -200,6 +203,7 @@ def _forecast(
     edited = {layer.key for layer in changes.layers}
     if not edited:
         return [], []
+    live.stage.begin("Forecasting which other words change")
     try:
         read = (*cross_attention(inputs.before), *pooled_text(inputs.before))
         if edited.isdisjoint(layer.key for layer in read):

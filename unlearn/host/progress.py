@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import sys
 from collections.abc import Iterator
@@ -11,6 +12,7 @@ import comfy.utils
 
 from ..errors import UnlearnError
 from .memory import Cancelled, raise_if_cancelled
+from .stages import Stage
 
 # The pack's only logger. ComfyUI shows its lines on the console and in the log of a bug report.
 log = logging.getLogger("unlearn")
@@ -21,16 +23,38 @@ SAID = "unlearn_said"  # attribute of a Cancelled: what the node says instead of
 
 
 class Progress:
-    """A progress bar of `total` steps for the running node. Each step can be cancelled."""
+    """A progress bar of `total` steps for the running node, with words under the node.
 
-    def __init__(self, total: int, node_id: str | None = None) -> None:
+    Each step can be cancelled. The words say which stage of the work is on; see stages.py.
+    """
+
+    def __init__(self, total: int = 1, node_id: str | None = None) -> None:
         self.bar = comfy.utils.ProgressBar(max(1, total), node_id=node_id)
+        self.stage = Stage(functools.partial(status, node_id=node_id))
         self.step(0)
+
+    def begin(
+        self, what: str, total: int = 0, each: int = 1, then: str = "", guess: float = 0.0
+    ) -> None:
+        """Another stage of the work begins, as in Stage.begin."""
+        raise_if_cancelled()
+        self.stage.begin(what, total, each, then, guess)
 
     def step(self, n: int = 1) -> None:
         """Advances by n; raises ComfyUI's InterruptProcessingException after cancelling."""
         raise_if_cancelled()
         self.bar.update(n)
+        self.stage.step(n)
+
+    def skip(self, n: int = 1) -> None:
+        """Advances by n steps that took no time."""
+        raise_if_cancelled()
+        self.bar.update(n)
+        self.stage.skip(n)
+
+    def set_total(self, total: int) -> None:
+        """The bar has so many steps, which was not known when it began."""
+        self.bar.total = max(1, total)
 
 
 def say(text: str, node_id: str | None) -> None:
