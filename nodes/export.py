@@ -168,6 +168,8 @@ class SaveUnlearnedCheckpoint(io.ComfyNode):
     def execute(
         cls, model: Model, filename_prefix: str, clip: Clip | None = None, vae: Vae | None = None
     ) -> io.NodeOutput:
+        told = "Putting the patches into the weights, then writing the file"
+        progress.status(told, cls.hidden.unique_id)
         name, count = checkpoint.save(
             model, clip, vae, filename_prefix, cls.hidden.prompt, cls.hidden.extra_pnginfo
         )

@@ -1,6 +1,7 @@
 """Names what to forget and what to keep."""
 
 import contextlib
+import functools
 import re
 from pathlib import Path
 from typing import Any
@@ -8,9 +9,9 @@ from typing import Any
 import folder_paths
 from comfy_api.latest import io
 
-from ..unlearn.concepts import lists, notation
+from ..unlearn.concepts import lists, notation, summary
 from ..unlearn.errors import UnlearnError
-from ..unlearn.host import embeddings, folders
+from ..unlearn.host import embeddings, folders, progress
 from ..unlearn.types import KINDS, ConceptSet
 from .sockets import Concepts
 
@@ -53,6 +54,13 @@ def _small_text(path: Path) -> str:
     return ""
 
 
+@functools.cache
+def _in_presets() -> str:
+    """What is in each preset, for a tooltip."""
+    names = [name for name in lists.presets() if name != NONE]
+    return ", ".join(summary.contents(n, lists.read_preset(n).concepts) for n in names)
+
+
 class UnlearnConcepts(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -67,7 +75,8 @@ class UnlearnConcepts(io.ComfyNode):
                 io.String.Input(
                     "forget",
                     multiline=True,
-                    placeholder="cat -> animal | kitten, kitty\nvan gogh",
+                    placeholder="FORGET: one per line, e.g. fox\ncat -> animal | kitten, kitty\n"
+                    "van gogh",
                     tooltip="What to forget, one concept per line. Optional: '-> word' says what "
                     "to draw instead, '| word, word' adds other names of the same thing, '* 2' "
                     "erases it harder. Try first: 'name -> superclass', as in 'garbage truck -> "
@@ -77,7 +86,7 @@ class UnlearnConcepts(io.ComfyNode):
                     "keep",
                     multiline=True,
                     default="",
-                    placeholder="fox\ndog",
+                    placeholder="KEEP: one per line, e.g. wolf\ndog",
                     tooltip="What must stay as it is, one per line. Above all name what looks or "
                     "sounds like a forgotten concept. Everyday words are kept anyway.",
                 ),
@@ -99,8 +108,9 @@ class UnlearnConcepts(io.ComfyNode):
                     options=lists.presets(),
                     default=NONE,
                     optional=True,
-                    tooltip="A list that comes with the pack and is forgotten as well. The lists "
-                    "are plain text in nodes/data/presets, which you can read and copy.",
+                    tooltip="A list that comes with the pack and is forgotten as well: "
+                    f"{_in_presets()}. After a run the node names what it forgets. The lists are "
+                    "plain text in nodes/data/presets, which you can read and copy.",
                     advanced=True,
                 ),
                 io.Combo.Input(
@@ -122,6 +132,7 @@ class UnlearnConcepts(io.ComfyNode):
                     "kind.",
                 ),
             ],
+            hidden=[io.Hidden.unique_id],
         )
 
     @classmethod
@@ -167,4 +178,6 @@ class UnlearnConcepts(io.ComfyNode):
         concepts = sets[0]
         for other in sets[1:]:
             concepts = notation.merge(concepts, other)
+        node_id = getattr(cls.hidden, "unique_id", None)
+        progress.say(summary.summary(concepts), node_id)
         return io.NodeOutput(concepts, notation.understood(concepts))

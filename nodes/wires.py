@@ -12,6 +12,7 @@ import torch
 from comfy_api.latest import io
 
 from ..unlearn.errors import UnlearnError, quoted
+from ..unlearn.host import progress
 from ..unlearn.types import ConceptSet, SaliencyMap, UnlearnPatch
 from .sockets import Concepts, Patch, Saliency
 
@@ -83,7 +84,7 @@ _WIRES = {
 
 
 def checked(node: type[io.ComfyNode]) -> type[io.ComfyNode]:
-    """The node, which now looks at its inputs before it runs.
+    """The node, which now looks at its inputs before it runs, and says under it what stopped it.
 
     `execute` then raises UnlearnError, naming the input, for a wire that brings nothing or the
     wrong thing, and for a number, a text or a choice that its schema does not allow.
@@ -94,9 +95,10 @@ def checked(node: type[io.ComfyNode]) -> type[io.ComfyNode]:
     @functools.wraps(plain)
     def execute(cls: type[io.ComfyNode], *args: Any, **given: Any) -> io.NodeOutput:
         values = {**dict(zip(names[1:], args, strict=False)), **given}
-        for item in cls.define_schema().inputs:
-            _check(item, values)
-        return plain(cls, *args, **given)
+        with progress.told(getattr(cls.hidden, "unique_id", None)):
+            for item in cls.define_schema().inputs:
+                _check(item, values)
+            return plain(cls, *args, **given)
 
     node.execute = classmethod(execute)  # pyright: ignore[reportAttributeAccessIssue]
     return node

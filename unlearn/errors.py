@@ -9,7 +9,12 @@ class UnlearnError(ValueError):
     """One sentence that names the input, says what is wrong with it and what to do.
 
     It may quote what came in, of which marks that cannot be printed are shown as escapes.
+    ComfyUI shows the module and the qualified name of an error in front of its sentence. They would
+    be the path of this file, so they are set to what an artist knows.
     """
+
+    __module__ = "builtins"  # ComfyUI leaves this one out
+    __qualname__ = "Unlearn"
 
     def __init__(self, sentence: str) -> None:
         super().__init__("".join(map(_shown, sentence)))

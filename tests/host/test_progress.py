@@ -4,8 +4,12 @@ import logging
 import sys
 from types import SimpleNamespace
 
+import pytest
+
 from testbed import pack
 
+UnlearnError = pack.module("unlearn.errors").UnlearnError
+memory = pack.module("unlearn.host.memory")
 progress = pack.module("unlearn.host.progress")
 
 
@@ -49,3 +53,47 @@ def test_how_far_a_node_is_does_not_fill_the_log(monkeypatch, caplog):
     shown = shown_by(monkeypatch)
     progress.status("step 1 of 10", "7")
     assert shown == [("step 1 of 10", "7")] and not caplog.records
+
+
+def test_a_node_begins_with_a_word_and_ends_with_what_stopped_it(monkeypatch):
+    shown = shown_by(monkeypatch)
+    for error, said in (
+        (UnlearnError("The input 'clip' brings nothing."), "The input 'clip' brings nothing."),
+        (KeyError("to_k"), "Stopped by an error (KeyError): 'to_k'"),
+        (memory.Cancelled(), "Cancelled. Nothing was changed."),
+    ):
+        with pytest.raises(type(error)), progress.told("7"):
+            raise error
+        assert shown == [("Starting ...", "7"), (said, "7")]
+        shown.clear()
+
+
+def test_a_cancelled_node_says_what_it_kept(monkeypatch):
+    shown, error = shown_by(monkeypatch), memory.Cancelled()
+    progress.cancelled_saying(error, "Cancelled. Run again to go on.")
+    with pytest.raises(memory.Cancelled), progress.told("7"):
+        raise error
+    assert shown[-1] == ("Cancelled. Run again to go on.", "7")
+
+
+def test_every_node_says_what_stopped_it(monkeypatch):
+    shown = shown_by(monkeypatch)
+    for node in pack.module("nodes").NODES:
+        running = type("Running", (node,), {"hidden": SimpleNamespace(unique_id="7")})
+        with pytest.raises(BaseException) as stopped:
+            running.execute()
+        assert len(shown) == 2 and shown[0][0] == progress.BEGUN, node
+        assert str(stopped.value).split("\n")[0] in shown[1][0], node
+        shown.clear()
+
+
+def test_the_text_of_a_node_in_a_subgraph_stands_on_its_box_too(monkeypatch):
+    shown = shown_by(monkeypatch)
+    progress.status("step 1", "12:5:3")
+    assert shown == [("step 1", "12"), ("step 1", "12:5"), ("step 1", "12:5:3")]
+
+
+def test_the_hosts_name_of_our_errors_is_short():
+    """ComfyUI joins these two, and leaves the module out where it is builtins."""
+    for error in (UnlearnError, memory.OutOfMemory):
+        assert (error.__module__, error.__qualname__) == ("builtins", "Unlearn")

@@ -960,11 +960,11 @@ def test_measuring_what_is_left_takes_fewer_rows_when_memory_runs_out(small, mon
 def test_the_probe_of_one_row_is_tried_again_with_emptied_caches(small, monkeypatch):
     real, tried = memory_need._row_cost, []
 
-    def full_at_first(trainer):
-        tried.append(trainer.batch_size.rows)
+    def full_at_first(*network_and_shape):
+        tried.append(network_and_shape)
         if len(tried) == 1:
             raise torch.OutOfMemoryError("full")
-        return real(trainer)
+        return real(*network_and_shape)
 
     monkeypatch.setattr(memory_need, "_row_cost", full_at_first)
     assert train(small)[0].edits and len(tried) == 2

@@ -244,7 +244,7 @@ def ended(server, seed):
         return (
             None,
             str(error),
-            error.kind.endswith("UnlearnError") or "prompt_outputs_failed_validation" in str(error),
+            error.kind == "Unlearn" or "prompt_outputs_failed_validation" in str(error),
         )
 
 

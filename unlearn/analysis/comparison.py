@@ -127,6 +127,7 @@ def compare(
     text = report.write_text(found, metrics, weight_changes, report.of_forecast(impacts, kept))
     colour = report.verdict_colour(found.code)
     grid = sheet.draw_sheet(wording.headline(text), colour, pairs, live.thumbnails, changes)
+    live.finish(grid)
     return Comparison(
         charts.to_image(grid),
         report.draw_chart(
@@ -174,12 +175,14 @@ def _draw_both(
     prompts = drawn_prompts.of(
         inputs.before, inputs.clip, [pair.prompt for pair in pairs], settings.size
     )
+    live.begin_drawing()
     job = drawing.DrawingJob(pairs, shape, prompts, settings.for_sampler())
     drawings = []
     for when, model in ((drawing.BEFORE, inputs.before), (drawing.AFTER, inputs.after)):
         latents = drawing.draw(model, when, job, live)
         pictures = drawing.decode(inputs.vae, latents, when, live)
         drawings.append(Drawing(latents, pictures))
+    live.stage.begin("Measuring what changed")
     return drawings[0], drawings[1]
 
 
@@ -198,6 +201,7 @@ def _forecast(
     edited = {layer.key for layer in changes.layers}
     if not edited:
         return []
+    live.stage.begin("Forecasting which other words change")
     try:
         read = (*cross_attention(inputs.before), *pooled_text(inputs.before))
         if edited.isdisjoint(layer.key for layer in read):

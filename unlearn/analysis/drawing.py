@@ -6,12 +6,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from PIL import Image
 
 from ..host import batched_sampling, sampling
 from ..host.drawn_prompts import DrawnPrompts
 from ..host.memory import BatchSize, raise_if_cancelled
 from ..host.model_types import Model, Vae
 from ..host.previews import FastPreviewer, PictureProgress
+from ..host.progress import status
+from ..host.stages import Stage
 from . import charts
 from .picture_pairs import PicturePair
 from .sheet import Thumbnails, draw_sheet
@@ -33,6 +36,8 @@ class LiveSheet:
         self._last = 0.0
         self._previewer = FastPreviewer(model)
         self._progress = PictureProgress(2 * len(pairs) * steps, node_id)
+        self.stage = Stage(functools.partial(status, node_id=node_id))
+        self.stage.begin("Reading the prompts")
 
     def start_at(self, when: int, number: int) -> None:
         """Counts as done what comes before pair `number` of the model `when`.
@@ -40,18 +45,31 @@ class LiveSheet:
         A batch that is tried again with fewer pictures is thus not counted twice.
         """
         self.done = (when * len(self.pairs) + number) * self.steps
+        self.stage.back_to(self.done)
 
     def step(self, when: int, start: int, latents: torch.Tensor) -> None:
         """Counts one step of the pairs from `start` on; latents [n, c, h, w] as predicted so far.
 
         Raises when the run is cancelled."""
         self.done += len(latents)
+        self.stage.step(len(latents))
         if self._is_due():
             for number, latent in enumerate(latents, start):
                 picture = self._previewer.picture(latent)
                 if picture is not None:
                     self.thumbnails[number][when] = charts.thumbnail(picture)
         self.refresh()
+
+    def begin_drawing(self) -> None:
+        """From here on the steps are sampling steps."""
+        total = 2 * len(self.pairs) * self.steps
+        self.stage.begin(
+            "Drawing picture {at} of {of}, without the patch and with it", total, self.steps
+        )
+
+    def finish(self, grid: Image.Image) -> None:
+        """Shows the finished sheet in place of the last unfinished one."""
+        self._progress.show(2 * len(self.pairs) * self.steps, grid)
 
     def refresh(self) -> None:
         """Shows the progress, and the sheet when the last one is old; raises when cancelled."""

@@ -290,9 +290,11 @@ def of_patch(
     layers = [*cross_attention(model), *pooled_text(model)]
     bar = Progress(len(layers) + 1 + calls, settings.node_id)
     changes = _patch_changes(model, patch, settings.strength)
+    bar.begin("Comparing layer {at} of {of}, then reading everyday words", len(layers))
     impacts = _of_changes(model, clip, changes, forgotten, keep, bar.step)
     if not settings.predict:
         return impacts
+    bar.begin("Looking at what the model sees in noise, part {at} of {of}", calls)
     patched = patching.apply(model, patch, settings.strength)[0]
     return impacts_on_predictions(model, patched, clip, impacts, settings.size, bar.step)
 

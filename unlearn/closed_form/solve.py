@@ -129,6 +129,8 @@ def solve(
     weights, or text that cannot be used.
     """
     settings = settings or SolveSettings()
+    progress = Progress(node_id=node_id)
+    progress.begin("Writing the sentences to study")
     observed = observed_groups.states_of(model, clip)
     plan = sentence_plan.plan(
         clip,
@@ -144,16 +146,16 @@ def solve(
     else:
         groups = observed_groups.groups(model, observed, plan)
     layers = sum(len(group.layers.layers) for group in groups)
-    progress = Progress(len(plan.texts) + 2 * layers, node_id)
+    progress.set_total(len(plan.texts) + 2 * layers)
     solves = [GroupSolve(clip, group, settings, concepts.keep, progress) for group in groups]
-    found, sessions = [solve.found for solve in solves], [solve.session for solve in solves]
-    if all(one.edit.solution_operator is not None for one in found):
-        look_again = _look_again(model, clip, solves, settings.glance_size)
-        found = protect(sessions, found, settings.protect, look_again)
+    found = _protected(model, clip, solves, settings, progress)
+    sessions = [solve.session for solve in solves]
+    progress.begin("Solving layer {at} of {of}", layers)
     parts = [
         patch_edits.build(solve.group.layers, one.edit, solve.session.grams, progress.step)
         for solve, one in zip(solves, found, strict=True)
     ]
+    progress.begin("Looking at what is left of the concepts, and which other words change")
     edits = patch_edits.together(parts)
     patch = _patch(model, clip, concepts, settings, edits)
     impacts = session.impacts(
@@ -221,6 +223,9 @@ class GroupSolve:
         variant = variants.find(settings.variant)
         # The texts are read once, for the first group.
         reading = None if group.pooled else progress
+        if reading is not None:
+            texts = len(group.plan.texts)
+            progress.begin(_reading(group.plan, settings), texts)
         stats = token_statistics.measure(
             group.plan, group.fetch, settings.tokens, reading, group.layers.input_width
         )
@@ -240,19 +245,46 @@ class GroupSolve:
             )
             return variant.solve(context, settings.chosen)
 
+        progress.begin("Solving for all layers together")
         self.session = SolveSession(clip, group, grams, keep, run_variant)
         self.found = _solution(self.session, stats, settings, reading)
+
+
+def _reading(plan: SentencePlan, settings: SolveSettings) -> str:
+    """What is read, which takes longest: in words."""
+    if not settings.prior:
+        return f"Reading {len(plan.texts):,} sentences, once per text encoder"
+    words = sum(len(places) for _, places in plan.packed)
+    return f"Reading {words:,} everyday words, once per text encoder"
 
 
 def _grams(layers: LayerWeights, progress: Progress) -> WeightGrams:
     """The Gram matrices of all layers before the edit."""
     grams = WeightGrams()
+    progress.begin("Reading layer {at} of {of}", len(layers.layers))
     earlier = layers.have_earlier_patches()
     for layer, w0 in layers:
         unpatched = layers.before_earlier_patches(layer) if earlier else None
         grams.add_original(w0, unpatched)
         progress.step()
     return grams
+
+
+def _protected(
+    model: Model,
+    clip: Clip,
+    solves: Sequence[GroupSolve],
+    settings: SolveSettings,
+    progress: Progress,
+) -> list[Solution]:
+    """The solutions of all groups, with words protected where the settings ask for it."""
+    found = [solve.found for solve in solves]
+    if any(one.edit.solution_operator is None for one in found):
+        return found
+    if settings.protect:
+        progress.begin("Looking at how the edited model sees everyday words")
+    look_again = _look_again(model, clip, solves, settings.glance_size)
+    return protect([solve.session for solve in solves], found, settings.protect, look_again)
 
 
 def _look_again(

@@ -208,7 +208,7 @@ class TextStateCache:
         self._forget_oldest()
         found = self._read(prompts)
         if progress is not None and found:
-            progress.step(len(found))
+            progress.skip(len(found))
         new = [prompt for text, prompt in prompts.items() if text not in found]
         if new:
             self.encoded += len(new)

@@ -73,6 +73,8 @@ SMALLER = (
 class OutOfMemory(UnlearnError):
     """Memory ran out on a single row; the message says what to change."""
 
+    __module__, __qualname__ = UnlearnError.__module__, UnlearnError.__qualname__
+
 
 def alone(work: Callable[[], Result], what: str = "picture", remedy: str = SMALLER) -> Result:
     """What `work()` gives, which cannot be done in smaller parts; raises OutOfMemory.

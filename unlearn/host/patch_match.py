@@ -86,12 +86,10 @@ def check_keys(model: Model, patch: UnlearnPatch) -> None:
     keys = {key for key, _ in patch.edits} | patch.fingerprint.samples.keys()
     missing = sorted(key for key in keys if not weights.exists(model, key))
     if missing:
-        named = ", ".join(missing[:3])
-        if len(missing) > 3:
-            named += f" and {len(missing) - 3} more"
         raise UnlearnError(
-            f"The input 'model' lacks {len(missing)} of the weights the patch changes ({named}); "
-            "use the architecture the patch was made for."
+            f"The input 'model' lacks {len(missing)} of the weights the patch changes, such as "
+            f"'{missing[0]}'; use a model of the kind the patch was made for, or make the patch "
+            "again with Refit Unlearn Patch."
         )
     for key, edit in patch.edits:
         shape = weights.shape(model, key)

@@ -70,6 +70,7 @@ def collect(
     statistics = _statistics(model, layers, groups, chosen, folder, node_id)
     watch = _Watch(model, layers, groups, statistics, chosen, node_id)
     calls = _sample(model, clip, groups, chosen, watch)
+    watch.bar.begin("Choosing the strongest connections of each concept")
     gathered = _gathered(groups, statistics, chosen)
     by_name = {c.name: c for c in concepts.concepts}
     ordered = [by_name[group.concept] for group in gathered if group.concept is not None]
@@ -226,12 +227,16 @@ class _Watch:
         self.done = 0
         self.total = settings.window * sum(len(texts) for _, texts in groups)
         self.bar = progress.Progress(self.total, node_id)
+        self.bar.begin("Reading the prompts")
 
     def begin(self, guider: Any) -> None:
         """The model is loaded: takes memory and sets the hooks."""
         self.start = time.time()
         self.statistics.allocate(self.model.load_device)
         self._open(0, 0)
+        pictures = sum(len(texts) for _, texts in self.groups)
+        started = f"Starting {pictures:,} pictures, with each concept and without"
+        self.bar.begin(started + ", step {at} of {of}", self.total, pictures)
         self.hooks = activation_hooks.ActivationHooks(self.model, self.keys, self._measure)
 
     def end(self) -> None:
@@ -281,10 +286,6 @@ class _Watch:
         self.moments = []  # they hold the statistics' memory
         self.done += len(texts)
         self.bar.step(len(texts))
-        left = (time.time() - self.start) * (self.total / self.done - 1)
-        progress.status(
-            f"step {step + 1} of {self.settings.window}, about {left:.0f} s left", self.node_id
-        )
         if self.done < self.total:
             following = g + 1
             self._open(step + following // len(self.groups), following % len(self.groups))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -10,7 +11,7 @@ import torch
 from ..errors import UnlearnError
 from ..host import memory, progress
 from ..host.model_types import Model
-from ..host.training_network import BYTES_PER_TRAINED_WEIGHT, layers, needed_bytes
+from ..host.training_network import BYTES_PER_TRAINED_WEIGHT, Network, layers, needed_bytes
 from ..types import UnlearnPatch
 from . import tuning
 from .settings import TrainingSettings
@@ -21,10 +22,14 @@ FEWEST = "keys and values"  # the smallest choice of 'trainable'
 
 
 class RowCost(NamedTuple):
-    """What one row of a training step takes: bytes that autograd keeps, and seconds."""
+    """What one row of a training step takes: bytes that autograd keeps, and seconds.
+
+    forward: seconds of a prediction alone.
+    """
 
     kept_bytes: int
     seconds: float
+    forward: float
 
 
 def check_room(
@@ -84,14 +89,21 @@ def _offer(
     )
 
 
-def forecast(trainer: Trainer) -> tuple[int, float]:
-    """Bytes and seconds that training takes at most, from one row that is tried.
+def drawing_seconds(settings: TrainingSettings, pictures: int, row: RowCost) -> float:
+    """How long drawing so many training pictures takes at most; each is guided, so two rows."""
+    return pictures * settings.sampling_steps * 2 * row.forward
 
-    The number of rows at once is limited to what fits the device.
-    Raises UnlearnError when even one row does not fit.
-    """
+
+def training_seconds(settings: TrainingSettings, rounds: int, row: RowCost) -> float:
+    """How long so many rounds of training take at most."""
+    s = settings
+    passes = s.steps * s.rows_per_step * tuning.TEACHER_TIME + s.warmup * s.batch
+    return rounds * passes * row.seconds
+
+
+def limit_rows(trainer: Trainer, row: RowCost) -> int:
+    """Bytes that training takes at most; limits the rows at once to what fits the device."""
     s, network = trainer.settings, trainer.network
-    row = _try_row(trainer)
     trained = sum(w.numel() for w in trainer.weights)
     frozen = [*network.reference.parameters(), *network.teacher_weights.values()]
     fixed = trained * BYTES_PER_TRAINED_WEIGHT + sum(w.nbytes for w in frozen)
@@ -101,30 +113,30 @@ def forecast(trainer: Trainer) -> tuple[int, float]:
         fitting = int(room // max(1, row.kept_bytes))
         trainer.batch_size.rows = max(1, min(trainer.batch_size.rows, fitting))
     rows = min(s.rows_per_step, trainer.batch_size.rows)
-    passes = s.steps * s.rows_per_step * tuning.TEACHER_TIME + s.warmup * s.batch
-    seconds = len(trainer.data.plan.tasks) * passes * row.seconds
-    return fixed + row.kept_bytes * rows, seconds
+    return fixed + row.kept_bytes * rows
 
 
-def _try_row(trainer: Trainer) -> RowCost:
-    """The cost of one row; when memory runs out, it is tried once more with emptied caches."""
+def try_row(network: Network, shape: Sequence[int], size: int) -> RowCost:
+    """The cost of one row; when memory runs out, it is tried once more with emptied caches.
+
+    shape: of a latent [c, h, w]. size: of a picture in pixels.
+    Raises UnlearnError when even one row does not fit.
+    """
     for _ in range(2):
         try:
-            return _row_cost(trainer)
+            return _row_cost(network, shape)
         except Exception as error:
             if not memory.is_full(error):
                 raise
         # This stands outside the handler, because the error holds on to what filled the memory.
         memory.give_back()
-    size = trainer.settings.size
     raise UnlearnError(
         f"The input 'model' leaves no memory to train on one picture of {size} pixels; turn on "
         "'checkpointing', lower 'size', or set 'trainable' to 'keys and values'."
     )
 
 
-def _row_cost(trainer: Trainer) -> RowCost:
-    network = trainer.network
+def _row_cost(network: Network, shape: Sequence[int]) -> RowCost:
     own = {w.untyped_storage().data_ptr() for w in network.student.parameters()}
     kept: dict[int, int] = {}
 
@@ -133,17 +145,19 @@ def _row_cost(trainer: Trainer) -> RowCost:
         kept[storage.data_ptr()] = storage.nbytes()
         return tensor
 
-    x = torch.zeros(1, *trainer.data.shape, device=network.device)
+    x = torch.zeros(1, *shape, device=network.device)
     sigma = network.levels([0.5])
-    seconds = 0.0
+    weights = list(network.trainable.values())
+    seconds = forward = 0.0
     for _ in range(2):  # the first pass warms up
         start = time.time()
         with torch.autograd.graph.saved_tensors_hooks(keep, _unchanged):
             loss = network.predict(network.student, x, sigma, [0]).square().mean()
-        torch.autograd.grad(loss, trainer.weights)
         float(loss.detach())  # waits for the device
+        forward = time.time() - start
+        float(torch.autograd.grad(loss, weights)[0].sum())
         seconds = time.time() - start
-    return RowCost(sum(n for at, n in kept.items() if at not in own), seconds)
+    return RowCost(sum(n for at, n in kept.items() if at not in own), seconds, forward)
 
 
 def _unchanged(tensor: torch.Tensor) -> torch.Tensor:

@@ -16,6 +16,7 @@ from ..host import architectures, memory, patch_match, progress, text_encoding
 from ..host.architectures import Layer, native_size
 from ..host.batched_sampling import latent_shape
 from ..host.model_types import Clip, Model, Vae
+from ..host.stages import in_words
 from ..host.training_network import (
     Conditioning,
     Network,
@@ -142,7 +143,10 @@ def _prepare(
     own_pictures = None
     if inputs.images is not None and inputs.vae is not None:
         own_pictures = encode_squares(inputs.vae, model, inputs.images, s.size)
-    bar = progress.Progress(_progress_steps(plan, s), inputs.node_id)
+    pictures = _pictures(plan, s, own_pictures is not None)
+    steps = len(plan.texts) + pictures * s.sampling_steps + _training_steps(plan, s)
+    bar = progress.Progress(steps, inputs.node_id)
+    bar.begin("Reading sentence {at} of {of}", len(plan.texts), then="then drawing and training")
     dtype = activation_dtype(model, s.precision)
     conditioned = conditioning(model, clip, plan.texts, s.size, shape, bar)
     prepared = _Prepared(chosen, shape, plan, own_pictures, conditioned, dtype, file, bar)
@@ -164,15 +168,18 @@ def _check_images(concepts: ConceptSet, inputs: TrainingInputs) -> None:
         )
 
 
-def _progress_steps(plan: TrainingPlan, settings: TrainingSettings) -> int:
-    """Steps of the progress bar: texts, sampling steps of all pictures, and training steps."""
+def _training_steps(plan: TrainingPlan, settings: TrainingSettings) -> int:
+    return len(plan.tasks) * (settings.warmup + settings.steps)
+
+
+def _pictures(plan: TrainingPlan, settings: TrainingSettings, own: bool) -> int:
+    """How many pictures are drawn. own: the artist brought those of the concept."""
     tasks, pictures = len(plan.tasks), 0
     if settings.replays:
         tasks += len(plan.earlier_tasks)
         pictures += len(plan.kept) + len(plan.captions)
     pictures += 2 * settings.pictures * tasks
-    training = len(plan.tasks) * (settings.warmup + settings.steps)
-    return len(plan.texts) + pictures * settings.sampling_steps + training
+    return pictures - own * settings.pictures * len(plan.tasks)
 
 
 def _learn(
@@ -189,21 +196,43 @@ def _learn(
     network = Network(
         model, keys, prepared.conditioned, inputs.earlier, prepared.dtype, s.checkpointing
     )
+    row = memory_need.try_row(network, prepared.latent_shape, s.size)
+    seconds = _begin_drawing(prepared, s, row)
     data = TrainingData(
         network, prepared.plan, s, prepared.latent_shape, prepared.own_pictures, prepared.bar
     )
     trainer = Trainer(network, data, s, prepared.bar, inputs.node_id)
-    most_bytes, seconds = memory_need.forecast(trainer)
+    most_bytes = memory_need.limit_rows(trainer, row)
     progress.say(
         f"training needs about {most_bytes / memory_need.GB:.1f} GB and at most "
         f"{seconds / 60:.0f} minutes",
         inputs.node_id,
+    )
+    prepared.bar.begin(
+        "Training step {at} of {of}", _training_steps(prepared.plan, s), guess=seconds
     )
     # No inner functions here: an error would hold on to the network through them (forget_frames).
     hand_over = partial(_hand_over, network, prepared.chosen, origin, after_round)
     cancelled = _run(trainer, prepared.file, hand_over)
     outcome = learned_patch(network, prepared.chosen, origin)
     return _Learned(outcome, trainer.result(), cancelled)
+
+
+def _begin_drawing(
+    prepared: _Prepared, settings: TrainingSettings, row: memory_need.RowCost
+) -> float:
+    """Says how long everything will take, before the first picture; seconds that training takes."""
+    s, plan, each = settings, prepared.plan, settings.sampling_steps
+    pictures = _pictures(plan, s, prepared.own_pictures is not None)
+    seconds = memory_need.training_seconds(s, len(plan.tasks), row)
+    prepared.bar.begin(
+        "Drawing training picture {at} of {of}",
+        pictures * each,
+        each,
+        f"then training for at most {in_words(seconds)}",
+        memory_need.drawing_seconds(s, pictures, row),
+    )
+    return seconds
 
 
 def _hand_over(
@@ -222,11 +251,17 @@ def _run(trainer: Trainer, file: Path | None, after_round: Callable[[], None]) -
         progress.say(
             f"going on in round {trainer.round + 1} at step {trainer.step}", trainer.node_id
         )
+        if trainer.bar is not None:
+            rounds = trainer.round * (trainer.settings.warmup + trainer.settings.steps)
+            trainer.bar.skip(rounds + trainer.step)
     try:
         trainer.run(partial(_before_step, trainer, file), after_round)
-    except memory.Cancelled:
+    except memory.Cancelled as cancelled:
         if file is not None:
             saved_run.save(file, trainer)
+            progress.cancelled_saying(
+                cancelled, "Cancelled. What was trained is kept; run again to go on from there."
+            )
         if trainer.settings.on_cancel != "keep" or not trainer.losses:
             raise
         return True

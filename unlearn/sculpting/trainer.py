@@ -179,7 +179,9 @@ class Trainer:
         self.left.append({name: self.measure(name) for name in self.checks})
         self.steps.append(self.step - s.warmup)
         if self.bar is not None:
+            # Not Progress.skip, which raises after cancelling: the round is not closed yet.
             self.bar.bar.update(s.steps - self.steps[-1])
+            self.bar.stage.skip(s.steps - self.steps[-1])
 
     def _next_phase(self, task: ForgetTask, seconds_per_step: float) -> Phase:
         """The phase of the step to come, after a measurement where one is due."""
@@ -187,9 +189,11 @@ class Trainer:
         if self.schedule.measures(step):
             left = self.measure(name)
             seconds = seconds_per_step * (self.schedule.length(phase) - step)
-            progress.say(
-                f"{name}: step {step}, {left:.0%} left, at most {seconds:.0f} s more", self.node_id
+            progress.log.info(
+                "%s: step %d, %.0f%% left, at most %.0f s more", name, step, 100 * left, seconds
             )
+            if self.bar is not None:
+                self.bar.stage.then = f"{left:.0%} of '{name}' remains"
             phase = self.schedule.after_measurement(phase, step, left)
         return self.schedule.before_step(phase, step)
 

@@ -106,7 +106,7 @@ class TrainingData:
         if found is None:
             found = self._draw(texts, away_from, bar)
         elif bar is not None:
-            bar.step(len(texts) * self.settings.sampling_steps)
+            bar.skip(len(texts) * self.settings.sampling_steps)
         with _lock:
             _cache[key] = found
             _cache.move_to_end(key)
