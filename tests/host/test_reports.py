@@ -214,7 +214,7 @@ MADE = {
     ),
     "compare, partly": (
         lambda: compared((0.5, 0.5), (0.1, 0.1), [("cat", 0.9), ("fox", 0.02)]),
-        "Fox hardly changed. Cat changed.",
+        "Fox hardly changed. Cat changed. Kept pictures unchanged.",
         ["'fox' may not be forgotten"],
     ),
     "compare, damage": (

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from testbed import pack
 
 text = pack.module("unlearn.concepts.notation")
+sentences = pack.module("unlearn.concepts.sentences")
 types = pack.module("unlearn.types")
 UnlearnError = pack.module("unlearn.errors").UnlearnError
 
@@ -121,3 +122,11 @@ def test_merging_checks_both():
         text.merge(text.parse("cat"), text.parse("dog", "cat"))
     both = text.merge(text.parse("cat", "a\nb"), text.parse("dog", "b\nc"))
     assert [c.name for c in both.concepts] == ["cat", "dog"] and both.keep == ("a", "b", "c")
+
+
+def test_words_that_a_picture_can_show_are_common_words_and_no_others():
+    """A forecast names them alone; nobody could look for 'the' or 'very' in a picture."""
+    pictured = sentences.pictured_words()
+    assert pictured <= set(sentences.prior_words()) and 500 < len(pictured) < 900
+    assert {"wolf", "church", "red", "snow", "police"} <= pictured
+    assert pictured.isdisjoint({"the", "very", "when", "best", "february", "give", "economic"})

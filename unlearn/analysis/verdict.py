@@ -116,6 +116,8 @@ def _effect(
             f"Hardly anything changed for {', '.join(weak)}: erase more, or name it otherwise.",
         )
         told.advice.append(RAISE)
+        if side is not None:
+            parts += _of_kept(kept_changes, told)
         return Verdict("partly", " ".join(parts), told)
     if side is None:
         told.advice.append("Try: raise 'kept' of Erasure Report.")

@@ -245,7 +245,7 @@ def remedy(settings: Any, concepts: ConceptSet) -> str:
     without = [c.name for c in concepts.concepts if not c.superclass]
     if without:
         example = f"'{wording.name(without[0])} -> thing'"
-        return f"say in 'forget' {OF_LIST} what to draw instead, as in {example}"
+        return f"say in 'forget' {OF_LIST} what to draw instead: {example}"
     return f"raise 'drift' {OF_SOLVE} to 0.2"
 
 
