@@ -271,3 +271,23 @@ def test_what_the_host_refuses_is_in_its_own_toast_and_marked_on_the_node(page, 
     page.locator(OVERLAY).filter(has_text=sentence).wait_for(timeout=10000)
     assert page.evaluate("id => app.graph.getNodeById(id).has_errors", int(number))
     page.screenshot(path=SHOTS / f"refused_{re.sub('[^a-z]+', '_', mistake)}_{renderer}.png")
+
+
+def test_the_classic_renderer_names_the_boxes_of_what_to_forget_and_keep(page):
+    page.evaluate("() => app.extensionManager.setting.set('Comfy.VueNodes.Enabled', false)")
+    opened(page, solve())
+    page.evaluate("() => { app.canvas.ds.scale = 1; app.canvas.centerOnNode(app.graph._nodes[1]) }")
+    page.wait_for_timeout(500)
+    drawn = page.evaluate(
+        """() => {
+            const plain = CanvasRenderingContext2D.prototype.fillText, drawn = []
+            CanvasRenderingContext2D.prototype.fillText = function (text, ...more) {
+                drawn.push(text); return plain.call(this, text, ...more)
+            }
+            app.canvas.draw(true, true)
+            CanvasRenderingContext2D.prototype.fillText = plain
+            return drawn
+        }"""
+    )
+    page.screenshot(path=SHOTS / "names_classic.png")
+    assert "FORGET" in drawn and "KEEP" in drawn
