@@ -4,7 +4,7 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from ..unlearn.errors import UnlearnError, finite
+from ..unlearn.errors import finite
 from ..unlearn.files import patch_overlap
 from ..unlearn.host import patch_match, patching, progress
 from ..unlearn.host.model_types import Model
@@ -12,6 +12,10 @@ from ..unlearn.types import UnlearnPatch
 from .sockets import Patch
 
 REPEATED = ["warn", "once"]
+NO_PATCH = (
+    "No patch is connected; the model passes through as it came. To forget something, connect the "
+    "patch output of an eraser such as ScaPre Solve."
+)
 
 
 class ApplyUnlearnPatch(io.ComfyNode):
@@ -43,7 +47,8 @@ class ApplyUnlearnPatch(io.ComfyNode):
                         min=0,  # the host would insist on the first socket, also where it is muted
                         max=16,
                     ),
-                    tooltip="Patches to apply, first to last.",
+                    tooltip="Patches to apply, first to last. Without any the model passes through as "
+                    "it came.",
                 ),
                 io.Float.Input(
                     "strength",
@@ -110,10 +115,8 @@ class ApplyUnlearnPatch(io.ComfyNode):
         finite(strength=strength)
         stack = {name: patch for name, patch in patches.items() if patch is not None}
         if not stack:
-            raise UnlearnError(
-                "The input 'patches' has nothing connected; connect the patch output of an eraser "
-                "such as ScaPre Solve."
-            )
+            progress.say(NO_PATCH, cls.hidden.unique_id)
+            return io.NodeOutput(model, NO_PATCH)
         matches = patch_match.matches(model, [*stack.values()])
         repeats = patch_overlap.find(model, stack, matches, strength, repeated == "once")
         chosen = [[*stack.values()][i] for i in repeats.kept]
