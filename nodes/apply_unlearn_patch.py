@@ -47,8 +47,8 @@ class ApplyUnlearnPatch(io.ComfyNode):
                         min=0,  # the host would insist on the first socket, also where it is muted
                         max=16,
                     ),
-                    tooltip="Patches to apply, first to last. Without any the model passes through as "
-                    "it came.",
+                    tooltip="Patches to apply, first to last. Without any the model passes through "
+                    "as it came.",
                 ),
                 io.Float.Input(
                     "strength",

@@ -29,7 +29,16 @@ class SaveUnlearnPatch(io.ComfyNode):
                     "name",
                     default="my_patch",
                     tooltip="File name without ending, subfolder/name to sort. A patch of that "
-                    "name is replaced.",
+                    "name is replaced, unless 'existing' says otherwise.",
+                ),
+                io.Combo.Input(
+                    "existing",
+                    options=list(saved_files.EXISTING),
+                    default="replace",
+                    optional=True,
+                    tooltip="What to do where there is a file of that name: replace it, or keep it "
+                    "and count up, as Save Image does (name_00002). The node says which file it "
+                    "wrote.",
                 ),
             ],
             outputs=[
@@ -44,18 +53,18 @@ class SaveUnlearnPatch(io.ComfyNode):
         )
 
     @classmethod
-    def fingerprint_inputs(cls, name: str | None = None, **inputs: Any) -> float:
+    def fingerprint_inputs(
+        cls, name: str | None = None, existing: str | None = "replace", **inputs: Any
+    ) -> float:
         """Saves again where the file was deleted or changed since."""
-        return saved_files.state(saved_files.place(patch_file.FOLDER, name))
+        return saved_files.of_name(patch_file.FOLDER, name, existing)
 
     @classmethod
-    def execute(cls, patch: UnlearnPatch, name: str) -> io.NodeOutput:
-        path = folders.new(patch_file.FOLDER, name)
-        patch_file.save(path, patch)
-        saved_files.wrote(str(path), path)
-        listed = folders.name_of(patch_file.FOLDER, path)
-        progress.say(f"Saved {listed}, {path.stat().st_size / 2**20:.2f} MB.", cls.hidden.unique_id)
-        return io.NodeOutput(listed, ui={"text": [listed]})
+    def execute(cls, patch: UnlearnPatch, name: str, existing: str = "replace") -> io.NodeOutput:
+        target = saved_files.Target.of(patch_file.FOLDER, name, existing)
+        patch_file.save(target.path, patch)
+        progress.say(target.written(), cls.hidden.unique_id)
+        return io.NodeOutput(target.listed, ui={"text": [target.listed]})
 
 
 class LoadUnlearnPatch(io.ComfyNode):
