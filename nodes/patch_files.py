@@ -1,10 +1,12 @@
 """Patches on disk: save one, load one, and see what is in it."""
 
+from dataclasses import replace
 from typing import Any
 
-from comfy_api.latest import io
+import torch
+from comfy_api.latest import io, ui
 
-from ..unlearn.files import patch_file, patch_report
+from ..unlearn.files import patch_file, patch_report, small_picture
 from ..unlearn.host import folders, progress, saved_files
 from ..unlearn.host.model_types import Model
 from ..unlearn.types import UnlearnPatch
@@ -40,6 +42,18 @@ class SaveUnlearnPatch(io.ComfyNode):
                     "and count up, as Save Image does (name_00002). The node says which file it "
                     "wrote.",
                 ),
+                io.Image.Input(
+                    "before",
+                    optional=True,
+                    tooltip="A picture from before the edit. The file keeps it small, and Load "
+                    "Unlearn Patch shows it, so that a patch is recognised at sight.",
+                ),
+                io.Image.Input(
+                    "after",
+                    optional=True,
+                    tooltip="A picture with the same prompt and seed from after the edit, which "
+                    "is shown beside it.",
+                ),
             ],
             outputs=[
                 io.String.Output(
@@ -60,8 +74,18 @@ class SaveUnlearnPatch(io.ComfyNode):
         return saved_files.of_name(patch_file.FOLDER, name, existing)
 
     @classmethod
-    def execute(cls, patch: UnlearnPatch, name: str, existing: str = "replace") -> io.NodeOutput:
+    def execute(
+        cls,
+        patch: UnlearnPatch,
+        name: str,
+        existing: str = "replace",
+        before: torch.Tensor | None = None,
+        after: torch.Tensor | None = None,
+    ) -> io.NodeOutput:
         target = saved_files.Target.of(patch_file.FOLDER, name, existing)
+        pictures = [picture for picture in (before, after) if picture is not None]
+        if pictures:
+            patch = replace(patch, picture=small_picture.encoded(pictures))
         patch_file.save(target.path, patch)
         progress.say(target.written(), cls.hidden.unique_id)
         return io.NodeOutput(target.listed, ui={"text": [target.listed]})
@@ -109,7 +133,7 @@ class LoadUnlearnPatch(io.ComfyNode):
         about = f"{name}, {size:.2f} MB, saved by ComfyUI-Unlearn {version}\n"
         about += patch_report.describe(patch)
         progress.say(about, cls.hidden.unique_id)
-        return io.NodeOutput(patch, about)
+        return io.NodeOutput(patch, about, ui=_shown(cls, patch))
 
 
 class UnlearnPatchInfo(io.ComfyNode):
@@ -143,4 +167,10 @@ class UnlearnPatchInfo(io.ComfyNode):
     def execute(cls, patch: UnlearnPatch, model: Model | None = None) -> io.NodeOutput:
         text = patch_report.describe(patch, model)
         progress.say(text, cls.hidden.unique_id)
-        return io.NodeOutput(text, ui={"text": [text]})
+        return io.NodeOutput(text, ui={"text": [text], **_shown(cls, patch)})
+
+
+def _shown(cls: type[io.ComfyNode], patch: UnlearnPatch) -> dict[str, Any]:
+    """What makes a node show a patch's small picture; nothing where it has none."""
+    picture = small_picture.decoded(patch.picture)
+    return {} if picture is None else ui.PreviewImage(picture, cls=cls).as_dict()
