@@ -105,6 +105,7 @@ def compare(
     metrics, changes = measures.measure(pairs, before, after)
     metrics["weights"] = measures.weight_metrics(weight_changes)
     metrics["settings"] = _as_metrics(settings)
+    metrics["model"] = live.of_model
     metrics["clip"] = None
     if inputs.clip_vision is not None:
         scorer = inputs.score_clip or inputs.clip
@@ -130,7 +131,7 @@ def compare(
     }
     metrics["shots"] = _pair_metrics(pairs, changes)
     colour = report.verdict_colour(code)
-    grid = sheet.draw_sheet(words, colour, pairs, live.thumbnails, changes)
+    grid = sheet.draw_sheet(words, colour, pairs, live.thumbnails, changes, live.of_model)
     return Comparison(
         charts.to_image(grid),
         report.draw_chart(pairs, changes, metrics, weight_changes, impacts),
