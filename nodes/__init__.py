@@ -11,6 +11,7 @@ from .patch_files import LoadUnlearnPatch, SaveUnlearnPatch, UnlearnPatchInfo
 from .refit_unlearn_patch import RefitUnlearnPatch
 from .saliency_sharing import LoadConceptSaliency, MergeConceptSaliency, SaveConceptSaliency
 from .scapre_solve import ScaPreSolve
+from .strength_sweep import UnlearnStrengthSweep
 from .unlearn_concepts import UnlearnConcepts
 from .wires import checked
 
@@ -32,5 +33,6 @@ _NODES = [
     CollateralForecast,
     DynamicMaskTrainer,
     RefitUnlearnPatch,
+    UnlearnStrengthSweep,
 ]
 NODES = [checked(node) for node in _NODES]

@@ -4,7 +4,8 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from ..unlearn.errors import UnlearnError, finite
+from ..unlearn import wording
+from ..unlearn.errors import finite
 from ..unlearn.files import patch_overlap
 from ..unlearn.host import patch_match, patching
 from ..unlearn.host.model_types import Model
@@ -14,6 +15,11 @@ from .sockets import Patch
 from .telling import tell
 
 REPEATED = ["warn", "once"]
+NO_PATCH = wording.compose(
+    "Nothing was applied.",
+    advice=["Next: connect the patch of an eraser to 'patches' of Apply Unlearn Patch."],
+    details=["No patch is connected; the model passes through as it came."],
+)
 
 
 class ApplyUnlearnPatch(io.ComfyNode):
@@ -45,7 +51,8 @@ class ApplyUnlearnPatch(io.ComfyNode):
                         min=0,  # the host would insist on the first socket, also where it is muted
                         max=16,
                     ),
-                    tooltip="Patches to apply, first to last.",
+                    tooltip="Patches to apply, first to last. Without any the model passes through "
+                    "as it came.",
                 ),
                 io.Float.Input(
                     "strength",
@@ -112,10 +119,7 @@ class ApplyUnlearnPatch(io.ComfyNode):
         finite(strength=strength)
         stack = {name: patch for name, patch in patches.items() if patch is not None}
         if not stack:
-            raise UnlearnError(
-                "The input 'patches' has nothing connected; connect the patch output of an eraser "
-                "such as ScaPre Solve."
-            )
+            return io.NodeOutput(model, tell(NO_PATCH, cls.hidden))
         matches = patch_match.matches(model, [*stack.values()])
         repeats = patch_overlap.find(model, stack, matches, strength, repeated == "once")
         chosen = [[*stack.values()][i] for i in repeats.kept]

@@ -16,6 +16,7 @@ from ..unlearn.sculpting.settings import (
     IMPORTANCES,
     ON_CANCEL,
     PRESETS,
+    STRENGTHS,
     VARIANTS,
     TrainingSettings,
 )
@@ -77,6 +78,7 @@ class DynamicMaskTrainer(io.ComfyNode):
                 *_mask_inputs(),
                 *_loss_inputs(),
                 *_running_inputs(),
+                *_strength_input(),
             ],
             outputs=[
                 Patch.Output("patch", tooltip="Connect to Apply Unlearn Patch."),
@@ -106,10 +108,12 @@ class DynamicMaskTrainer(io.ComfyNode):
         vae: Vae | None = None,
         resume: str = "",
         templates: str = "",
+        strength: str = "normal",
         **given: Any,
     ) -> io.NodeOutput:
         length = {name: value for name, value in preset.items() if name != "preset"}
         settings = TrainingSettings(**{**given, **(length or PRESETS[preset["preset"]])})
+        settings = settings.at(strength)
         finite(**{name: float(getattr(settings, name)) for name in FLOATS})
         if settings.variant not in VARIANTS:
             raise UnlearnError(
@@ -161,12 +165,14 @@ def _main_inputs() -> list[io.Input]:
             30.0,
             0.5,
             "Guidance for the pictures the model draws to train on. Use what you draw with.",
+            **RARE,
         ),
         whole(
             "size",
             0,
             4096,
             "Side in pixels of the training pictures. 0 takes the model's own (512, 768 or 1024).",
+            **RARE,
         ),
         whole(
             "seed",
@@ -174,6 +180,7 @@ def _main_inputs() -> list[io.Input]:
             2**63 - 1,
             "Decides noise, pictures and order. The same seed repeats a run on the CPU.",
             control_after_generate=io.ControlAfterGenerate.fixed,
+            **RARE,
         ),
     ]
 
@@ -361,5 +368,20 @@ def _running_inputs() -> list[io.Input]:
             tooltip="Own sentences to overwrite the concepts in, one per line with {concept} in "
             "it. Empty: built-in ones by kind.",
             **RARE,
+        ),
+    ]
+
+
+def _strength_input() -> list[io.Input]:
+    """It comes last, because workflows store values by position."""
+    return [
+        io.Combo.Input(
+            "strength",
+            options=list(STRENGTHS),
+            default="normal",
+            optional=True,
+            tooltip="How hard it forgets. Try 'normal' first, 'strong' when a concept comes back, "
+            "and 'gentle' when kept things change. It changes the numbers of the preset, also "
+            "those of 'custom'.",
         ),
     ]

@@ -8,7 +8,7 @@ from comfy_api.latest import io
 
 from ..unlearn import wording
 from ..unlearn.files import lora_file, safetensors_io
-from ..unlearn.host import checkpoint, folders, progress, saved_files
+from ..unlearn.host import checkpoint, progress, saved_files
 from ..unlearn.host.model_types import Clip, Model, Vae
 from ..unlearn.types import UnlearnPatch
 from .sockets import Patch
@@ -40,7 +40,8 @@ class SaveUnlearnLoRA(io.ComfyNode):
                     "name",
                     default="my_unlearn_lora",
                     tooltip="File name without ending, subfolder/name to sort. An earlier export "
-                    "of that name is replaced, a LoRA from elsewhere never.",
+                    "of that name is replaced, unless 'existing' says otherwise; a LoRA from "
+                    "elsewhere never.",
                 ),
                 io.DynamicCombo.Input(
                     "size",
@@ -74,6 +75,15 @@ class SaveUnlearnLoRA(io.ComfyNode):
                     "little.",
                     advanced=True,
                 ),
+                io.Combo.Input(
+                    "existing",
+                    options=list(saved_files.EXISTING),
+                    default="replace",
+                    optional=True,
+                    tooltip="What to do where there is a file of that name: replace it, or keep it "
+                    "and count up, as Save Image does (name_00002). The node says which file it "
+                    "wrote.",
+                ),
             ],
             outputs=[
                 io.String.Output(
@@ -90,9 +100,11 @@ class SaveUnlearnLoRA(io.ComfyNode):
         )
 
     @classmethod
-    def fingerprint_inputs(cls, name: str | None = None, **inputs: Any) -> float:
+    def fingerprint_inputs(
+        cls, name: str | None = None, existing: str | None = "replace", **inputs: Any
+    ) -> float:
         """Saves again where the file was deleted or changed since."""
-        return saved_files.state(saved_files.place("loras", name))
+        return saved_files.of_name("loras", name, existing)
 
     @classmethod
     def execute(
@@ -102,19 +114,17 @@ class SaveUnlearnLoRA(io.ComfyNode):
         name: str,
         size: dict[str, Any],
         precision: str,
+        existing: str = "replace",
     ) -> io.NodeOutput:
-        path = folders.new("loras", name)
-        safetensors_io.check_replaceable(path, lora_file.is_ours)
+        target = saved_files.Target.of("loras", name, existing)
+        safetensors_io.check_replaceable(target.path, lora_file.is_ours)
         rank = size["rank"] if size["size"] == "rank" else None
         tensors, metadata, report = lora_file.export(
             model, patch, rank, lora_file.PRECISION[precision], cls.hidden.unique_id
         )
-        safetensors_io.write(path, tensors, metadata, lora_file.is_ours)
-        saved_files.wrote(str(path), path)
-        listed = folders.name_of("loras", path)
-        report = f"Saved {listed}. {report}"
-        report = tell(report, cls.hidden)
-        return io.NodeOutput(listed, report, ui={"text": [report]})
+        safetensors_io.write(target.path, tensors, metadata, lora_file.is_ours)
+        report = tell(f"{target.written()} {report}", cls.hidden)
+        return io.NodeOutput(target.listed, report, ui={"text": [report]})
 
 
 class SaveUnlearnedCheckpoint(io.ComfyNode):

@@ -1,10 +1,12 @@
 """Patches on disk: save one, load one, and see what is in it."""
 
+from dataclasses import replace
 from typing import Any
 
-from comfy_api.latest import io
+import torch
+from comfy_api.latest import io, ui
 
-from ..unlearn.files import patch_file, patch_report
+from ..unlearn.files import patch_file, patch_report, small_picture
 from ..unlearn.host import folders, progress, saved_files
 from ..unlearn.host.model_types import Model
 from ..unlearn.types import UnlearnPatch
@@ -30,7 +32,28 @@ class SaveUnlearnPatch(io.ComfyNode):
                     "name",
                     default="my_patch",
                     tooltip="File name without ending, subfolder/name to sort. A patch of that "
-                    "name is replaced.",
+                    "name is replaced, unless 'existing' says otherwise.",
+                ),
+                io.Combo.Input(
+                    "existing",
+                    options=list(saved_files.EXISTING),
+                    default="replace",
+                    optional=True,
+                    tooltip="What to do where there is a file of that name: replace it, or keep it "
+                    "and count up, as Save Image does (name_00002). The node says which file it "
+                    "wrote.",
+                ),
+                io.Image.Input(
+                    "before",
+                    optional=True,
+                    tooltip="A picture from before the edit. The file keeps it small, and Load "
+                    "Unlearn Patch shows it, so that a patch is recognised at sight.",
+                ),
+                io.Image.Input(
+                    "after",
+                    optional=True,
+                    tooltip="A picture with the same prompt and seed from after the edit, which "
+                    "is shown beside it.",
                 ),
             ],
             outputs=[
@@ -45,18 +68,28 @@ class SaveUnlearnPatch(io.ComfyNode):
         )
 
     @classmethod
-    def fingerprint_inputs(cls, name: str | None = None, **inputs: Any) -> float:
+    def fingerprint_inputs(
+        cls, name: str | None = None, existing: str | None = "replace", **inputs: Any
+    ) -> float:
         """Saves again where the file was deleted or changed since."""
-        return saved_files.state(saved_files.place(patch_file.FOLDER, name))
+        return saved_files.of_name(patch_file.FOLDER, name, existing)
 
     @classmethod
-    def execute(cls, patch: UnlearnPatch, name: str) -> io.NodeOutput:
-        path = folders.new(patch_file.FOLDER, name)
-        patch_file.save(path, patch)
-        saved_files.wrote(str(path), path)
-        listed = folders.name_of(patch_file.FOLDER, path)
-        progress.say(f"Saved {listed}, {path.stat().st_size / 2**20:.2f} MB.", cls.hidden.unique_id)
-        return io.NodeOutput(listed, ui={"text": [listed]})
+    def execute(
+        cls,
+        patch: UnlearnPatch,
+        name: str,
+        existing: str = "replace",
+        before: torch.Tensor | None = None,
+        after: torch.Tensor | None = None,
+    ) -> io.NodeOutput:
+        target = saved_files.Target.of(patch_file.FOLDER, name, existing)
+        pictures = [picture for picture in (before, after) if picture is not None]
+        if pictures:
+            patch = replace(patch, picture=small_picture.encoded(pictures))
+        patch_file.save(target.path, patch)
+        progress.say(target.written(), cls.hidden.unique_id)
+        return io.NodeOutput(target.listed, ui={"text": [target.listed]})
 
 
 class LoadUnlearnPatch(io.ComfyNode):
@@ -101,7 +134,7 @@ class LoadUnlearnPatch(io.ComfyNode):
         file = f"{name}, {size:.2f} MB, saved by ComfyUI-Unlearn {version}"
         about = patch_report.describe(patch, about_file=(file,))
         about = tell(about, cls.hidden)
-        return io.NodeOutput(patch, about)
+        return io.NodeOutput(patch, about, ui=_shown(cls, patch))
 
 
 class UnlearnPatchInfo(io.ComfyNode):
@@ -135,4 +168,10 @@ class UnlearnPatchInfo(io.ComfyNode):
     def execute(cls, patch: UnlearnPatch, model: Model | None = None) -> io.NodeOutput:
         text = patch_report.describe(patch, model)
         text = tell(text, cls.hidden)
-        return io.NodeOutput(text, ui={"text": [text]})
+        return io.NodeOutput(text, ui={"text": [text], **_shown(cls, patch)})
+
+
+def _shown(cls: type[io.ComfyNode], patch: UnlearnPatch) -> dict[str, Any]:
+    """What makes a node show a patch's small picture; nothing where it has none."""
+    picture = small_picture.decoded(patch.picture)
+    return {} if picture is None else ui.PreviewImage(picture, cls=cls).as_dict()

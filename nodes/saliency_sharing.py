@@ -6,7 +6,7 @@ from comfy_api.latest import io
 
 from ..unlearn.errors import UnlearnError
 from ..unlearn.files import saliency_file
-from ..unlearn.host import folders, saved_files
+from ..unlearn.host import folders, progress, saved_files
 from ..unlearn.host.model_types import Model
 from ..unlearn.pruning.merge import merge
 from ..unlearn.types import SaliencyMap
@@ -30,7 +30,17 @@ class SaveConceptSaliency(io.ComfyNode):
                 io.String.Input(
                     "name",
                     default="my_saliency",
-                    tooltip="File name without ending; saliency of that name is replaced.",
+                    tooltip="File name without ending; saliency of that name is replaced, unless "
+                    "'existing' says otherwise.",
+                ),
+                io.Combo.Input(
+                    "existing",
+                    options=list(saved_files.EXISTING),
+                    default="replace",
+                    optional=True,
+                    tooltip="What to do where there is a file of that name: replace it, or keep it "
+                    "and count up, as Save Image does (name_00002). The node says which file it "
+                    "wrote.",
                 ),
             ],
             outputs=[
@@ -38,21 +48,23 @@ class SaveConceptSaliency(io.ComfyNode):
                     "file", tooltip="The name under which Load Concept Saliency lists it."
                 )
             ],
+            hidden=[io.Hidden.unique_id],
             is_output_node=True,
         )
 
     @classmethod
-    def fingerprint_inputs(cls, name: str | None = None, **inputs: Any) -> float:
+    def fingerprint_inputs(
+        cls, name: str | None = None, existing: str | None = "replace", **inputs: Any
+    ) -> float:
         """Saves again where the file was deleted or changed since."""
-        return saved_files.state(saved_files.place(saliency_file.FOLDER, name))
+        return saved_files.of_name(saliency_file.FOLDER, name, existing)
 
     @classmethod
-    def execute(cls, saliency: SaliencyMap, name: str) -> io.NodeOutput:
-        path = folders.new(saliency_file.FOLDER, name)
-        saliency_file.save(path, saliency)
-        saved_files.wrote(str(path), path)
-        listed = folders.name_of(saliency_file.FOLDER, path)
-        return io.NodeOutput(listed, ui={"text": [listed]})
+    def execute(cls, saliency: SaliencyMap, name: str, existing: str = "replace") -> io.NodeOutput:
+        target = saved_files.Target.of(saliency_file.FOLDER, name, existing)
+        saliency_file.save(target.path, saliency)
+        progress.say(target.written(), cls.hidden.unique_id)
+        return io.NodeOutput(target.listed, ui={"text": [target.listed]})
 
 
 class LoadConceptSaliency(io.ComfyNode):

@@ -4,7 +4,9 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from ..unlearn.closed_form.solve import ESTIMATORS, SolveSettings, solve
+from ..unlearn.closed_form import tuning
+from ..unlearn.closed_form.solve import ESTIMATORS, SolveSettings
+from ..unlearn.closed_form.solved import solve_or_recall
 from ..unlearn.concepts.notation import split_lines
 from ..unlearn.errors import finite
 from ..unlearn.host.matching import check_clip
@@ -15,6 +17,7 @@ from .telling import tell
 from .variant_inputs import variant_input
 
 TOKENS = ["all", "last"]
+STRENGTHS = list(tuning.STRENGTHS)
 DEFAULTS = SolveSettings()
 
 
@@ -57,12 +60,14 @@ class ScaPreSolve(io.ComfyNode):
                     default=DEFAULTS.tokens,
                     tooltip="Erase all words of a concept's name, or only the 'last' (spares the "
                     "'ice' of 'ice cream').",
+                    advanced=True,
                 ),
                 io.Boolean.Input(
                     "prior",
                     default=DEFAULTS.prior,
                     tooltip="Also keep everyday captions and 3000 common words, so that what you "
                     "did not list is held too. Leave it on.",
+                    advanced=True,
                 ),
                 io.String.Input(
                     "templates",
@@ -129,6 +134,14 @@ class ScaPreSolve(io.ComfyNode):
                     "things change.",
                     advanced=True,
                 ),
+                io.Combo.Input(
+                    "strength",
+                    options=STRENGTHS,
+                    default=DEFAULTS.strength,
+                    optional=True,
+                    tooltip="Variant 'anchored': how hard it forgets. Try 'normal' first, 'strong' "
+                    "when a concept comes back, and 'gentle' when kept things change.",
+                ),
             ],
             outputs=[
                 Patch.Output("patch", tooltip="Connect to Apply Unlearn Patch."),
@@ -158,6 +171,7 @@ class ScaPreSolve(io.ComfyNode):
         rounds: int = DEFAULTS.rounds,
         expand: bool = DEFAULTS.expand,
         auto_protect: float = DEFAULTS.protect,
+        strength: str = DEFAULTS.strength,
     ) -> io.NodeOutput:
         own = {name: value for name, value in variant.items() if name != "variant"}
         finite(
@@ -177,10 +191,9 @@ class ScaPreSolve(io.ComfyNode):
             rounds=rounds,
             expand=expand,
             protect=auto_protect,
+            strength=strength,
             **own,
         )
-        patch, picture, report = solve(
-            model, clip, concepts, settings, node_id=cls.hidden.unique_id
-        )
-        report = tell(report, cls.hidden)
-        return io.NodeOutput(patch, picture, report)
+        solved = solve_or_recall(model, clip, concepts, settings, cls.hidden.unique_id)
+        report = tell(solved.report, cls.hidden)
+        return io.NodeOutput(solved.patch, solved.picture, report)

@@ -50,6 +50,14 @@ def _is_vae(value: Any) -> bool:
     return hasattr(value, "encode") or hasattr(value, "decode")
 
 
+def _is_conditioning(value: Any) -> bool:
+    """Whether a value is a CONDITIONING: a list of [token states, options], not empty."""
+    if not isinstance(value, list) or not value:
+        return False
+    pairs = all(isinstance(part, list | tuple) and len(part) == 2 for part in value)
+    return pairs and all(isinstance(part[0], torch.Tensor) for part in value)
+
+
 def _is_picture(value: Any) -> bool:
     """Whether a value is an IMAGE batch [n, h, w, 3 or more] of finite numbers."""
     if not isinstance(value, torch.Tensor) or value.ndim != 4 or not value.is_floating_point():
@@ -61,6 +69,9 @@ _WIRES = {
     io.Model.io_type: _Wire(_is_model, "a diffusion model", "the model of a checkpoint loader"),
     io.Clip.io_type: _Wire(
         _has(*_CLIP_HAS), "a text encoder", "the clip of a checkpoint loader, or Load CLIP"
+    ),
+    io.Conditioning.io_type: _Wire(
+        _is_conditioning, "a prompt that a text encoder has read", "CLIP Text Encode"
     ),
     io.Vae.io_type: _Wire(_is_vae, "a VAE", "the vae of a checkpoint loader, or Load VAE"),
     io.ClipVision.io_type: _Wire(_has("encode_image"), "a CLIP vision model", "Load CLIP Vision"),

@@ -1,6 +1,7 @@
 """Fixtures of the tests and of the benchmarks' own tests; their conftest.py files import them."""
 
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -44,6 +45,16 @@ def states_on_disk(tmp_path_factory):
         for name in ("unlearn.closed_form.solve", "unlearn.analysis.forecast"):
             m.setattr(pack.module(name), "default_folder", lambda: folder)
         yield
+
+
+@pytest.fixture(autouse=True)
+def nothing_solved_before():
+    """No test finds a patch that another one has solved."""
+    from testbed import pack
+
+    solved = sys.modules.get(f"{pack.PACKAGE}.unlearn.closed_form.solved")
+    if solved is not None:
+        solved.SESSION.clear()
 
 
 @pytest.fixture(autouse=True)

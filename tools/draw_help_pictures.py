@@ -136,8 +136,28 @@ FIRST = {
         {**graphs.TRAIN, **TRAIN, "concepts": ["15", 0]},
         [shown("14", 2, IMAGES), shown("14", 3)],
     ),
+    "17": (
+        "UnlearnStrengthSweep",
+        {
+            "model": LOADED,
+            "patch": ["3", 0],
+            "vae": ["1", 2],
+            "positive": ["18", 0],
+            "negative": ["19", 0],
+            "pictures": 5,
+            "seed": 0,
+            "steps": 10,
+            "cfg": 3.0,
+            "size": SIDE,
+            "sampler": "ddim",
+            "scheduler": "ddim_uniform",
+        },
+        [shown("17", 0, IMAGES), shown("17", 2)],
+    ),
 }
 HELPERS = {  # not pictured
+    "18": ("CLIPTextEncode", {"clip": ["1", 1], "text": f"an image of a {GONE[0]}"}),
+    "19": ("CLIPTextEncode", {"clip": ["1", 1], "text": ""}),
     "1": ("CheckpointLoaderSimple", {"ckpt_name": TASK.world.checkpoint}),
     "8": ("UnlearnConcepts", listed(judged.SPRITES.pruned, judged.SPRITES)),
     "15": ("UnlearnConcepts", listed(GONE[:1])),

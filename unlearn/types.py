@@ -82,11 +82,14 @@ class UnlearnPatch:
     """An ordered tuple of (weight key, edit). It is compared by content, and `+` stacks patches.
 
     `provenance` has one dict for each patch stacked: method, settings, concepts, pack version.
+    `picture` is a small one of before and after (files/small_picture.py), '' without. It does not
+    count in comparisons, and a stack has none.
     """
 
     edits: tuple[tuple[str, Edit], ...]
     fingerprint: Fingerprint
     provenance: tuple[dict, ...] = ()
+    picture: str = ""
 
     def __add__(self, other: "UnlearnPatch") -> "UnlearnPatch":
         samples = {**other.fingerprint.samples, **self.fingerprint.samples}

@@ -128,7 +128,8 @@ def sequence(s, names, variant, before, each, **settings):
 
     with torch.inference_mode():
         more = {"size": 8 * world.size, **settings, "variant": variant}
-        how = settings_of.TrainingSettings(**{**LEARNING, **more})
+        strength = more.pop("strength", "normal")
+        how = settings_of.TrainingSettings(**{**LEARNING, **more}).at(strength)
         found = training.train(s.model, s.clip, concepts(names, world), how, after_round=after)
     print(found.report, flush=True)
     return {
@@ -265,6 +266,7 @@ def main():
     )
     parser.add_argument("--concepts", type=int, default=4, help="how many to forget")
     parser.add_argument("--set", default="", help="settings to try, as in hold=4,batch=2")
+    parser.add_argument("--strength", choices=settings_of.STRENGTHS, default="normal")
     parser.add_argument("--no-cost", action="store_true", help="leave out the cost of a step")
     parser.add_argument("--memory", default="", help=argparse.SUPPRESS)
     given = parser.parse_args()
@@ -287,7 +289,7 @@ def main():
     )
     table = {}
     for variant in ("replay",) if given.quick else given.variants.split(","):
-        table[variant] = sequence(s, names, variant, before, each, **more)
+        table[variant] = sequence(s, names, variant, before, each, strength=given.strength, **more)
     result = {k: v for k, v in next(iter(table.values())).items() if k != "rounds"}
     if not given.no_cost:
         result["step_cost"] = round(step_cost(s), 3)

@@ -20,6 +20,8 @@ patching = pack.module("unlearn.host.patching")
 
 SETTINGS = {
     "default": {},
+    "gentle": {"strength": "gentle"},
+    "strong": {"strength": "strong"},
     "last token only": {"tokens": "last"},
     "no everyday captions": {"prior": False},
     "erase 10": {"erase": 10.0},

@@ -193,6 +193,44 @@ def ids(name, *titles):
     return [int(graphs.titled(graph, title)) for title in titles]
 
 
+FACES = {"ScaPreSolve": ["variant", "strength"]}
+FACES["DynamicMaskTrainer"] = ["variant", "preset", "strength"]
+VISIBLE = "n.widgets.filter(w => n.isWidgetVisible(w)).map(w => w.name)"
+
+
+@pytest.mark.parametrize("kind", FACES)
+def test_advanced_inputs_are_hidden_in_classic_too(tab, kind):
+    """A button shows them. Values and their places in a saved workflow stay as they are."""
+    tab.page.keyboard.press("Escape")
+    tab.js("() => app.extensionManager.setting.set('Comfy.VueNodes.Enabled', false)")
+    tab.js("kind => { app.graph.clear(); app.graph.add(LiteGraph.createNode(kind)) }", kind)
+    node = "const n = app.graph._nodes[0];"
+    face, saved, height = tab.js(
+        f"() => {{ {node} return [{VISIBLE}, n.serialize().widgets_values, n.size[1]] }}"
+    )
+    assert face == [*FACES[kind], "advanced_inputs"] and len(face) <= 6
+    press = "n.widgets.find(w => w.name === 'advanced_inputs').callback();"
+    everything, again, taller = tab.js(
+        f"() => {{ {node} {press} return [{VISIBLE}, n.serialize().widgets_values, n.size[1]] }}"
+    )
+    assert len(everything) > 15 and again == saved and taller > height
+    folded, lower = tab.js(f"() => {{ {node} {press} return [{VISIBLE}, n.size[1]] }}")
+    assert folded == face and lower == height
+
+
+def test_an_advanced_input_that_is_connected_is_shown_in_classic(tab):
+    face = tab.js(
+        """() => {
+            app.graph.clear()
+            const [n, p] = ['ScaPreSolve', 'PrimitiveFloat'].map(t => LiteGraph.createNode(t))
+            for (const one of [n, p]) app.graph.add(one)
+            p.connect(0, n, n.inputs.findIndex(i => i.name === 'hard_keep'))
+            return n.widgets.filter(w => n.isWidgetVisible(w)).map(w => w.name)
+        }"""
+    )
+    assert face == ["variant", "hard_keep", "strength", "advanced_inputs"]
+
+
 def test_the_templates_have_pictures_and_open_with_a_click(tab):
     page = tab.page
     tab.js("app.extensionManager.command.execute('Comfy.BrowseTemplates')")

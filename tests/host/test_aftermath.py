@@ -75,7 +75,9 @@ def test_what_a_report_proposes_first():
     assert "lower 'preserve' of ScaPre Solve to 1" in proposed(preserve=9.0)
     assert "'hard_keep'" in proposed(hard_keep=1.0)
     assert "'fox -> thing'" in proposed("fox")
-    assert "'drift'" in proposed()
+    assert "'strength' of ScaPre Solve to 'strong'" in proposed()
+    assert "'strength' of ScaPre Solve to 'normal'" in proposed(strength="gentle", prior=False)
+    assert "'drift'" in proposed(strength="strong")
 
 
 def test_words_that_mean_nothing_to_the_text_encoder_are_named():

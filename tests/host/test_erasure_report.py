@@ -642,3 +642,30 @@ def test_the_sheet_holds_long_names_and_missing_pictures():
     first = slice(sheet.height - 8 * 266 - 38 - 266, sheet.height - 8 * 266 - 38)
     beside = image[:, first, 20 + 2 * 192 + 12 :]  # the first section has one pair in its row
     assert pixels_of(beside, charts.PAPER) == beside.shape[1] * beside.shape[2]
+
+
+def rows_of(*counts, columns=3):
+    """How many cards stand in each row, of concepts with so many cards."""
+    cards = [charts.PairCard(f"concept {k}", "") for k, n in enumerate(counts) for _ in range(n)]
+    rows = charts._rows(cards, columns)
+    assert [card for row in rows for card in row] == cards
+    return [len(row) for row in rows]
+
+
+def test_each_concept_with_several_pictures_has_rows_of_its_own():
+    assert rows_of(2, 2, 2) == [2, 2, 2]
+    assert rows_of(4, 1) == [3, 1, 1]
+    assert rows_of(1, 1, 1, 1) == [3, 1]  # one picture of each: no room is wasted
+    assert rows_of() == []
+
+
+def test_the_report_names_the_file_of_the_model(loaded, monkeypatch):
+    titles, real = [], charts.pairs_sheet
+    monkeypatch.setattr(charts, "pairs_sheet", lambda *a: titles.append(a[0]) or real(*a))
+    metrics = compare(loaded, loaded[0].clone(), kept=0)[3]
+    name = metrics["model"]
+    assert name.endswith(".safetensors") and set(titles) == {f"Erasure Report of {name}"}
+    unknown = loaded[0].clone()
+    unknown.cached_patcher_init = None
+    assert compare(loaded, unknown.clone(), unknown, kept=0)[3]["model"] == ""
+    assert titles[-1] == "Erasure Report"

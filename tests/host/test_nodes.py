@@ -60,10 +60,6 @@ def patch_of(model):
     "refuse, says",
     [
         (
-            lambda: nodes.ApplyUnlearnPatch.execute(MODEL, {"patch0": None}, 1.0, "warn"),
-            "'patches' has nothing connected",
-        ),
-        (
             lambda: nodes.MergeConceptSaliency.execute({"saliency0": None}),
             "'saliency' has nothing connected",
         ),
@@ -86,11 +82,17 @@ def patch_of(model):
             "'variant' is 'hasty'; choose one of .*replay",
         ),
     ],
-    ids=["apply", "merge", "fuse", "raw", "variant"],
+    ids=["merge", "fuse", "raw", "variant"],
 )
 def test_what_cannot_be_used_is_said_before_any_work(refuse, says):
     with pytest.raises(UnlearnError, match=says):
         refuse()
+
+
+@pytest.mark.parametrize("patches", [{}, {"patch0": None}])
+def test_apply_without_a_patch_gives_out_the_model_itself(patches):
+    model, said = running(nodes.ApplyUnlearnPatch).execute(MODEL, patches, 1.0, "error").result
+    assert model is MODEL and "No patch is connected; the model passes through" in said
 
 
 def test_apply_leaves_for_files_what_it_did(loaded):

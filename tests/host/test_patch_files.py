@@ -1,14 +1,18 @@
 """Patch files: what goes in comes out, and nothing of a damaged or foreign file is used."""
 
+import base64
+import io
 import json
 import struct
 
 import pytest
 import torch
+from PIL import Image
 
 from testbed import pack
 
 patch_files = pack.module("unlearn.files.patch_file")
+pictures = pack.module("unlearn.files.small_picture")
 patch_reports = pack.module("unlearn.files.patch_report")
 files = pack.module("unlearn.files.safetensors_io")
 folders = pack.module("unlearn.host.folders")
@@ -301,6 +305,85 @@ def test_the_nodes_save_list_and_load(models):
     assert nodes.LoadUnlearnPatch.fingerprint_inputs(name) != before
     with pytest.raises(UnlearnError, match="There is no file"):
         run(nodes.LoadUnlearnPatch, "other.safetensors")
+
+
+def grey(level, height=300, width=200):
+    return torch.full((1, height, width, 3), level)
+
+
+def metadata_of(path):
+    with files.opened(path) as (metadata, _, _):
+        return metadata
+
+
+def shown(output):
+    """The picture [h, w, 3] that a node shows, None where it shows none."""
+    import folder_paths
+    import numpy as np
+    from PIL import Image
+
+    ui = output.ui or {}
+    if not ui.get("images"):
+        return None
+    ui = ui["images"][0]
+    path = f"{folder_paths.get_temp_directory()}/{ui['subfolder']}/{ui['filename']}"
+    return torch.from_numpy(np.asarray(Image.open(path), np.float32) / 255)
+
+
+def test_a_patch_carries_a_small_picture_that_its_nodes_show(models):
+    run(nodes.SaveUnlearnPatch, a_patch(), "mine", "replace", grey(0.2), grey(0.8))
+    output = run(nodes.LoadUnlearnPatch, "mine.safetensors")
+    patch = output.result[0]
+    assert patch == a_patch()  # the picture does not make it another patch
+    for node in (output, run(nodes.UnlearnPatchInfo, patch)):
+        picture = shown(node)
+        assert picture.shape == (256, 2 * 171 + 4, 3)
+        assert picture[:, :160].mean() == pytest.approx(0.2, abs=0.02)
+        assert picture[:, -160:].mean() == pytest.approx(0.8, abs=0.02)
+    run(nodes.SaveUnlearnPatch, patch, "again")
+    again = run(nodes.LoadUnlearnPatch, "again.safetensors").result[0]
+    assert again.picture == patch.picture and (patch + patch).picture == ""
+
+
+def test_a_patch_without_a_picture_shows_none(models):
+    run(nodes.SaveUnlearnPatch, a_patch(), "plain")
+    assert shown(run(nodes.LoadUnlearnPatch, "plain.safetensors")) is None
+    assert "picture" not in metadata_of(folders.find("unlearn_patches", "plain.safetensors"))
+
+
+def test_large_and_noisy_pictures_stay_small():
+    noise = torch.rand(1, 700, 3000, 4, generator=torch.Generator().manual_seed(0))
+    text = pictures.encoded([noise, noise[:, :, :700]])
+    assert 0 < len(text) <= pictures.LARGEST
+    assert pictures.decoded(text).shape == (1, 256, 256 + 4 + 256, 3)
+    assert pictures.encoded([]) == "" and pictures.decoded("") is None
+
+
+def damaged_pictures():
+    good = pictures.encoded([grey(0.5)])
+    large = io.BytesIO()
+    Image.new("RGB", (9000, 9000)).save(large, "JPEG", quality=1)
+    other = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(other, "PNG")
+    return {
+        "no base64": "not base64!",
+        "other letters": "\u00e9" * 40,
+        "cut": good[: len(good) // 2 // 4 * 4],
+        "no picture": base64.b64encode(b"hello").decode(),
+        "too long": "A" * (pictures.LARGEST + 4),
+        "too many pixels": base64.b64encode(large.getvalue()).decode()[: pictures.LARGEST],
+        "a PNG": base64.b64encode(other.getvalue()).decode(),
+    }
+
+
+@pytest.mark.parametrize("name", damaged_pictures())
+def test_a_damaged_picture_never_stops_a_load(saved, tmp_path, name):
+    with files.opened(saved) as (metadata, header, read):
+        tensors = {n: read(n) for n in header}
+    path = tmp_path / "b.safetensors"
+    files.write(path, tensors, metadata | {"picture": damaged_pictures()[name]})
+    patch, _ = patch_files.load(path)
+    assert patch == a_patch() and patch.picture == ""
 
 
 def for_model(model, key, edit):

@@ -168,15 +168,15 @@ def test_a_patch_or_a_map_is_refused_where_a_file_of_another_kind_stands(host):
     assert patch_file.load(path)[0] == a_patch(1)
 
 
-def save(patch, name="two"):
+def save(patch, name="two", existing="replace"):
     """Runs Save Unlearn Patch as the host does, unless what it keeps still holds."""
     node = patch_nodes.SaveUnlearnPatch
     hidden = {"hidden": SimpleNamespace(unique_id="7")}
-    return type("Running", (node,), hidden).execute(patch, name)
+    return type("Running", (node,), hidden).execute(patch, name, existing)
 
 
-def state(name="two"):
-    return patch_nodes.SaveUnlearnPatch.fingerprint_inputs(name=name)
+def state(name="two", existing="replace"):
+    return patch_nodes.SaveUnlearnPatch.fingerprint_inputs(name=name, existing=existing)
 
 
 def test_a_file_deleted_since_is_saved_again(host):
@@ -238,6 +238,48 @@ def test_raw_statistics_that_were_deleted_are_measured_again(host):
     assert ask(raw_statistics="raw") == 0
     folder.rmdir()
     assert ask(raw_statistics="raw") == 1
+
+
+@pytest.fixture
+def shown(monkeypatch):
+    """What Save Unlearn Patch writes under itself."""
+    texts = []
+    monkeypatch.setattr(patch_nodes.progress, "say", lambda text, node_id: texts.append(text))
+    return texts
+
+
+def test_the_node_says_that_it_replaced_a_file(host, shown):
+    save(a_patch(0))
+    path = folders.find("unlearn_patches", "two.safetensors")
+    os.utime(path, (1.7e9, 1.7e9))
+    save(a_patch(1))
+    assert shown[0].startswith("Saved two.safetensors, ")
+    assert shown[1].startswith("Replaced two.safetensors of 2023-11-1")
+    assert patch_file.load(path)[0] == a_patch(1)
+
+
+def test_counting_up_keeps_every_earlier_file(host, shown):
+    """As Save Image does; numbers go on behind the highest one that is there."""
+    names = [save(a_patch(seed), "sub/two", "count up").result[0] for seed in range(3)]
+    assert names == [f"sub/two{end}.safetensors" for end in ("", "_00002", "_00003")]
+    for seed, name in enumerate(names):
+        assert patch_file.load(folders.find("unlearn_patches", name))[0] == a_patch(seed)
+    assert shown[2].startswith("Saved sub/two_00003.safetensors, ")
+    folders.find("unlearn_patches", names[0]).unlink()
+    folders.find("unlearn_patches", names[1]).unlink()
+    assert save(a_patch(3), "sub/two", "count up").result[0] == "sub/two_00004.safetensors"
+    assert save(a_patch(4), "sub/two").result[0] == "sub/two.safetensors"
+
+
+def test_counting_up_writes_again_only_where_its_own_file_is_gone(host):
+    first = state(existing="count up")
+    save(a_patch(0), existing="count up")
+    save(a_patch(1), existing="count up")
+    assert state(existing="count up") == first
+    save(a_patch(2))  # another node replaces the plain name
+    assert state(existing="count up") == first
+    folders.find("unlearn_patches", "two_00002.safetensors").unlink()
+    assert state(existing="count up") != first
 
 
 def test_every_node_that_saves_a_file_looks_at_the_disk():

@@ -506,6 +506,27 @@ def test_concepts_are_pushed_past_zero_as_far_as_what_is_kept_allows(loaded, kep
     assert found(overshoot=0.05, drift=1.0)[2] == 0.05 < free  # all that is allowed
 
 
+def test_strength_decides_how_far_concepts_are_pushed(loaded, kept_list):
+    """'normal' is what there was before there was a choice, and what each says is in the patch."""
+    moved, pushed, room = {}, {}, {"overshoot": 0.2, "drift": 1.0}
+    for strength in tuning.STRENGTHS:
+        patch, _, words = solve(loaded, kept_list, strength=strength, **room)
+        moved[strength] = float(re.search(r"Kept prompts move by ([\d.]+)%", words)[1])
+        share = re.search(r"pushed (?:\d+% to )?(\d+)% past zero", words)
+        pushed[strength] = int(share[1]) if share else 0
+        assert patch.provenance[0]["settings"]["strength"] == strength
+    assert pushed == {"gentle": 10, "normal": 20, "strong": 30}
+    assert moved["gentle"] < moved["normal"] < moved["strong"]
+    assert tuning.STRENGTHS["normal"] == tuning.Strength(left=0, pushed=1, drift=1)
+
+
+def test_a_strength_that_does_not_exist_or_does_nothing_is_said(loaded, kept_list):
+    with pytest.raises(UnlearnError, match="'strength' is 'mighty'; choose one of gentle, normal"):
+        scapre.SolveSettings(strength="mighty")
+    assert "Strength" in solve(loaded, kept_list, variant="uce", strength="strong")[2]
+    assert "Strength" not in solve(loaded, kept_list, variant="uce")[2]
+
+
 def test_each_concept_is_pushed_until_little_is_left_of_it_in_new_sentences(loaded, kept_list):
     """What is left is measured from the patch itself.
 

@@ -35,6 +35,7 @@ QUICK = {
     },
     "ErasureReport": {"size": 64, "steps": 1, "seeds": 1, "kept": 0},
     "CollateralForecast": {"size": 64, "glance": False},
+    "UnlearnStrengthSweep": {"size": 64, "steps": 1, "pictures": 2},
     "UnlearnConcepts": {"forget": "cow", "keep": "pig"},
 }
 
@@ -92,6 +93,7 @@ def brought():
             "CLIP": clip,
             "VAE": Vae(),
             "IMAGE": torch.rand(1, 64, 64, 3),
+            "CONDITIONING": clip.encode_from_tokens_scheduled(clip.tokenize("fox")),
             "UNLEARN_CONCEPTS": FOX,
             "UNLEARN_PATCH": solved(model, clip),
             "UNLEARN_SALIENCY": saliency(model, clip),
@@ -208,6 +210,7 @@ OF_TYPE = {
     "a patch of another shape": "UNLEARN_PATCH",
     "an empty patch": "UNLEARN_PATCH",
     "three pictures": "IMAGE",
+    "a CONDITIONING": "CONDITIONING",
 }
 # Nodes that read lists of files have no file here.
 FROM_FILES = ("LoadConceptSaliency", "LoadUnlearnPatch")

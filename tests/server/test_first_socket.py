@@ -1,6 +1,7 @@
 """A muted or bypassed node leaves the first of several sockets empty; the page then sends no entry.
 
-What is connected is used, and where nothing is, the artist reads a sentence.
+What is connected is used, and where nothing is, the artist reads a sentence. A model without any
+patch passes through.
 """
 
 import pytest
@@ -67,7 +68,14 @@ def test_the_second_socket_alone_works(server, kind):
         assert says in outputs["6"]["text"][0]
 
 
-@pytest.mark.parametrize("kind", NODES)
+def test_without_a_patch_the_model_passes_through(server):
+    inputs, prefix, _, slot, _ = NODES["ApplyUnlearnPatch"]
+    for sockets in ({}, {f"{prefix}0": None}):
+        outputs = server.run(graph("ApplyUnlearnPatch", {**inputs, **sockets}, slot))
+        assert "No patch is connected" in outputs["6"]["text"][0]
+
+
+@pytest.mark.parametrize("kind", [kind for kind in NODES if kind != "ApplyUnlearnPatch"])
 def test_nothing_connected_is_said_in_a_sentence(server, kind):
     inputs, prefix, _, slot, _ = NODES[kind]
     for sockets in ({}, {f"{prefix}0": None}):

@@ -9,6 +9,7 @@ tuning = pack.module("unlearn.sculpting.tuning")
 schedules = pack.module("unlearn.sculpting.schedule")
 batches = pack.module("unlearn.sculpting.batches")
 settings_of = pack.module("unlearn.sculpting.settings")
+UnlearnError = pack.module("unlearn.errors").UnlearnError
 
 Phase = schedules.Phase
 
@@ -130,8 +131,20 @@ def test_provenance_holds_every_constant_that_affects_a_result():
     """A constant that is added to tuning.py must be recorded, or named here as harmless."""
     harmless = {"PREVIEW_STEPS", "SAVE_EVERY", "CACHED_LATENT_BYTES", "LOW_RANK_WARNING"}
     harmless |= {"TEACHER_TIME", "RETAINED_SHARES"}  # the shares are recorded one by one
+    harmless |= {"STRENGTHS"}  # the settings that it changes are recorded as changed
     constants = {name for name in vars(tuning) if name.isupper()} - {"IN_PROVENANCE"}
     recorded = tuning.IN_PROVENANCE
     assert {name for name in constants if name.lower() not in recorded} == harmless
     assert recorded["lr_scale_limit"] == tuning.LR_SCALE_LIMIT
     assert recorded["retained_shares_keep"] == tuning.RETAINED_SHARES["keep"]
+
+
+def test_a_strength_changes_the_settings_that_are_recorded():
+    plain = settings_of.TrainingSettings(stop_at=0.9)
+    assert plain.at("normal") == plain
+    gentle, strong = plain.at("gentle"), plain.at("strong")
+    assert gentle.learning_rate < plain.learning_rate < strong.learning_rate
+    assert gentle.stop_at == 1.0 and strong.stop_at < plain.stop_at
+    assert strong.steps > plain.steps and type(strong.steps) is int
+    with pytest.raises(UnlearnError, match="'strength' is 'mighty'; choose one of gentle, normal"):
+        plain.at("mighty")

@@ -1,5 +1,6 @@
 """Pictures that explain an edit, drawn with Pillow."""
 
+import itertools
 import math
 from collections.abc import Sequence
 from typing import NamedTuple, TypeAlias
@@ -103,14 +104,15 @@ def pairs_sheet(
 ) -> Image.Image:
     """PIL picture of before/after pairs: a coloured band with the verdict, then the sections.
 
-    sections: heading and cards. A section without cards is left out.
+    sections: heading and cards. A section without cards is left out. Where a concept has several
+    cards, each concept begins a row of its own.
     """
     columns = _columns(sections)
     width = columns * CARD_WIDTH + 16
     words = _wrapped(verdict, width - 56, 16)
     band = 52 + VERDICT_LINE * len(words)
-    rows = [-(-len(cards) // columns) for _, cards in sections]
-    height = band + 12 + sum(SECTION_HEIGHT + r * CARD_HEIGHT for r in rows if r)
+    rows = [_rows(cards, columns) for _, cards in sections]
+    height = band + 12 + sum(SECTION_HEIGHT + len(r) * CARD_HEIGHT for r in rows if r)
     sheet = Image.new("RGB", (width, height), PAPER)
     draw = ImageDraw.Draw(sheet)
     draw.rectangle((0, 0, width, band), colour)
@@ -118,23 +120,37 @@ def pairs_sheet(
     for i, text in enumerate(words):
         draw.text((20, 42 + VERDICT_LINE * i), text, PAPER, _font(16))
     y = band + 10
-    for (heading, cards), count in zip(sections, rows, strict=True):
-        if not cards:
+    for (heading, _), of_section in zip(sections, rows, strict=True):
+        if not of_section:
             continue
         draw.text((20, y + 6), heading, INK, _font(18))
         y += SECTION_HEIGHT
-        for k, card in enumerate(cards):
-            row, column = divmod(k, columns)
-            _draw_card(sheet, draw, card, 20 + CARD_WIDTH * column, y + CARD_HEIGHT * row)
-        y += count * CARD_HEIGHT
+        for row in of_section:
+            for column, card in enumerate(row):
+                _draw_card(sheet, draw, card, 20 + CARD_WIDTH * column, y)
+            y += CARD_HEIGHT
     return sheet
 
 
+def _groups(cards: Sequence[PairCard]) -> list[list[PairCard]]:
+    """The cards of each concept, where a concept has several; else all of them together."""
+    groups = [list(group) for _, group in itertools.groupby(cards, lambda card: card.heading)]
+    return groups if any(len(group) > 1 for group in groups) else [list(cards)]
+
+
+def _rows(cards: Sequence[PairCard], columns: int) -> list[list[PairCard]]:
+    """The cards in rows of so many columns; each concept that has several begins a row."""
+    rows = []
+    for group in _groups(cards):
+        rows += [group[k : k + columns] for k in range(0, len(group), columns)]
+    return rows
+
+
 def _columns(sections: Sequence[tuple[str, Sequence[PairCard]]]) -> int:
-    counts = [len(cards) for _, cards in sections]
-    if sum(counts) > MANY_PAIRS:
+    if sum(len(cards) for _, cards in sections) > MANY_PAIRS:
         return 4
-    return min(3, max([*counts, 2]))
+    widest = max(len(group) for _, cards in sections for group in _groups(cards))
+    return min(3, max(widest, 2))
 
 
 def _draw_card(
@@ -155,6 +171,22 @@ def _draw_card(
         right = left + draw.textlength(name, _font(12)) + 10
         draw.rectangle((left, top + CELL - 18, right, top + CELL - 1), PAPER)
         draw.text((left + 5, top + CELL - 16), name, INK, _font(12))
+
+
+def strip(title: str, pictures: Sequence[tuple[str, Image.Image | None]]) -> Image.Image:
+    """PIL picture of thumbnails in a row, each with a label below; None for one not drawn yet."""
+    width = max(len(pictures) * (CELL + 8) + 32, 2 * CELL)
+    sheet = Image.new("RGB", (width, TITLE_HEIGHT + CELL + 40), PAPER)
+    draw = ImageDraw.Draw(sheet)
+    draw.text((20, 12), title, INK, _font(18))
+    for number, (label, small) in enumerate(pictures):
+        left, top = 20 + number * (CELL + 8), TITLE_HEIGHT
+        draw.rectangle((left - 1, top - 1, left + CELL, top + CELL), GRID)
+        if small is not None:
+            corner = (left + (CELL - small.width) // 2, top + (CELL - small.height) // 2)
+            sheet.paste(small, corner)
+        draw.text((left + CELL // 2, top + CELL + 18), label, INK, _font(16), anchor="mm")
+    return sheet
 
 
 def thumbnail(picture: torch.Tensor | Image.Image) -> Image.Image:

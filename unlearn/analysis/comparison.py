@@ -106,6 +106,7 @@ def compare(
     metrics, changes = measures.measure(pairs, before, after)
     metrics["weights"] = measures.weight_metrics(weight_changes)
     metrics["settings"] = _as_metrics(settings)
+    metrics["model"] = live.of_model
     metrics["clip"] = None
     if inputs.clip_vision is not None:
         scorer = inputs.score_clip or inputs.clip
@@ -126,7 +127,8 @@ def compare(
     metrics["shots"] = _pair_metrics(pairs, changes)
     text = report.write_text(found, metrics, weight_changes, report.of_forecast(impacts, kept))
     colour = report.verdict_colour(found.code)
-    grid = sheet.draw_sheet(wording.headline(text), colour, pairs, live.thumbnails, changes)
+    headline = wording.headline(text)
+    grid = sheet.draw_sheet(headline, colour, pairs, live.thumbnails, changes, live.of_model)
     live.finish(grid)
     return Comparison(
         charts.to_image(grid),

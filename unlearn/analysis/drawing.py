@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from PIL import Image
 
-from ..host import batched_sampling, sampling
+from ..host import batched_sampling, model_file, sampling
 from ..host.drawn_prompts import DrawnPrompts
 from ..host.memory import BatchSize, raise_if_cancelled
 from ..host.model_types import Model, Vae
@@ -30,6 +30,7 @@ class LiveSheet:
         self, pairs: Sequence[PicturePair], model: Model, steps: int, node_id: str | None = None
     ) -> None:
         self.pairs = pairs
+        self.of_model = model_file.loaded_from(model)
         self.steps = steps
         self.done = 0
         self.thumbnails: Thumbnails = [[None, None] for _ in pairs]
@@ -76,7 +77,13 @@ class LiveSheet:
         raise_if_cancelled()
         sheet = None
         if self._is_due():
-            sheet = draw_sheet("Drawing ...", charts.NEUTRAL, self.pairs, self.thumbnails)
+            sheet = draw_sheet(
+                "Drawing ...",
+                charts.NEUTRAL,
+                self.pairs,
+                self.thumbnails,
+                of_model=self.of_model,
+            )
             self._last = time.monotonic()
         self._progress.show(self.done, sheet)
 
@@ -141,7 +148,7 @@ def decode(vae: Vae, latents: torch.Tensor, when: int, live: LiveSheet) -> torch
     parts, at = [], 0
     while at < len(latents):
         count, pictures = batch.run(
-            len(latents) - at, functools.partial(_decode_batch, vae, latents[at:])
+            len(latents) - at, functools.partial(decode_batch, vae, latents[at:])
         )
         for number, picture in enumerate(pictures, at):
             live.thumbnails[number][when] = charts.thumbnail(picture)
@@ -151,7 +158,8 @@ def decode(vae: Vae, latents: torch.Tensor, when: int, live: LiveSheet) -> torch
     return torch.cat(parts)
 
 
-def _decode_batch(vae: Vae, latents: torch.Tensor, count: int) -> torch.Tensor:
+def decode_batch(vae: Vae, latents: torch.Tensor, count: int) -> torch.Tensor:
+    """The pictures [count, height, width, 3] float32 of the first latents."""
     pictures = vae.decode(latents[:count]).float().cpu()
     # Of a video the first frame. A VAE of videos gives one more axis.
     return pictures.reshape(count, -1, *pictures.shape[-3:])[:, 0]

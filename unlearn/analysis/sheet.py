@@ -21,8 +21,12 @@ def draw_sheet(
     pairs: Sequence[PicturePair],
     thumbnails: Thumbnails,
     changes: Sequence[Mapping[str, float]] = (),
+    of_model: str = "",
 ) -> Image.Image:
-    """The sheet of all pairs. changes: the figures of each pair, none while it is drawn."""
+    """The sheet of all pairs. changes: the figures of each pair, none while it is drawn.
+
+    of_model: the name of the model's file, '' where it is not known.
+    """
     forgotten, kept = [], []
     for number, pair in enumerate(pairs):
         words, frame = "", charts.NEUTRAL
@@ -33,7 +37,8 @@ def draw_sheet(
         card = charts.PairCard(pair.name, caption, before, after, words, frame)
         (forgotten if pair.forgotten else kept).append(card)
     sections = [(FORGOTTEN_HEADING, forgotten), (KEPT_HEADING, kept)]
-    return charts.pairs_sheet("Erasure Report", verdict, colour, sections)
+    title = f"Erasure Report of {of_model}" if of_model else "Erasure Report"
+    return charts.pairs_sheet(title, verdict, colour, sections)
 
 
 def judge(change: Mapping[str, float], forgotten: bool) -> tuple[str, charts.Colour]:

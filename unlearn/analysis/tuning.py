@@ -5,6 +5,14 @@ A date is the day of the commit that set the value. "Sprites" is the sprite worl
 picture, 1 is as far apart as its pictures of two different prompts that start from one noise.
 """
 
+# --- the strip of strengths
+
+SWEEP_NOTHING = 1 / 255
+"""Mean change of a picture from one strength to the next up to which nothing changes.
+
+Unit: brightness, 1 from black to white. Chosen: one step of an 8-bit picture. Not measured
+(2026-11-29)."""
+
 # --- the verdict on before and after
 
 MIN_CHANGE = 0.1

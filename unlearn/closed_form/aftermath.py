@@ -217,7 +217,8 @@ def weakened_by(settings: Any) -> str:
         return ""
     if not settings.prior:
         return "'prior' is off"
-    if settings.overshoot < type(settings.chosen)().overshoot / 2:
+    pushed = settings.overshoot * tuning.STRENGTHS[settings.strength].pushed
+    if pushed < type(settings.chosen)().overshoot / 2:
         return f"'overshoot' is {settings.overshoot:g}"
     return ""
 
@@ -227,6 +228,8 @@ def remedy(settings: Any, concepts: ConceptSet) -> str:
     chosen = settings.chosen
     if settings.variant != "anchored":
         return f"set 'variant' {OF_SOLVE} to 'anchored'"
+    if settings.strength == "gentle":
+        return f"set 'strength' {OF_SOLVE} to 'normal'"
     if not settings.prior:
         return f"turn on 'prior' {OF_SOLVE}"
     if settings.templates:
@@ -246,6 +249,8 @@ def remedy(settings: Any, concepts: ConceptSet) -> str:
     if without:
         example = f"'{wording.name(without[0])} -> thing'"
         return f"say in 'forget' {OF_LIST} what to draw instead: {example}"
+    if settings.strength != "strong":
+        return f"set 'strength' {OF_SOLVE} to 'strong'"
     return f"raise 'drift' {OF_SOLVE} to 0.2"
 
 

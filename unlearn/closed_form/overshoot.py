@@ -17,6 +17,7 @@ from ..analysis.forecast import WeightGrams
 from . import tuning
 from .token_statistics import Statistics
 
+NORMAL = tuning.STRENGTHS["normal"]
 LEAST_SHOWN = 0.005  # shares below it are shown as 0 %
 
 
@@ -25,7 +26,7 @@ class OvershootFit:
 
     stats: of the solve; kinds: of its concepts; grams: of the layers before it; operator H [d, d]:
     the LayerEdit's `solution_operator`; concepts [s] and differences [s, d] float64: what
-    `in_new_sentences` of token_statistics.py gives.
+    `in_new_sentences` of token_statistics.py gives; strength: how much is to be left.
     With very many concepts only some of them are in `concepts`; the others are pushed by the mean.
 
     On a model with earlier patches of this pack less is asked for, and both what is left and the
@@ -40,13 +41,15 @@ class OvershootFit:
         operator: torch.Tensor,
         concepts: torch.Tensor,
         differences: torch.Tensor,
+        strength: tuning.Strength = NORMAL,
     ) -> None:
         self.stats, self.kinds, self.grams, self.operator = stats, kinds, grams, operator
         self.differences = differences
         self.checked, self._index = concepts.unique(return_inverse=True)
         self._count = torch.bincount(self._index)
         self.earlier = grams.base_gram is not None
-        self.target = tuning.RESIDUAL_WARNING if self.earlier else tuning.TARGET_RESIDUAL
+        target = tuning.RESIDUAL_WARNING if self.earlier else tuning.TARGET_RESIDUAL
+        self.target, self.strength = target + strength.left, strength
         self.base = self.multiplier(torch.zeros(len(self.checked), dtype=torch.float64))
 
     def for_all(self, shares: torch.Tensor) -> torch.Tensor:
@@ -101,8 +104,10 @@ class OvershootFit:
     def fit(self, most: float, limit: float) -> tuple[torch.Tensor, list[str], tuple[str, ...]]:
         """(the share of every concept [m] float64, notes for the report, names that may come back).
 
-        most: the largest share, of a style less; limit: the largest drift of what is kept.
+        most: the largest share, of a style less; limit: the largest drift of what is kept; both at
+        the strength 'normal'.
         """
+        most, limit = most * self.strength.pushed, limit * self.strength.drift
         parts = [most * tuning.PUSHED[kind] for kind in self._checked_kinds()]
         shares = self.search(torch.tensor(parts, dtype=torch.float64))
         whole = self.multiplier(shares)

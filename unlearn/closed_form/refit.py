@@ -1,6 +1,6 @@
 """A ScaPre patch made again from its recipe, for another model."""
 
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 
 from ..errors import UnlearnError
@@ -20,6 +20,8 @@ def settings_of(recipe: Recipe) -> tuple[SolveSettings, tuple[str, ...]]:
     common = {
         f.name: f.default for f in fields(SolveSettings) if f.name not in ("variant", "options")
     }
+    # Patches from before there was a choice of strength were made as 'normal' is.
+    recipe = replace(recipe, settings={"strength": "normal", **recipe.settings})
     values, notes = recipe.chosen({**asdict(variant.settings()), **common})
     for name, shown in variant.inputs.items():
         low, high = getattr(shown, "low", 0), getattr(shown, "high", 1)

@@ -81,13 +81,18 @@ class SolveSession:
         return self._forecast
 
     def overshoot(
-        self, found: Solution, most: float, drift: float, progress: Progress | None = None
+        self,
+        found: Solution,
+        most: float,
+        drift: float,
+        progress: Progress | None = None,
+        strength: str = "normal",
     ) -> Solution:
         """The solution with concepts pushed past zero; see overshoot.py.
 
         most: the largest share of itself by which a concept is pushed; drift: how far what is kept
-        may move. Nothing is solved again where the edit has `for_target`, and nothing is pushed
-        where the plan has no sentences to check it in.
+        may move, both at the strength 'normal'. Nothing is solved again where the edit has
+        `for_target`, and nothing is pushed where the plan has no sentences to check it in.
         """
         operator = found.edit.solution_operator
         if operator is None or most <= 0 or not self.group.plan.checked:
@@ -96,7 +101,8 @@ class SolveSession:
             self.group.plan, self.group.fetch, progress
         )
         kinds = self.group.plan.kinds
-        fit = OvershootFit(found.stats, kinds, self.grams, operator, concepts, differences)
+        how = tuning.STRENGTHS[strength]
+        fit = OvershootFit(found.stats, kinds, self.grams, operator, concepts, differences, how)
         shares, notes, back = fit.fit(most, drift)
         found = replace(found, may_come_back=back)
         stats = found.stats.overshot(shares)

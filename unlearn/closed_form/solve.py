@@ -14,7 +14,7 @@ import torch
 from .. import provenance
 from ..analysis import forecast
 from ..analysis.forecast import WeightGrams, WordImpact
-from ..errors import UnlearnError
+from ..errors import UnlearnError, quoted
 from ..files.text_cache import TextStateCache, default_folder
 from ..host import architectures, patching, text_encoding, weights
 from ..host.architectures import cross_attention, pooled_text
@@ -55,7 +55,8 @@ class SolveSettings:
     Of variants with a `solution_operator` alone: hard_keep, the share of the keep list's energy
     that the edit does not touch, 0 to 1; rounds of search for what revives a concept; protect, how
     far every word must stand out as it did when the edited model looks at noise, 0 to 1 (0: only
-    forecast), in pictures of `glance_size` pixels (0: half the model's own size).
+    forecast), in pictures of `glance_size` pixels (0: half the model's own size); strength, one of
+    tuning.STRENGTHS.
     """
 
     variant: str = variants.FIRST
@@ -69,6 +70,15 @@ class SolveSettings:
     expand: bool = False
     protect: float = 0.0
     glance_size: int = 0
+    strength: str = "normal"
+
+    def __post_init__(self) -> None:
+        """Raises UnlearnError for a strength that does not exist."""
+        if self.strength not in tuning.STRENGTHS:
+            raise UnlearnError(
+                f"The input 'strength' is {quoted(self.strength)}; choose one of "
+                f"{', '.join(tuning.STRENGTHS)}."
+            )
 
     @classmethod
     def of(cls, variant: str = variants.FIRST, **given: Any) -> "SolveSettings":
@@ -315,15 +325,15 @@ def _solution(
     """The variant's solution, pushed past zero and closed against revivals."""
     found = Solution(session.solve(stats), stats)
     if found.edit.solution_operator is None:
-        if settings.rounds or settings.protect:
+        if settings.rounds or settings.protect or settings.strength != "normal":
             note = (
-                "Robustness rounds and auto-protect are for the variant 'anchored'; they were "
-                "left out."
+                "Strength, robustness rounds and auto-protect are for the variant 'anchored'; they "
+                "were left out."
             )
             return found if session.group.pooled else found.again(found.edit, stats, note)
         return found
     drift = getattr(settings.chosen, "drift", 1.0)
-    found = session.overshoot(found, settings.overshoot, drift, progress)
+    found = session.overshoot(found, settings.overshoot, drift, progress, settings.strength)
     if not session.group.pooled:
         found = aftermath.hold_listed(session, found)
     return session.close_revivals(found, settings.rounds)

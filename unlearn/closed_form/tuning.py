@@ -5,6 +5,8 @@ the day of the commit that set the value. Everything in `IN_PROVENANCE` affects 
 solve and is written into the patch.
 """
 
+from dataclasses import dataclass
+
 from ..analysis import tuning as analysis
 from ..files.tuning import KEPT_PAD_SAMPLES, PAD_SAMPLES
 from ..host.tuning import DENSE
@@ -58,6 +60,31 @@ that they were asked for, and at 0.5 none did. The other forgotten style was dra
 of eight pictures of line art at 1, and in two at 0.5. On sprites 0.5 and 1 forget all of three
 styles, and 0.3 leaves 0.06. A house alone came back in 0.19 of sixteen pictures at 0.5
 (2026-11-29)."""
+
+
+@dataclass(frozen=True)
+class Strength:
+    """What the input 'strength' changes, without units.
+
+    left: added to TARGET_RESIDUAL, the share of a concept that is to be left. pushed, drift:
+    factors on the settings 'overshoot' and 'drift', which bound how far concepts are pushed.
+    """
+
+    left: float = 0.0
+    pushed: float = 1.0
+    drift: float = 1.0
+
+
+STRENGTHS = {
+    "gentle": Strength(left=0.3, pushed=0.5, drift=0.6),
+    "normal": Strength(),
+    "strong": Strength(left=-0.4, pushed=1.5, drift=1.8),
+}
+"""The choices of 'strength'.
+
+Measured on sprites, three objects and a style forgotten, 84 pictures: at all three nothing of them
+is drawn, and of what is kept 1.05 stays at 'gentle', 0.97 at 'normal' and 0.90 at 'strong', over
+the unedited model. No other values were tried (2026-11-29)."""
 
 OVERSHOOT_ITERATIONS = 8
 """Steps of the fixed-point search for the overshoot of each concept. Not measured (2026-11-22)."""
@@ -203,6 +230,14 @@ CACHE_SHARE = 0.5
 
 It changes no result. Not measured (2026-11-28)."""
 
+SOLVED_PATCHES = 8
+"""Patches that are kept in memory, so that an earlier list need not be solved again, at most.
+
+It changes no result. Not measured (2026-11-29)."""
+
+SOLVED_BYTES = 2**28
+"""Bytes that these may take. It changes no result. Not measured (2026-11-29)."""
+
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 """Quantiles of the Informax weights that the report shows."""
 
@@ -216,6 +251,9 @@ IN_PROVENANCE: dict[str, float | int | str] = {
     "words_weight": WORDS_WEIGHT,
     "target_residual": TARGET_RESIDUAL,
     "pushed": ", ".join(f"{kind} {part}" for kind, part in PUSHED.items()),
+    "strengths": "; ".join(
+        f"{name} {how.left:g} {how.pushed:g} {how.drift:g}" for name, how in STRENGTHS.items()
+    ),
     "overshoot_iterations": OVERSHOOT_ITERATIONS,
     "residual_warning": RESIDUAL_WARNING,
     "energy": ENERGY,

@@ -2,8 +2,9 @@
 
 Metadata, all strings: `format`, `format_version`, `pack_version`, `method`, `concepts` (JSON list),
 `provenance` (JSON, one object for each patch of the stack), `edits` (JSON, one object for each
-edit, in order), `checksum`. A tensor that several edits share is stored once, under the number of
-the first. `fingerprint.KEY` holds samples of the base model's weight KEY.
+edit, in order), `checksum`, and `picture` where there is one. A tensor that several edits share is
+stored once, under the number of the first. `fingerprint.KEY` holds samples of the base model's
+weight KEY.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from ..host import weights
 from ..host.adapters import Delta, LowRank, Prune, WeightEdit
 from ..types import Fingerprint, UnlearnPatch
 from ..version import VERSION
-from . import safetensors_io
+from . import safetensors_io, small_picture
 from .safetensors_io import Header
 
 FORMAT, FORMAT_VERSION = "unlearn-patch", "1"
@@ -38,6 +39,7 @@ _KINDS: dict[type, str] = {edit: kind for kind, (edit, _) in FIELDS.items()}
 _TENSORS = ("mask", "up", "down", "values", "indices")
 _FLOATS = ("F32", "F16", "BF16", "F64")
 _LARGEST = 2**31  # entries of a weight that int32 indices reach
+_PICTURE = "picture"  # a JPEG in base64; a damaged one is left out and the patch is loaded
 _SAMPLE = "fingerprint."  # begins the name of a tensor with samples of a weight
 
 
@@ -72,6 +74,8 @@ def save(path: Path, patch: UnlearnPatch) -> None:
         "provenance": json.dumps(patch.provenance, default=str),
         "edits": json.dumps(entries),
     }
+    if patch.picture:
+        metadata[_PICTURE] = patch.picture
     checksum = _checksum(tensors, metadata)
     safetensors_io.write(path, tensors, metadata | {"checksum": checksum}, is_ours)
 
@@ -105,7 +109,10 @@ def load(path: Path) -> tuple[UnlearnPatch, dict[str, str]]:
             tensors = {name: read(name) for name in header}
         if _checksum(tensors, metadata) != metadata["checksum"]:
             raise ValueError("its checksum is another")
-        patch = UnlearnPatch(_edits(entries, tensors), _fingerprint(tensors), provenance)
+        shown = metadata.get(_PICTURE, "")
+        if small_picture.decoded(shown) is None:
+            shown = ""
+        patch = UnlearnPatch(_edits(entries, tensors), _fingerprint(tensors), provenance, shown)
         return patch, metadata
     except UnlearnError:
         raise

@@ -24,7 +24,7 @@ COMPUTATION = {"manual_cast_dtype"}  # object patches that say how states are co
 PLAIN = (str, int, float, bool, type(None))
 
 
-class _Unknown(Exception):
+class Unknown(Exception):
     """Something decides the states that cannot be read."""
 
 
@@ -51,17 +51,17 @@ def identity(clip: Clip, probes: Sequence[str], pooled_by: str | None = None) ->
         _add_options(h.update, clip, model)
         _add_weights(h.update, patcher, model, pooled_by)
         for key in sorted(patcher.patches):
-            _add(h.update, (key, patcher.patches[key]))
-    except (_Unknown, AttributeError, TypeError, RuntimeError):  # a CLIP of another pack's making
+            add(h.update, (key, patcher.patches[key]))
+    except (Unknown, AttributeError, TypeError, RuntimeError):  # a CLIP of another pack's making
         return None
     return h.hexdigest()
 
 
 def _add_tokenizer(update: Callable[[bytes], None], clip: Clip, probes: Sequence[str]) -> None:
     """The tokenizer's class, its options, and the tokens and weights of some sentences."""
-    _add(update, (type(clip.tokenizer).__qualname__, dict(clip.tokenizer_options)))
+    add(update, (type(clip.tokenizer).__qualname__, dict(clip.tokenizer_options)))
     for text in probes:
-        _add(update, clip.tokenize(text))
+        add(update, clip.tokenize(text))
 
 
 def _add_options(update: Callable[[bytes], None], clip: Clip, model: torch.nn.Module) -> None:
@@ -70,13 +70,13 @@ def _add_options(update: Callable[[bytes], None], clip: Clip, model: torch.nn.Mo
     The encoders of all clones are the same objects, so their current options are those of the last
     run. The defaults, which every run starts from, stay.
     """
-    _add(update, ("clip skip", clip.layer_idx))
+    add(update, ("clip skip", clip.layer_idx))
     for name, encoder in [("", model), *model.named_children()]:
-        _add(update, (name, type(encoder).__qualname__))
+        add(update, (name, type(encoder).__qualname__))
         for option in ("options_default", "layer_norm_hidden_state", "special_tokens"):
-            _add(update, (option, getattr(encoder, option, None)))
+            add(update, (option, getattr(encoder, option, None)))
         for option in ("enable_attention_masks", "zero_out_masked", "max_length", "num_layers"):
-            _add(update, (option, getattr(encoder, option, None)))
+            add(update, (option, getattr(encoder, option, None)))
 
 
 def _add_weights(
@@ -88,34 +88,34 @@ def _add_weights(
         if name.endswith(UNUSED) and not (projects and "text_projection" in name):
             continue
         backup = patcher.backup.get(name) or patcher.hook_backup.get(name)
-        _add(update, name)
-        _add(update, parameter if backup is None else backup[0])
+        add(update, name)
+        add(update, parameter if backup is None else backup[0])
 
 
-def _add(update: Callable[[bytes], None], value: Any) -> None:
-    """Adds any value that a patch or an option may hold; raises _Unknown for others."""
+def add(update: Callable[[bytes], None], value: Any) -> None:
+    """Adds any value that a patch or an option may hold; raises Unknown for others."""
     if isinstance(value, torch.Tensor):
-        _add_tensor(update, value)
+        add_tensor(update, value)
     elif isinstance(value, PLAIN):
         update(f"{value!r}\0".encode())
     elif isinstance(value, WeightAdapterBase):
         update(f"{type(value).__qualname__}\0".encode())
-        _add(update, tuple(value.weights))
+        add(update, tuple(value.weights))
     elif isinstance(value, dict):
-        _add(update, [(key, value[key]) for key in sorted(value, key=str)])
+        add(update, [(key, value[key]) for key in sorted(value, key=str)])
     elif isinstance(value, (tuple, list)):
         update(f"[{len(value)}\0".encode())
         for part in value:
-            _add(update, part)
+            add(update, part)
     else:
-        raise _Unknown
+        raise Unknown
 
 
-def _add_tensor(update: Callable[[bytes], None], tensor: Any) -> None:
+def add_tensor(update: Callable[[bytes], None], tensor: Any) -> None:
     """Shape and one entry of each row of a tensor; of a quantised one, of what it is stored in."""
     if hasattr(tensor, "_qdata"):  # comfy_kitchen's QuantizedTensor
-        _add(update, getattr(tensor, "_layout_cls", ""))
-        _add(update, [v for v in vars(tensor._params).values() if isinstance(v, torch.Tensor)])
+        add(update, getattr(tensor, "_layout_cls", ""))
+        add(update, [v for v in vars(tensor._params).values() if isinstance(v, torch.Tensor)])
         tensor = tensor._qdata
     update(f"{tuple(tensor.shape)}\0".encode())
     flat = tensor.detach().reshape(-1)

@@ -51,3 +51,15 @@ def _is_record(record: Any) -> bool:
     return all(
         isinstance(part, list) and all(isinstance(text, str) for text in part) for part in lists
     )
+
+
+def loaded_from(model: Model) -> str:
+    """The name of the file that a MODEL was loaded from, '' where it is not known.
+
+    ComfyUI's own loaders leave it in the MODEL, so that it can be loaded again.
+    """
+    made = getattr(model, "cached_patcher_init", None)
+    if not isinstance(made, tuple) or len(made) < 2 or not made[1]:
+        return ""
+    path = made[1][0]
+    return os.path.basename(path) if isinstance(path, str) else ""

@@ -10,6 +10,8 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import re
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +19,9 @@ from ..errors import UnlearnError
 from . import folders
 
 LOADED_FROM = ("checkpoints", "diffusion_models")  # kinds of folders that checkpoints are moved to
+
+
+EXISTING = ("replace", "count up")  # what a save node does with a name that is taken
 
 
 @dataclass
@@ -38,6 +43,71 @@ def place(kind: str, name: str | None) -> str | None:
         return str(folders.new(kind, name))
     except UnlearnError:  # the node says it when it runs
         return name
+
+
+@dataclass(frozen=True)
+class Target:
+    """A file that a save node is about to write. Made before it, asked what it did after it.
+
+    kind: of its folder. where: as `state` is asked for it. replaced: when the file that it replaces
+    was written, in seconds since the epoch, None where there is none.
+    """
+
+    kind: str
+    path: Path
+    where: str
+    replaced: float | None
+
+    @classmethod
+    def of(cls, kind: str, name: str, existing: str) -> Target:
+        """The file for a name. `existing` is one of EXISTING.
+
+        'count up' takes NAME where it is free, else NAME_00002, NAME_00003 and so on: one more
+        than the highest number there. Raises UnlearnError for a name that is none on every system.
+        """
+        path = folders.new(kind, name)
+        where = _where(str(path), existing)
+        if existing == "count up":
+            path = _uncounted(path)
+        stamp = _stamp(path)
+        return cls(kind, path, where, None if stamp is None else stamp[0] / 1e9)
+
+    @property
+    def listed(self) -> str:
+        """The name under which menus list the file."""
+        return folders.name_of(self.kind, self.path)
+
+    def written(self) -> str:
+        """Remembers that the file has just been written, and says so in one sentence."""
+        wrote(self.where, self.path, numbered=self.where != str(self.path))
+        size = f"{self.path.stat().st_size / 2**20:.2f} MB"
+        if self.replaced is None:
+            return f"Saved {self.listed}, {size}."
+        then = time.strftime("%Y-%m-%d %H:%M", time.localtime(self.replaced))
+        return f"Replaced {self.listed} of {then}, now {size}."
+
+
+def of_name(kind: str, name: str | None, existing: str | None) -> float:
+    """`state` of the file that a save node of a kind wrote for a name."""
+    found = place(kind, name)
+    return state(None if found is None or existing is None else _where(found, existing))
+
+
+def _where(path: str, existing: str) -> str:
+    return path if existing == "replace" else f"{path}: {existing}"
+
+
+def _uncounted(path: Path) -> Path:
+    """The path itself where nothing is there, else with the next number behind its name."""
+    counted = re.compile(re.escape(path.stem) + r"_(\d{5,9})" + re.escape(path.suffix))
+    try:
+        names = [file.name for file in path.parent.iterdir()]
+    except OSError:  # the folder is made when the file is written
+        return path
+    numbers = [int(found[1]) for found in map(counted.fullmatch, names) if found]
+    if path.name not in names and not numbers:
+        return path
+    return path.with_name(f"{path.stem}_{max([1, *numbers]) + 1:05}{path.suffix}")
 
 
 def wrote(where: str, path: Path, numbered: bool = False) -> None:

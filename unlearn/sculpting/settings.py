@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from ...kernels.sculpting import MEASURES
+from ..errors import UnlearnError, quoted
+from . import tuning
 
 VARIANTS = ("replay", "intended", "released")
 IMPORTANCES = MEASURES  # how the weights of a matrix are ranked
 ON_CANCEL = ("discard", "keep")
+STRENGTHS = tuple(tuning.STRENGTHS)
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,22 @@ class TrainingSettings:
     low_rank: int = 0  # rank of the patch; 0 keeps every trained weight
     on_cancel: str = "discard"  # one of ON_CANCEL
     seed: int = 0
+
+    def at(self, strength: str) -> TrainingSettings:
+        """These settings, which are those of the strength 'normal', at another strength.
+
+        Raises UnlearnError for a strength that does not exist.
+        """
+        if strength not in STRENGTHS:
+            raise UnlearnError(
+                f"The input 'strength' is {quoted(strength)}; choose one of {', '.join(STRENGTHS)}."
+            )
+        changed: dict[str, Any] = {}
+        for name, factor in tuning.STRENGTHS[strength].items():
+            value = getattr(self, name) * factor
+            changed[name] = round(value) if isinstance(getattr(self, name), int) else value
+        found = replace(self, **changed)
+        return replace(found, stop_at=min(found.stop_at, 1.0))
 
     @property
     def replays(self) -> bool:

@@ -77,6 +77,13 @@ RETAIN_KAPPA = 2.0
 # 2026-11-22, chosen for speed.
 RETAIN_TOLERANCE = 0.05
 
+# Factors on settings, by the choices of 'strength'. Chosen by hand, not measured; 2026-11-29.
+STRENGTHS: dict[str, dict[str, float]] = {
+    "gentle": {"learning_rate": 0.7, "stop_at": 1.25, "hold": 2.0},
+    "normal": {},
+    "strong": {"learning_rate": 1.4, "stop_at": 0.6, "steps": 1.5},
+}
+
 # --- What does not change a result ----------------------------------------------------------------
 
 # DDIM steps of a preview picture. Not measured; 2026-11-21.

@@ -43,7 +43,6 @@ class AnchoredSettings:
         0.01,
         "How strongly every direction is held at the original weights (lambda). Raise it when "
         "prompts unlike those in the lists change.",
-        advanced=True,
     )
     spectral: float = number(
         0.0,
@@ -52,7 +51,6 @@ class AnchoredSettings:
         0.1,
         "Spectral trace regularisation: keeps many concepts from fighting over weak shared "
         "directions. Try 1 when forgetting dozens at once.",
-        advanced=True,
     )
     informax: bool = switch(
         False,
@@ -66,7 +64,6 @@ class AnchoredSettings:
         "How far past zero the concepts are pushed at most. New sentences hold more of a concept "
         "than the studied ones have in common, so stopping at zero leaves some of it. Raise it "
         "when a single concept comes back.",
-        advanced=True,
     )
     drift: float = number(
         0.14,
@@ -75,7 +72,6 @@ class AnchoredSettings:
         0.01,
         "Concepts are pushed past zero only as long as what is kept moves by no more than this "
         "share. Lower it when kept things change; raise it when concepts come back.",
-        advanced=True,
     )
 
 

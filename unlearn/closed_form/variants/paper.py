@@ -35,7 +35,6 @@ class PaperSettings:
         1e3,
         0.01,
         "The paper's lambda. Raise it when unlisted things change.",
-        advanced=True,
     )
     step: float = number(
         0.1,
@@ -44,7 +43,6 @@ class PaperSettings:
         0.05,
         "How far the result is moved back to the original weights along the Bures geodesic. "
         "0 leaves it as solved, 1 undoes it.",
-        advanced=True,
     )
     informax: bool = switch(
         True,

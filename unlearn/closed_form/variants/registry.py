@@ -48,7 +48,7 @@ Input = Number | Integer | Switch
 
 
 def number(
-    default: float, low: float, high: float, step: float, tooltip: str, advanced: bool = False
+    default: float, low: float, high: float, step: float, tooltip: str, advanced: bool = True
 ) -> Any:
     """A field of a settings dataclass: a real number."""
     return _declared(Number(float(default), low, high, step, tooltip, advanced))

@@ -21,7 +21,7 @@ class ReleasedASettings:
     """Settings of the variant `released-A`."""
 
     erase: float = number(1.0, 0.0, 1e4, 0.5, "The released erase_scale (eta). Try 1, then 3.")
-    power: float = number(2.0, 0.0, 50, 1, POWER, advanced=True)
+    power: float = number(2.0, 0.0, 50, 1, POWER)
     floor: float = number(
         0.8,
         0.0,
@@ -29,7 +29,6 @@ class ReleasedASettings:
         0.05,
         "The smallest part of the edit that a channel takes (a_min). 1 applies all of it "
         "everywhere.",
-        advanced=True,
     )
     samples: int = integer(20, 1, 200, SAMPLES)
     svd: bool = switch(
@@ -44,7 +43,7 @@ class ReleasedBSettings:
     """Settings of the variant `released-B`."""
 
     erase: float = number(2.0, 0.0, 1e4, 0.5, "The released erase_scale (eta). Try 2, then 3.")
-    power: float = number(8.0, 0.0, 50, 1, POWER, advanced=True)
+    power: float = number(8.0, 0.0, 50, 1, POWER)
     steps: int = integer(
         1,
         0,

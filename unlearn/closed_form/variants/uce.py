@@ -24,7 +24,6 @@ class UceSettings:
         0.1,
         "How strongly every direction is held at the original weights (lambda). The released code "
         "has 0.5.",
-        advanced=True,
     )
 
 
