@@ -304,7 +304,7 @@ def test_figures_stand_behind():
     behind = text.partition("\nDetails:\n")[2]
     for figure in ("rank 4", "0.0e+00", "1.00 MB", "5.0%", "'fox' (60% left)", "Understood as"):
         assert figure in behind, figure
-    assert "3 more in the details" in solved(
+    assert "2 more in the details" in solved(
         [("fox", 0.9)], (0.8, 0.1), 0.5, (Impact("cat", 0.2, True),), doubtful=("key",)
     )
 

@@ -208,11 +208,15 @@ class ScaPreReport:
         untouched = self._hardly_touched()
         if untouched:
             most, name = self._most_left()
-            told.warn(
-                f"{wording.names(untouched, quotes=True)} hardly touched.",
-                f"Of what '{name}' adds to keys and values {most:.0%} is left; raise 'erase' or "
-                "lower 'preserve'.",
+            why = (
+                f"'{name}' is hardly touched: of what it adds to keys and values {most:.0%} is "
+                "left; raise 'erase' or lower 'preserve'."
             )
+            new = [one for one in untouched if one not in self.asked.back()]
+            if new:
+                told.warn(f"{wording.names(new, quotes=True)} hardly touched.", why)
+            else:  # a warning that it is still there is enough
+                told.details.append(why)
             told.advice.append(f"Try: raise 'erase' {OF_SOLVE}.")
         if self.drift > tuning.DRIFT_WARNING:
             told.warn(
