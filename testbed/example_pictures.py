@@ -61,7 +61,7 @@ def kept_prompts(task):
 def plans(task=judged.SHOWN):
     """Workflow -> its Plan in the world of a Task; those of PRUNING in that of task_of."""
     found = {**plans_without_pruning(task), **plans_with_pruning(task_of(PRUNING[0], task))}
-    return {name: found[name] for name in graphs.SOURCES}
+    return {name: found[name] for name in graphs.SOURCES if name in found}
 
 
 def plans_without_pruning(task):
@@ -70,7 +70,7 @@ def plans_without_pruning(task):
     both = objects | {"Styles to Forget": (style,)}
     return {
         "quick_erase": Plan(
-            both,
+            {"Concepts to Forget": (first, second, style)},
             erased(task, first, second, style),
             kept,
             f"Quick erase: {first}, {second}, {style}\n{SMALL}",
@@ -92,6 +92,12 @@ def plans_without_pruning(task):
             erased(task, first, style),
             kept[:1],
             f"Compare variants: {first}, {style}\n{SMALL}",
+        ),
+        "safe_for_children": Plan(
+            {"What to Forget": (task.world.explicit_word,)},
+            tuple(task.world.explicit(n, "an image of {x}").text for n in (first, second)),
+            kept[:2],
+            f"Safe for children: {task.world.explicit_word}\n{SMALL}",
         ),
         "export_and_reload": Plan(
             objects,
@@ -167,6 +173,8 @@ def small(name, task=judged.SHOWN, muted=False, quick=False):
         "EmptyLatentImage": {"width": side, "height": side},
         "KSampler": {"steps": 2 if quick else 12, "cfg": 3.0, "seed": 5},
         "ScaPreSolve": {"prior": not quick},
+        "ErasureReport": {"steps": 2 if quick else 12, "cfg": 3.0, "size": side}
+        | ({"kept": 1} if quick else {}),
         "ConceptSaliency": {"prompts": 1, "steps": 2, "window": 1}
         if quick
         else {"prompts": 8, "steps": 15, "window": 10},
@@ -179,7 +187,9 @@ def small(name, task=judged.SHOWN, muted=False, quick=False):
         },
     }
     for node in graph.values():
-        node["inputs"].update(puts.get(node["class_type"], {}))
+        given = puts.get(node["class_type"], {}).items()
+        linked = [k for k, v in node["inputs"].items() if isinstance(v, list)]
+        node["inputs"].update({k: v for k, v in given if k not in linked})
         if node["class_type"] in ("ConceptSaliency", "DynamicMaskTrainer"):
             node["inputs"].update(cfg=3.0, size=side)
     return graph
@@ -227,7 +237,7 @@ HEADLINES = 84  # pixels of a sheet above its pictures
 
 def retitled(name):
     """The picture of a workflow in FAMILY_TITLES: what `SHOWN_BY` draws, under another headline."""
-    with Image.open(graphs.FOLDER / f"{SHOWN_BY}.jpg") as drawn:
+    with Image.open(graphs.path(SHOWN_BY).with_suffix(".jpg")) as drawn:
         out = drawn.convert("RGB")
     draw = ImageDraw.Draw(out)
     draw.rectangle((0, 0, SIDE, HEADLINES), PAPER)
