@@ -19,6 +19,7 @@ from ..unlearn.host.model_types import Clip, Model
 from ..unlearn.pruning import collection
 from ..unlearn.pruning.prompts import OwnLines
 from ..unlearn.types import ConceptSet
+from .search_words import WANTED
 from .sockets import Concepts, Saliency
 
 D = collection.DEFAULTS
@@ -62,6 +63,7 @@ class ConceptSaliency(io.ComfyNode):
                 "neuron",
                 "FIA",
                 "wanda",
+                *WANTED,
             ],
             inputs=[
                 io.Model.Input(

@@ -11,6 +11,7 @@ from ..unlearn.host import progress
 from ..unlearn.host.matching import check_clip
 from ..unlearn.host.model_types import Clip, Model
 from ..unlearn.types import ConceptSet
+from .search_words import FAMILIES, WANTED
 from .sockets import Concepts, Patch
 from .variant_inputs import variant_input
 
@@ -37,6 +38,8 @@ class ScaPreSolve(io.ComfyNode):
                 "concept",
                 "UCE",
                 "closed form",
+                *WANTED,
+                *FAMILIES,
             ],
             inputs=[
                 io.Model.Input(

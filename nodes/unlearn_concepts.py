@@ -12,6 +12,7 @@ from ..unlearn.concepts import lists, notation
 from ..unlearn.errors import UnlearnError
 from ..unlearn.host import embeddings, folders
 from ..unlearn.types import KINDS, ConceptSet
+from .search_words import FAMILIES, WANTED
 from .sockets import Concepts
 
 NONE = lists.NONE
@@ -62,7 +63,16 @@ class UnlearnConcepts(io.ComfyNode):
             category="unlearn",
             description="Names what the model must forget and what it must keep. Connect it to an "
             "eraser such as ScaPre Solve.",
-            search_aliases=["erase", "remove", "unlearn", "forget", "censor", "concept"],
+            search_aliases=[
+                "erase",
+                "remove",
+                "unlearn",
+                "forget",
+                "censor",
+                "concept",
+                *WANTED,
+                *FAMILIES,
+            ],
             inputs=[
                 io.String.Input(
                     "forget",

@@ -247,29 +247,22 @@ def retitled(name):
 
 def _headlines(draw, title):
     for k, line in enumerate(title.split("\n")):
-        draw.text((24, 16 + 34 * k), line, INK, ImageFont.load_default((30, 22)[k]))
+        draw.text((24, 12 + 38 * k), line, INK, ImageFont.load_default((34, 22)[k]))
 
 
-def sheet(title, forgotten, kept):
-    """A square picture of two lists of (prompt, [(label, picture), ...]).
+def sheet(title, text, pictures):
+    """A square picture: a headline, and two large pictures of one prompt, before and after.
 
-    Pairs of pictures stand in two columns; more pictures stand in one line for each prompt.
+    pictures: [(label, picture), ...]; the first and the second one are shown.
     """
     out = Image.new("RGB", (SIDE, SIDE), PAPER)
     draw, font = ImageDraw.Draw(out), ImageFont.load_default
     _headlines(draw, title)
-    pairs = len(forgotten[0][1]) == 2
-    side = 176  # a multiple of the small pictures' own pixels
-    for column, (word, colour, shots) in enumerate(
-        (("forgotten", GONE, forgotten), ("kept", KEPT, kept))
-    ):
-        for k, (text, pictures) in enumerate(shots):
-            row = k if pairs else k + column * len(forgotten)
-            x, y = (24 + 388 * column * pairs, 92 + 234 * row)
-            draw.text((x, y), text, colour, font(22))
-            draw.text((x + 8 + draw.textlength(text, font(22)), y + 6), word, colour, font(15))
-            for j, (label, picture) in enumerate(pictures):
-                at = (x + j * (side + (4 if pairs else 16)), y + 32)
-                out.paste(picture.resize((side, side), Image.NEAREST), at)
-                draw.text((at[0], at[1] + side + 2), label, INK, font(16))
+    side, top = 384, 190  # three times the small pictures' own size
+    for j, ((label, picture), colour) in enumerate(zip(pictures[:2], (KEPT, GONE), strict=True)):
+        x = 12 + j * (side + 8)
+        out.paste(picture.resize((side, side), Image.NEAREST), (x, top))
+        draw.text((x + 6, top + side + 8), label, colour, font(40))
+    draw.text((24, top + side + 90), text, INK, font(34))
+    draw.text((24, top + side + 136), "the same seed", INK, font(24))
     return out

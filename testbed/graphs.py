@@ -341,16 +341,16 @@ def quick_erase():
     room = {"width": 512, "height": 512, "batch_size": 1}
     # At 1366x768 the frontend fits this to the window at three quarters of its size.
     nodes = {
-        "1": _loader(CHECKPOINT, (0, 270, 300, 98)),
+        "1": _loader(CHECKPOINT, (0, 250, 300, 98)),
         "4": (BLUEPRINT, BLUEPRINT, (330, 0, 340, 718), erase),
-        "6": ("CLIPTextEncode", "Prompt", (0, 415, 300, 100), prompt),
-        "8": ("EmptyLatentImage", "Picture Size", (0, 562, 300, 118), room),
+        "6": ("CLIPTextEncode", "Prompt", (0, 425, 300, 100), prompt),
+        "8": ("EmptyLatentImage", "Picture Size", (0, 572, 300, 118), room),
         "9": (DRAW, DRAW, (700, 0, 260, 345), _drawing(["4", 0])),
         "13": _saved("Before", ["9", 0], (700, 393, 260, 325)),
         "14": _saved("After", ["9", 1], (990, 393, 356, 325)),
         "15": _compared(["9", 0], ["9", 1], (990, 0, 356, 345)),
     }
-    return Drawing(nodes, note, (0, 0, 300, 225))
+    return Drawing(nodes, note, (0, 0, 300, 205))
 
 
 def _drawing(edited):
@@ -448,15 +448,10 @@ def one_after_another():
 def all_three_stacked():
     """Each method forgets what suits it; one Apply Unlearn Patch takes all three patches."""
     note = (
-        "## All three, stacked\n\nA style by **ScaPre** (seconds), an object by **FIA** (a "
-        "minute), another by **Dynamic Mask Trainer** "
-        "(minutes on a GPU); each from the same plain model. **Apply Unlearn Patch** puts them on "
-        "in order.\n\n1. **Load Checkpoint**: "
-        "any SD1.5, SD2.1 or SDXL checkpoint that is not quantised.\n2. Fill the three "
-        "lists.\n3. Press **Run**. What is "
-        "done is not done again: change one group, and only that one runs.\n\nToo slow? Cut the "
-        "link from the trainer to **Apply Unlearn "
-        "Patch**: it does not run then. More patches? A new socket appears with each link."
+        "## All three, stacked\n\nA style by **ScaPre**, an object by **FIA**, another by "
+        "**Dynamic Mask Trainer** (minutes on a GPU).\n\n1. **Load Checkpoint**: a model that is "
+        "not quantised.\n2. Fill the three lists. **Run**.\n\nChange one list, and only that one "
+        "runs again. Too slow? Cut the link from the trainer to **Apply Unlearn Patch**."
     )
 
     def one(forget, keep, kind="object"):
@@ -573,16 +568,11 @@ def compare_variants():
 def export_and_reload():
     """Forget and save; with the second group switched on, load the files: the same pictures."""
     note = (
-        "## Export and reload\n\n1. **Load Checkpoint**, **Objects to Forget**, **Prompt**: put in "
-        "yours.\n2. Press **Run**: group 1 "
-        "writes a patch into *models/unlearn_patches* and a LoRA into *models/loras*.\n3. Press "
-        "**R**, so that the new files are listed. "
-        "Draw a box around group 2 with **Ctrl** held down, and press **Ctrl+M**: it is switched "
-        "on.\n4. Press **Run**: *live*, *from "
-        "patch* and *from LoRA* are the same picture.\n\nThe LoRA needs no extra nodes to be "
-        "loaded: send it to anybody who has the same "
-        "checkpoint. **Save Unlearned Checkpoint** is switched off, for it writes gigabytes; "
-        "**Ctrl+M** switches it on."
+        "## Save and load again\n\n1. Press **Run**: group 1 writes a patch and a LoRA.\n2. "
+        "Press **R**, so that the new files are listed. Draw a box around group 2 with **Ctrl** "
+        "held down, and press **Ctrl+M**.\n3. **Run**: *live*, *from patch* and *from LoRA* are "
+        "the same.\n\n**Ctrl+M** switches on **Save Unlearned Checkpoint** too; it writes "
+        "gigabytes."
     )
     wires = {"positive": ["4", 0], "negative": ["5", 0], "latent_image": ["6", 0]}
     whole = {
@@ -668,7 +658,7 @@ def safe_for_children():
         "**Load Checkpoint**: pick a model.\n2. **What to Forget**: the preset *nsfw* is chosen. "
         "Write more under *forget*, such as *gun*.\n3. **Run**. A harmless picture must stay as "
         "it was.\n4. Click **Save Unlearned Checkpoint**, press **Ctrl+M**, then **Run**. It "
-        "writes a model of full size into *models/checkpoints*. Give out that file only.\n\n"
+        "writes a model of full size into *output/checkpoints*. Give out that file only.\n\n"
         "**It promises** that the listed words, in plain prompts, mostly no longer bring such "
         "pictures.\n\n**It does not promise** a safe model. It is no filter: it looks at no "
         "prompt and at no picture. Whoever searches can bring back what was forgotten. Other "
