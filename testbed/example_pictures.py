@@ -4,6 +4,7 @@ A picture is a sheet of what the workflow's own Save Image nodes saved. `dev.py 
 draw_example_pictures` draws them, on the emoji world; tests and `dev.py serve` use the same graphs.
 """
 
+import re
 from typing import NamedTuple
 
 from PIL import Image, ImageDraw, ImageFont
@@ -164,8 +165,9 @@ def small(name, task=judged.SHOWN, muted=False, quick=False):
     graph = graphs.to_api(graphs.load(name), muted)
     gone, side = [c for names in concepts.values() for c in names], 8 * task.world.size
     for title, names in concepts.items():
-        kind = graph[graphs.titled(graph, title)]["inputs"]["kind"]
-        forget = task.forget_lines(names, kind)
+        inputs = graph[graphs.titled(graph, title)]["inputs"]
+        names = [n for n in names if n not in preset_words(inputs["preset"])]
+        forget = task.forget_lines(names, inputs["kind"])
         graphs.put(graph, title, forget=forget, keep=task.keep_lines(gone))
     train = {f"preset.{k}": v for k, v in (QUICK if quick else TRAINING).items()}
     puts = {
@@ -193,6 +195,14 @@ def small(name, task=judged.SHOWN, muted=False, quick=False):
         if node["class_type"] in ("ConceptSaliency", "DynamicMaskTrainer"):
             node["inputs"].update(cfg=3.0, size=side)
     return graph
+
+
+def preset_words(name):
+    """Names and aliases of a preset list; none of 'none'."""
+    path = graphs.FOLDER.parent / "nodes" / "data" / "presets" / f"{name}.txt"
+    text = path.read_text(encoding="utf-8") if path.is_file() else ""
+    lines = [line.partition(":")[2] for line in text.splitlines() if not line.startswith("#")]
+    return {word.strip() for line in lines for word in re.split(r"->|[|,]", line)}
 
 
 def label(title):

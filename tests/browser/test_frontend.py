@@ -274,6 +274,7 @@ RENDERERS = pytest.mark.parametrize("vue", [False, True], ids=["classic", "vue"]
 def test_every_template_opens_readable(context, server, vue):
     """At 1920x1080; the first one at 1366x768 too. Nothing is missing but the models."""
     tab = Tab(context, server)
+    tab.errors.clear()  # the stock page's own
     for name in (*graphs.SOURCES, *graphs.FAMILIES):
         sizes = [(1920, 1080)] + [(1366, 768)] * (name == "quick_erase")
         for width, height in sizes:
@@ -289,6 +290,7 @@ def test_every_template_opens_readable(context, server, vue):
 def test_quick_erase_shows_its_result(context, server, vue):
     """The report on the face of Erase Concepts, and a divider between the two pictures."""
     tab = Tab(context, server)
+    tab.errors.clear()  # the stock page's own
     tab.page.set_viewport_size({"width": 1366, "height": 768})
     graph = example_pictures.small("quick_erase", judged.SHOWN, quick=True)
     opened(tab, graphs.filled(graphs.load("quick_erase"), graph), vue)
