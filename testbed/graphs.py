@@ -779,7 +779,7 @@ def erase_concepts():
         "with the model that comes out. Draws before and after by itself, with a verdict."
     )
     words = ["erase", "forget", "unlearn", "remove", "concept", "censor", "nsfw", "style", "ban"]
-    return Box(nodes, inputs, outputs, about, words, (400, 780), (5,))
+    return _shifted(Box(nodes, inputs, outputs, about, words, (400, 780), (5,)), 200)
 
 
 def draw_before_and_after():
@@ -810,7 +810,24 @@ def draw_before_and_after():
     )
     outputs = (("before", "IMAGE", 3, 0), ("after", "IMAGE", 4, 0))
     about = "Draws one prompt with two models, with the same seed."
-    return Box(nodes, inputs, outputs, about, ["compare", "before after"], (260, 345))
+    box = Box(nodes, inputs, outputs, about, ["compare", "before after"], (260, 345))
+    return _shifted(box, 300)
+
+
+def _shifted(box, by):
+    """The box with other ids: the frontend renumbers inner nodes whose id an outer node has."""
+
+    def moved(value):
+        return [str(int(value[0]) + by), value[1]] if isinstance(value, list) else value
+
+    nodes = {
+        str(int(i) + by): (*node, {k: moved(v) for k, v in inputs.items()})
+        for i, (*node, inputs) in box.nodes.items()
+    }
+    inputs = tuple((n, kind, [(i + by, k) for i, k in ends]) for n, kind, ends in box.inputs)
+    outputs = tuple((n, kind, i + by, slot) for n, kind, i, slot in box.outputs)
+    shown = tuple(i + by for i in box.shown)
+    return box._replace(nodes=nodes, inputs=inputs, outputs=outputs, shown=shown)
 
 
 OURS = ("UnlearnConcepts", "ScaPreSolve", "ApplyUnlearnPatch", "ErasureReport")  # in boxes
