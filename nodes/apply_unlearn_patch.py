@@ -11,6 +11,7 @@ from ..unlearn.host import patch_match, patching
 from ..unlearn.host.model_types import Model
 from ..unlearn.types import UnlearnPatch
 from ..unlearn.wording import Findings
+from .search_words import FAMILIES, WANTED
 from .sockets import Patch
 from .telling import tell
 
@@ -32,7 +33,16 @@ class ApplyUnlearnPatch(io.ComfyNode):
             description="Applies one or more unlearn patches to a model, in order. Place it after "
             "LoRA loaders. The model that comes in is not changed; Save Unlearned Checkpoint bakes "
             "the patches in, and so does Save Checkpoint unless quantised is 'bypass'.",
-            search_aliases=["erase", "remove", "unlearn", "forget", "censor", "concept"],
+            search_aliases=[
+                "erase",
+                "remove",
+                "unlearn",
+                "forget",
+                "censor",
+                "concept",
+                *WANTED,
+                *FAMILIES,
+            ],
             inputs=[
                 io.Model.Input(
                     "model",

@@ -19,6 +19,7 @@ from ..unlearn.host.model_types import Clip, Model
 from ..unlearn.pruning import collection
 from ..unlearn.pruning.prompts import OwnLines
 from ..unlearn.types import ConceptSet
+from .search_words import WANTED
 from .sockets import Concepts, Saliency
 from .telling import tell
 
@@ -63,6 +64,7 @@ class ConceptSaliency(io.ComfyNode):
                 "neuron",
                 "FIA",
                 "wanda",
+                *WANTED,
             ],
             inputs=[
                 io.Model.Input(

@@ -22,6 +22,7 @@ from ..unlearn.sculpting.settings import (
 )
 from ..unlearn.sculpting.train import TrainingInputs, train
 from ..unlearn.types import ConceptSet, UnlearnPatch
+from .search_words import WANTED
 from .sockets import Concepts, Patch
 from .telling import tell
 
@@ -71,6 +72,7 @@ class DynamicMaskTrainer(io.ComfyNode):
                 "sculpting memory",
                 "continual",
                 "sequential",
+                *WANTED,
             ],
             inputs=[
                 *_main_inputs(),

@@ -12,6 +12,7 @@ from ..unlearn.errors import finite
 from ..unlearn.host.matching import check_clip
 from ..unlearn.host.model_types import Clip, Model
 from ..unlearn.types import ConceptSet
+from .search_words import FAMILIES, WANTED
 from .sockets import Concepts, Patch
 from .telling import tell
 from .variant_inputs import variant_input
@@ -40,6 +41,8 @@ class ScaPreSolve(io.ComfyNode):
                 "concept",
                 "UCE",
                 "closed form",
+                *WANTED,
+                *FAMILIES,
             ],
             inputs=[
                 io.Model.Input(

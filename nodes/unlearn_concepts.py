@@ -13,6 +13,7 @@ from ..unlearn.concepts import lists, notation, summary
 from ..unlearn.errors import UnlearnError
 from ..unlearn.host import embeddings, folders, progress
 from ..unlearn.types import KINDS, ConceptSet
+from .search_words import FAMILIES, WANTED
 from .sockets import Concepts
 
 NONE = lists.NONE
@@ -70,7 +71,16 @@ class UnlearnConcepts(io.ComfyNode):
             category="unlearn",
             description="Names what the model must forget and what it must keep. Connect it to an "
             "eraser such as ScaPre Solve.",
-            search_aliases=["erase", "remove", "unlearn", "forget", "censor", "concept"],
+            search_aliases=[
+                "erase",
+                "remove",
+                "unlearn",
+                "forget",
+                "censor",
+                "concept",
+                *WANTED,
+                *FAMILIES,
+            ],
             inputs=[
                 io.String.Input(
                     "forget",

@@ -1,8 +1,8 @@
 """`dev.py demo`: a real ComfyUI forgets three objects and a style, and a judge looks at pictures.
 
-The graph is example_workflows/quick_erase.json with a small world's names. The last line of the
-output is `demo: forgot F kept K seconds S`. F is the accuracy left on what was forgotten. K is the
-accuracy on what was kept, divided by the unedited model's.
+The graph is that of the example workflow `erase_sdxl`, with a small world's names. The last line
+of the output is `demo: forgot F kept K seconds S`. F is the accuracy left on what was forgotten.
+K is the accuracy on what was kept, divided by the unedited model's.
 """
 
 import argparse
@@ -41,11 +41,11 @@ def copied(parts, chain, k):
 
 
 def graph(task, plan, steps):
-    """The quick-erase graph of a world with a sampler before and after for every shot.
+    """The graph of a world with a sampler before and after for every shot.
 
     Also gives the ids of the two nodes that save pictures; that of shot k has the suffix `_k`.
     """
-    g, side = graphs.to_api(graphs.load("quick_erase")), 8 * task.world.size
+    g, side = graphs.to_api(graphs.load("erase_sdxl")), 8 * task.world.size
     graphs.put(g, "Load Checkpoint", ckpt_name=task.world.checkpoint)
     forget, keep = task.forget_lines(task.forget), task.keep_lines(task.gone)
     graphs.put(g, "Objects to Forget", forget=forget, keep=keep)

@@ -4,6 +4,7 @@ A picture is a sheet of what the workflow's own Save Image nodes saved. `dev.py 
 draw_example_pictures` draws them, on the emoji world; tests and `dev.py serve` use the same graphs.
 """
 
+import re
 from typing import NamedTuple
 
 from PIL import Image, ImageDraw, ImageFont
@@ -61,7 +62,7 @@ def kept_prompts(task):
 def plans(task=judged.SHOWN):
     """Workflow -> its Plan in the world of a Task; those of PRUNING in that of task_of."""
     found = {**plans_without_pruning(task), **plans_with_pruning(task_of(PRUNING[0], task))}
-    return {name: found[name] for name in graphs.SOURCES}
+    return {name: found[name] for name in graphs.SOURCES if name in found}
 
 
 def plans_without_pruning(task):
@@ -70,7 +71,7 @@ def plans_without_pruning(task):
     both = objects | {"Styles to Forget": (style,)}
     return {
         "quick_erase": Plan(
-            both,
+            {"Concepts to Forget": (first, second, style)},
             erased(task, first, second, style),
             kept,
             f"Quick erase: {first}, {second}, {style}\n{SMALL}",
@@ -92,6 +93,12 @@ def plans_without_pruning(task):
             erased(task, first, style),
             kept[:1],
             f"Compare variants: {first}, {style}\n{SMALL}",
+        ),
+        "safe_for_children": Plan(
+            {"What to Forget": (task.world.explicit_word,)},
+            tuple(task.world.explicit(n, "an image of {x}").text for n in (first, second)),
+            kept[:2],
+            f"Safe for children: {task.world.explicit_word}\n{SMALL}",
         ),
         "export_and_reload": Plan(
             objects,
@@ -158,8 +165,9 @@ def small(name, task=judged.SHOWN, muted=False, quick=False):
     graph = graphs.to_api(graphs.load(name), muted)
     gone, side = [c for names in concepts.values() for c in names], 8 * task.world.size
     for title, names in concepts.items():
-        kind = graph[graphs.titled(graph, title)]["inputs"]["kind"]
-        forget = task.forget_lines(names, kind)
+        inputs = graph[graphs.titled(graph, title)]["inputs"]
+        names = [n for n in names if n not in preset_words(inputs["preset"])]
+        forget = task.forget_lines(names, inputs["kind"])
         graphs.put(graph, title, forget=forget, keep=task.keep_lines(gone))
     train = {f"preset.{k}": v for k, v in (QUICK if quick else TRAINING).items()}
     puts = {
@@ -167,6 +175,8 @@ def small(name, task=judged.SHOWN, muted=False, quick=False):
         "EmptyLatentImage": {"width": side, "height": side},
         "KSampler": {"steps": 2 if quick else 12, "cfg": 3.0, "seed": 5},
         "ScaPreSolve": {"prior": not quick},
+        "ErasureReport": {"steps": 2 if quick else 12, "cfg": 3.0, "size": side}
+        | ({"kept": 1} if quick else {}),
         "ConceptSaliency": {"prompts": 1, "steps": 2, "window": 1}
         if quick
         else {"prompts": 8, "steps": 15, "window": 10},
@@ -179,10 +189,20 @@ def small(name, task=judged.SHOWN, muted=False, quick=False):
         },
     }
     for node in graph.values():
-        node["inputs"].update(puts.get(node["class_type"], {}))
+        given = puts.get(node["class_type"], {}).items()
+        linked = [k for k, v in node["inputs"].items() if isinstance(v, list)]
+        node["inputs"].update({k: v for k, v in given if k not in linked})
         if node["class_type"] in ("ConceptSaliency", "DynamicMaskTrainer"):
             node["inputs"].update(cfg=3.0, size=side)
     return graph
+
+
+def preset_words(name):
+    """Names and aliases of a preset list; none of 'none'."""
+    path = graphs.FOLDER.parent / "nodes" / "data" / "presets" / f"{name}.txt"
+    text = path.read_text(encoding="utf-8") if path.is_file() else ""
+    lines = [line.partition(":")[2] for line in text.splitlines() if not line.startswith("#")]
+    return {word.strip() for line in lines for word in re.split(r"->|[|,]", line)}
 
 
 def label(title):
@@ -227,7 +247,7 @@ HEADLINES = 84  # pixels of a sheet above its pictures
 
 def retitled(name):
     """The picture of a workflow in FAMILY_TITLES: what `SHOWN_BY` draws, under another headline."""
-    with Image.open(graphs.FOLDER / f"{SHOWN_BY}.jpg") as drawn:
+    with Image.open(graphs.path(SHOWN_BY).with_suffix(".jpg")) as drawn:
         out = drawn.convert("RGB")
     draw = ImageDraw.Draw(out)
     draw.rectangle((0, 0, SIDE, HEADLINES), PAPER)
@@ -237,29 +257,22 @@ def retitled(name):
 
 def _headlines(draw, title):
     for k, line in enumerate(title.split("\n")):
-        draw.text((24, 16 + 34 * k), line, INK, ImageFont.load_default((30, 22)[k]))
+        draw.text((24, 12 + 38 * k), line, INK, ImageFont.load_default((34, 22)[k]))
 
 
-def sheet(title, forgotten, kept):
-    """A square picture of two lists of (prompt, [(label, picture), ...]).
+def sheet(title, text, pictures):
+    """A square picture: a headline, and two large pictures of one prompt, before and after.
 
-    Pairs of pictures stand in two columns; more pictures stand in one line for each prompt.
+    pictures: [(label, picture), ...]; the first and the second one are shown.
     """
     out = Image.new("RGB", (SIDE, SIDE), PAPER)
     draw, font = ImageDraw.Draw(out), ImageFont.load_default
     _headlines(draw, title)
-    pairs = len(forgotten[0][1]) == 2
-    side = 176  # a multiple of the small pictures' own pixels
-    for column, (word, colour, shots) in enumerate(
-        (("forgotten", GONE, forgotten), ("kept", KEPT, kept))
-    ):
-        for k, (text, pictures) in enumerate(shots):
-            row = k if pairs else k + column * len(forgotten)
-            x, y = (24 + 388 * column * pairs, 92 + 234 * row)
-            draw.text((x, y), text, colour, font(22))
-            draw.text((x + 8 + draw.textlength(text, font(22)), y + 6), word, colour, font(15))
-            for j, (label, picture) in enumerate(pictures):
-                at = (x + j * (side + (4 if pairs else 16)), y + 32)
-                out.paste(picture.resize((side, side), Image.NEAREST), at)
-                draw.text((at[0], at[1] + side + 2), label, INK, font(16))
+    side, top = 384, 190  # three times the small pictures' own size
+    for j, ((label, picture), colour) in enumerate(zip(pictures[:2], (KEPT, GONE), strict=True)):
+        x = 12 + j * (side + 8)
+        out.paste(picture.resize((side, side), Image.NEAREST), (x, top))
+        draw.text((x + 6, top + side + 8), label, colour, font(40))
+    draw.text((24, top + side + 90), text, INK, font(34))
+    draw.text((24, top + side + 136), "the same seed", INK, font(24))
     return out

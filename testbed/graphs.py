@@ -8,36 +8,98 @@ FOLDER = Path(__file__).parent.parent / "example_workflows"
 MUTED = 2  # LiteGraph's mode "never"
 
 
+def path(name):
+    """The file of an example workflow. Its name is what the template browser shows."""
+    return FOLDER / f"{TITLES[name]}.json"
+
+
 def load(name):
-    return json.loads((FOLDER / f"{name}.json").read_text(encoding="utf-8"))
+    return json.loads(path(name).read_text(encoding="utf-8"))
 
 
 def to_api(workflow, muted=False):
     """UI format (version 0.4) -> API format {id: {class_type, inputs, _meta}}, without notes.
 
-    Muted nodes are left out unless `muted` is True. Widget values stand in the order of the inputs
-    that have a widget, and a seed is followed by its control_after_generate.
+    A node of a subgraph gets the id `outer:inner`, as the frontend does it. Muted nodes are left
+    out unless `muted` is True.
     """
-    links = {link[0]: (str(link[1]), link[2]) for link in workflow["links"]}
+    inside = _subgraphs(workflow)
+    links = {link[0]: (link[1], link[2]) for link in workflow["links"]}
+
+    def origin(link):
+        node, slot = links[link]
+        if node not in inside:
+            return [str(node), slot]
+        (source,) = [k for k in inside[node]["links"] if _ends_at(k, OUTPUTS, slot)]
+        return [f"{node}:{source['origin_id']}", source["origin_slot"]]
+
     graph = {}
     for node in workflow["nodes"]:
         if node["type"] in ("Note", "MarkdownNote") or (node["mode"] == MUTED and not muted):
             continue
-        values = list(node.get("widgets_values", []))
-        inputs = {}
-        for entry in node.get("inputs", []):
-            if "widget" in entry and values:
-                inputs[entry["name"]] = values.pop(0)
-                if entry["name"] in ("seed", "noise_seed"):
-                    values.pop(0)
-            if entry.get("link") is not None:
-                inputs[entry["name"]] = list(links[entry["link"]])
-        graph[str(node["id"])] = {
-            "class_type": node["type"],
-            "inputs": inputs,
-            "_meta": {"title": node.get("title", node["type"])},
-        }
+        if node["id"] in inside:
+            graph |= _opened(node, inside[node["id"]], origin)
+        else:
+            graph[str(node["id"])] = _as_api(node, origin)
     return graph
+
+
+INPUTS, OUTPUTS = -10, -20  # ids of the two ends of a subgraph among its links
+
+
+def _subgraphs(workflow):
+    """Node id -> the subgraph that the node stands for."""
+    known = {d["id"]: d for d in workflow.get("definitions", {}).get("subgraphs", ())}
+    return {n["id"]: known[n["type"]] for n in workflow["nodes"] if n["type"] in known}
+
+
+def _ends_at(link, node, slot):
+    return (link["target_id"], link["target_slot"]) == (node, slot)
+
+
+def _opened(outer, subgraph, origin):
+    """The nodes in a subgraph, in API format. Its inputs bring what the outer node has there."""
+    links = {link["id"]: link for link in subgraph["links"]}
+    values = _widgets(outer)
+    prefix = outer["id"]
+
+    def given(link):
+        link = links[link]
+        if link["origin_id"] != INPUTS:
+            return [f"{prefix}:{link['origin_id']}", link["origin_slot"]]
+        entry = outer["inputs"][link["origin_slot"]]
+        if entry.get("link") is not None:
+            return origin(entry["link"])
+        return values.get(entry["name"])
+
+    return {f"{prefix}:{node['id']}": _as_api(node, given) for node in subgraph["nodes"]}
+
+
+def _widgets(node):
+    """Input -> value of the widgets of a node. A seed is followed by its control_after_generate."""
+    values, found = list(node.get("widgets_values", [])), {}
+    for entry in node.get("inputs", []):
+        if "widget" in entry and values:
+            found[entry["name"]] = values.pop(0)
+            if entry["name"] in SEEDS and values and values[0] in CONTROLS:
+                values.pop(0)
+    return found
+
+
+SEEDS, CONTROLS = ("seed", "noise_seed"), ("fixed", "increment", "decrement", "randomize")
+
+
+def _as_api(node, given):
+    """A node in API format; `given` says what a link brings, None for nothing."""
+    inputs = _widgets(node)
+    for entry in node.get("inputs", []):
+        if entry.get("link") is not None and (brought := given(entry["link"])) is not None:
+            inputs[entry["name"]] = brought
+    return {
+        "class_type": node["type"],
+        "inputs": inputs,
+        "_meta": {"title": node.get("title", node["type"])},
+    }
 
 
 def filled(workflow, graph):
@@ -47,19 +109,43 @@ def filled(workflow, graph):
     """
     workflow = json.loads(json.dumps(workflow))
     for node in workflow["nodes"]:
-        node.get("properties", {}).pop("models", None)
-        if (given := graph.get(str(node["id"]))) is None or not node.get("widgets_values"):
-            continue
-        inputs = {k: v for k, v in given["inputs"].items() if not isinstance(v, list)}
-        known = {entry["name"] for entry in node["inputs"] if "widget" in entry}
-        for name in reversed([name for name in inputs if name not in known]):
-            add_widget(workflow, node, name)
-        values, at = node["widgets_values"], 0
-        for entry in node["inputs"]:
-            if "widget" in entry:
-                values[at] = inputs.get(entry["name"], values[at])
-                at += 1 + (entry["name"] in ("seed", "noise_seed"))
+        if str(node["id"]) in graph:
+            _fill(workflow, node, graph[str(node["id"])])
+    for outer, subgraph in _subgraphs(workflow).items():
+        for node in subgraph["nodes"]:
+            _fill(subgraph, node, graph[f"{outer}:{node['id']}"])
+        (host,) = [n for n in workflow["nodes"] if n["id"] == outer]
+        _fill_face(host, subgraph, graph)
     return workflow
+
+
+def _fill(workflow, node, given):
+    node.get("properties", {}).pop("models", None)
+    if not node.get("widgets_values"):
+        return
+    inputs = {k: v for k, v in given["inputs"].items() if not isinstance(v, list)}
+    known = {entry["name"] for entry in node["inputs"] if "widget" in entry}
+    for name in reversed([name for name in inputs if name not in known]):
+        add_widget(workflow, node, name)
+    values, at = node["widgets_values"], 0
+    for entry in node["inputs"]:
+        if "widget" in entry:
+            values[at] = inputs.get(entry["name"], values[at])
+            more = values[at + 1 : at + 2] and values[at + 1] in CONTROLS
+            at += 1 + bool(entry["name"] in SEEDS and more)
+
+
+def _fill_face(outer, subgraph, graph):
+    """Gives the widgets on the face of a subgraph the values of the inputs that they go to."""
+    shown = [k for k, entry in enumerate(outer["inputs"]) if "widget" in entry]
+    for at, slot in enumerate(shown):
+        for link in subgraph["links"]:
+            if (link["origin_id"], link["origin_slot"]) == (INPUTS, slot):
+                (node,) = [n for n in subgraph["nodes"] if n["id"] == link["target_id"]]
+                name = node["inputs"][link["target_slot"]]["name"]
+                value = graph[f"{outer['id']}:{node['id']}"]["inputs"][name]
+                if not isinstance(value, list):
+                    outer["widgets_values"][at] = value
 
 
 def add_widget(workflow, node, name):
@@ -78,8 +164,10 @@ def add_widget(workflow, node, name):
     entry = {"localized_name": inner, "name": name, "widget": {"name": name}, "link": None}
     node["inputs"].insert(place + 1, entry)
     for link in workflow["links"]:
-        if link[3] == node["id"] and link[4] > place:
-            link[4] += 1
+        inner = isinstance(link, dict)  # in a subgraph
+        end, slot = ("target_id", "target_slot") if inner else (3, 4)
+        if link[end] == node["id"] and link[slot] > place:
+            link[slot] += 1
 
 
 def titled(graph, title):
@@ -110,6 +198,7 @@ SAMPLER = {
     "scheduler": "ddim_uniform",
     "denoise": 1.0,
 }
+FACE = {"negative": "", **{k: SAMPLER[k] for k in ("seed", "steps", "cfg")}}  # of DRAW
 NO_FILE = {"preset": "none", "file": "none"}
 OBJECTS = {
     "forget": "garbage truck -> vehicle\nchurch -> building",
@@ -128,6 +217,7 @@ class Drawing(NamedTuple):
     at: tuple  # the note's place
     groups: dict = {}  # title -> place
     muted: tuple = ()  # ids
+    folded: tuple = ()  # ids of nodes that show their title only
 
 
 MODEL, CLIP, VAE = ["1", 0], ["1", 1], ["1", 2]
@@ -229,45 +319,82 @@ TRAIN = {
 }
 
 
-def quick_erase(checkpoint=CHECKPOINT, side=512, note=None):
-    """Forget objects and a style by ScaPre, see before and after with the same seed."""
-    note = note or (
-        "## Quick erase\n\n1. **Load Checkpoint**: pick any SD1.5, SD2.1 or SDXL checkpoint.\n2. "
-        "**Objects to Forget**, **Styles to "
-        "Forget**: one per line, *name -> what to draw instead*; list look-alikes under keep.\n3. "
-        "**Prompt**: something with a forgotten "
-        "concept in it.\n4. Press **Run**. Before and After share one seed.\n\nSomething kept has "
-        "changed? Add it to *keep*, or raise "
-        "*preserve*. It came back? Raise *erase* tenfold."
+def quick_erase():
+    """Forget objects and a style in one box, see before and after with the same seed."""
+    note = (
+        "## Quick erase\n\n1. **Load Checkpoint**: pick a model.\n2. **Erase Concepts**: under "
+        "*forget* one thing per line, *name -> what to draw instead*; under *keep* what looks like "
+        "it.\n3. **Prompt**: something to forget. Press **Run**.\n\nFirst the plain picture "
+        "comes, then the edited one. Move the pointer over **Compare Images**. **Erase Concepts** "
+        "draws its own check, with a verdict on top."
     )
-    erasers = {
-        "2": ("UnlearnConcepts", "Objects to Forget", (40, 220, 400, 300), OBJECTS),
-        "3": (
-            "UnlearnConcepts",
-            "Styles to Forget",
-            (40, 570, 400, 300),
-            {**STYLE, "more": ["2", 0]},
-        ),
-        "4": ("ScaPreSolve", "ScaPre Solve", (490, 60, 400, 700), _solve("3")),
+    erase = {
+        "model": MODEL,
+        "clip": CLIP,
+        "vae": VAE,
+        "forget": "garbage truck -> vehicle\nchurch -> building\nstyle: van gogh",
+        "keep": "fire truck\ntown hall\nstyle: monet",
+        "kind": "object",
+        "strength": 1.0,
     }
-    nodes = _before_and_after(
-        erasers, ["4"], "a painting of a church by van gogh", 940, checkpoint, side
-    ) | _report(["4", 1], ["4", 2], 940)
-    return Drawing(nodes, note, (1390, 740, 530, 260))
+    prompt = {"clip": CLIP, "text": "a painting of a church by van gogh"}
+    room = {"width": 512, "height": 512, "batch_size": 1}
+    # At 1366x768 the frontend fits this to the window at three quarters of its size.
+    nodes = {
+        "1": _loader(CHECKPOINT, (0, 250, 300, 98)),
+        "4": (BLUEPRINT, BLUEPRINT, (330, 0, 340, 718), erase),
+        "6": ("CLIPTextEncode", "Prompt", (0, 425, 300, 100), prompt),
+        "8": ("EmptyLatentImage", "Picture Size", (0, 572, 300, 118), room),
+        "9": (DRAW, DRAW, (700, 0, 260, 345), _drawing(["4", 0])),
+        "13": _saved("Before", ["9", 0], (700, 393, 260, 325)),
+        "14": _saved("After", ["9", 1], (990, 393, 356, 325)),
+        "15": _compared(["9", 0], ["9", 1], (990, 0, 356, 345)),
+    }
+    return Drawing(nodes, note, (0, 0, 300, 205))
+
+
+def _drawing(edited):
+    """Inputs of the box that draws with the plain and with the edited model."""
+    wires = {"positive": ["6", 0], "latent": ["8", 0]}
+    return {"model": MODEL, "edited": edited, "clip": CLIP, "vae": VAE, **wires, **FACE}
+
+
+def _loader(name, place):
+    return "CheckpointLoaderSimple", "Load Checkpoint", place, {"ckpt_name": name}
+
+
+def _saved(name, picture, place):
+    inputs = {"images": picture, "filename_prefix": f"unlearn/{name.lower()}"}
+    return "SaveImage", f"Picture {name}", place, inputs
+
+
+def _compared(before, after, place):
+    """The stock node with a divider that follows the pointer."""
+    return "ImageCompare", "Compare Images", place, {"image_a": before, "image_b": after}
 
 
 def erase_sdxl():
-    """Quick erase at SDXL's size."""
+    """Every step as a node of its own, at SDXL's size."""
     note = (
-        "## Quick erase for SDXL\n\n1. **Load Checkpoint**: SDXL base, or any model made from "
-        "it.\n2. **Objects to Forget**, **Styles to "
-        "Forget**: one per line, *name -> what to draw instead*.\n3. **Prompt**: something with a "
-        "forgotten concept in it.\n4. Press "
-        "**Run**. The patch fits SDXL models alone; make one per base model.\n\nSomething kept has "
-        "changed? Add it to *keep*, or raise "
-        "*preserve*. Not enough memory? Set **Picture Size** to 768."
+        "## Erase in SDXL, step by step\n\n1. **Load Checkpoint**: SDXL, or any model made from "
+        "it.\n2. **Objects to Forget**, **Styles to Forget**: one per line, *name -> what to draw "
+        "instead*.\n3. **Prompt**: something to forget. Press **Run**.\n\nSomething kept has "
+        "changed? Add it to *keep*. It came back? Raise *erase* tenfold. Not enough memory? Set "
+        "**Picture Size** to 768."
     )
-    return quick_erase(SDXL, 1024, note)
+    erasers = {
+        "2": ("UnlearnConcepts", "Objects to Forget", (0, 450, 380, 266), OBJECTS),
+        "3": (
+            "UnlearnConcepts",
+            "Styles to Forget",
+            (0, 762, 380, 266),
+            {**STYLE, "more": ["2", 0]},
+        ),
+        "4": ("ScaPreSolve", "ScaPre Solve", (420, 0, 400, 700), _solve("3")),
+    }
+    prompt = "a painting of a church by van gogh"
+    nodes = _before_and_after(erasers, ["4"], prompt, SDXL, 1024) | _report(["4", 1], ["4", 2])
+    return Drawing(nodes, note, (0, 0, 380, 230))
 
 
 def neuron_pruning():
@@ -282,14 +409,13 @@ def neuron_pruning():
         "Concept Saliency. Something else suffers? Lower it."
     )
     erasers = {
-        "2": ("UnlearnConcepts", "Objects to Forget", (40, 220, 400, 300), OBJECTS),
-        "3": ("ConceptSaliency", "Concept Saliency", (490, 60, 400, 620), MEASURE),
-        "4": ("NeuronMaskFuse", "Fuse Neuron Masks", (940, 60, 400, 330), FUSE),
+        "2": ("UnlearnConcepts", "Objects to Forget", (0, 450, 380, 266), OBJECTS),
+        "3": ("ConceptSaliency", "Concept Saliency", (420, 0, 400, 640), MEASURE),
+        "4": ("NeuronMaskFuse", "Fuse Neuron Masks", (420, 700, 400, 300), FUSE),
     }
-    nodes = _before_and_after(erasers, ["4"], "a photo of a church", 1390) | _report(
-        ["4", 1], ["4", 2], 1390
-    )
-    return Drawing(nodes, note, (1840, 740, 530, 260))
+    report = _report(["4", 1], ["4", 2], (0, 765, 380, 290))
+    nodes = _before_and_after(erasers, ["4"], "a photo of a church") | report
+    return Drawing(nodes, note, (0, 0, 380, 230))
 
 
 def one_after_another():
@@ -305,33 +431,27 @@ def one_after_another():
         "this patch to *earlier*."
     )
     erasers = {
-        "2": ("UnlearnConcepts", "Objects to Forget", (40, 220, 400, 300), OBJECTS),
-        "3": ("DynamicMaskTrainer", "Dynamic Mask Trainer", (490, 60, 400, 860), TRAIN),
+        "2": ("UnlearnConcepts", "Objects to Forget", (0, 450, 380, 266), OBJECTS),
+        "3": ("DynamicMaskTrainer", "Dynamic Mask Trainer", (420, 0, 400, 850), TRAIN),
         "17": (
             "LossGraphNode",
             "Loss",
-            (40, 1090, 400, 300),
+            (0, 765, 380, 300),
             {"loss": ["3", 1], "filename_prefix": "unlearn/loss"},
         ),
     }
-    nodes = _before_and_after(erasers, ["3"], "a photo of a church", 940) | _report(
-        ["3", 2], ["3", 3], 940
-    )
-    return Drawing(nodes, note, (1390, 740, 530, 260))
+    report = _report(["3", 2], ["3", 3], (420, 900, 400, 270))
+    nodes = _before_and_after(erasers, ["3"], "a photo of a church") | report
+    return Drawing(nodes, note, (0, 0, 380, 230))
 
 
 def all_three_stacked():
     """Each method forgets what suits it; one Apply Unlearn Patch takes all three patches."""
     note = (
-        "## All three, stacked\n\nA style by **ScaPre** (seconds), an object by **FIA** (a "
-        "minute), another by **Dynamic Mask Trainer** "
-        "(minutes on a GPU); each from the same plain model. **Apply Unlearn Patch** puts them on "
-        "in order.\n\n1. **Load Checkpoint**: "
-        "any SD1.5, SD2.1 or SDXL checkpoint that is not quantised.\n2. Name a concept in each "
-        "group.\n3. Press **Run**. What is "
-        "done is not done again: change one group, and only that one runs.\n\nToo slow? Cut the "
-        "link from the trainer to **Apply Unlearn "
-        "Patch**: it does not run then. More patches? A new socket appears with each link."
+        "## All three, stacked\n\nA style by **ScaPre**, an object by **FIA**, another by "
+        "**Dynamic Mask Trainer** (minutes on a GPU).\n\n1. **Load Checkpoint**: a model that is "
+        "not quantised.\n2. Fill the three lists. **Run**.\n\nChange one list, and only that one "
+        "runs again. Too slow? Cut the link from the trainer to **Apply Unlearn Patch**."
     )
 
     def one(forget, keep, kind="object"):
@@ -342,62 +462,31 @@ def all_three_stacked():
             **NO_FILE,
         }
 
-    erasers = {
-        "2": (
-            "UnlearnConcepts",
-            "Style to Forget",
-            (490, 60, 400, 260),
-            one("van gogh", "monet", "style"),
-        ),
-        "3": ("ScaPreSolve", "ScaPre Solve", (490, 370, 400, 700), _solve("2")),
-        "4": ("PreviewImage", "Report: ScaPre", (490, 1550, 400, 320), {"images": ["3", 1]}),
-        "17": (
-            "UnlearnConcepts",
-            "Object to Prune",
-            (940, 60, 400, 260),
-            one("church -> building", "town hall"),
-        ),
-        "18": (
-            "ConceptSaliency",
-            "Concept Saliency",
-            (940, 370, 400, 620),
-            {**MEASURE, "concepts": ["17", 0]},
-        ),
-        "19": (
-            "NeuronMaskFuse",
-            "Fuse Neuron Masks",
-            (940, 1110, 400, 330),
-            {**FUSE, "saliency.saliency0": ["18", 0]},
-        ),
-        "20": ("PreviewImage", "Report: FIA", (940, 1550, 400, 320), {"images": ["19", 1]}),
-        "21": (
-            "UnlearnConcepts",
-            "Object to Train Away",
-            (1390, 60, 400, 260),
-            one("garbage truck -> vehicle", "fire truck"),
-        ),
-        "22": (
-            "DynamicMaskTrainer",
-            "Dynamic Mask Trainer",
-            (1390, 370, 400, 860),
-            {**TRAIN, "concepts": ["21", 0]},
-        ),
-        "23": (
-            "PreviewImage",
-            "Report: Dynamic Mask",
-            (1390, 1550, 400, 320),
-            {"images": ["22", 2]},
-        ),
-        "24": ("PreviewAny", "What Was Applied", (1860, 730, 400, 260), {"source": ["5", 1]}),
+    style, pruned = one("van gogh", "monet", "style"), one("church -> building", "town hall")
+    trained = one("garbage truck -> vehicle", "fire truck")
+    measure, train = {**MEASURE, "concepts": ["17", 0]}, {**TRAIN, "concepts": ["21", 0]}
+    fuse = {**FUSE, "saliency.saliency0": ["18", 0]}
+    loaded, prompt = _checkpoint(CHECKPOINT), "a painting of a garbage truck in front of a church"
+    room = "EmptyLatentImage", {"width": 512, "height": 512, "batch_size": 1}
+    around = _patched(loaded, ["3", "19", "22"], f"{prompt} by van gogh", room, 1520)
+    del around["7"]  # it is in the box
+    around["8"] = (room[0], "Picture Size", (1520, 470, 340, 118), room[1])
+    nodes = {
+        "1": _loader(CHECKPOINT, (0, 275, 340, 102)),
+        "2": ("UnlearnConcepts", "Style to Forget", (0, 450, 340, 266), style),
+        "3": ("ScaPreSolve", "ScaPre Solve", (380, 0, 340, 490), _solve("2")),
+        "17": ("UnlearnConcepts", "Object to Prune", (380, 550, 340, 266), pruned),
+        "18": ("ConceptSaliency", "Concept Saliency", (760, 0, 340, 620), measure),
+        "19": ("NeuronMaskFuse", "Fuse Neuron Masks", (760, 680, 340, 280), fuse),
+        "21": ("UnlearnConcepts", "Object to Train Away", (380, 862, 340, 266), trained),
+        "22": ("DynamicMaskTrainer", "Dynamic Mask Trainer", (1140, 0, 340, 850), train),
+        **around,
+        "9": (DRAW, DRAW, (1520, 690, 340, 345), _drawing(["5", 0])),
+        "13": _saved("Before", ["9", 0], (1900, 0, 280, 330)),
+        "14": _saved("After", ["9", 1], (1900, 375, 280, 330)),
+        "24": ("PreviewAny", "What Was Applied", (1900, 750, 280, 285), {"source": ["5", 1]}),
     }
-    prompt = "a painting of a garbage truck in front of a church by van gogh"
-    nodes = _before_and_after(erasers, ["3", "19", "22"], prompt, 1860)
-    groups = {
-        "ScaPre: closed form": (470, -20, 440, 1910),
-        "FIA: pruning": (920, -20, 440, 1910),
-        "Dynamic mask: training": (1370, -20, 440, 1910),
-    }
-    return Drawing(nodes, note, (40, 220, 390, 400), groups)
+    return Drawing(nodes, note, (0, 0, 340, 230))
 
 
 def compare_variants():
@@ -412,38 +501,26 @@ def compare_variants():
         "settings instead, choose the same *variant* thrice and change one number in each."
     )
     wires = {"positive": ["4", 0], "negative": ["5", 0], "latent_image": ["6", 0]}
+    prompt = {"clip": CLIP, "text": "a painting of a church by van gogh"}
+    room = {"width": 512, "height": 512, "batch_size": 1}
     nodes = {
-        "1": (
-            "CheckpointLoaderSimple",
-            "Load Checkpoint",
-            (40, 60, 400, 110),
-            {"ckpt_name": CHECKPOINT},
-        ),
-        "2": ("UnlearnConcepts", "Objects to Forget", (40, 220, 400, 270), OBJECTS),
+        "1": _loader(CHECKPOINT, (0, 375, 380, 102)),
+        "2": ("UnlearnConcepts", "Objects to Forget", (0, 550, 380, 266), OBJECTS),
         "3": (
             "UnlearnConcepts",
             "Styles to Forget",
-            (40, 540, 400, 270),
+            (0, 862, 380, 266),
             {**STYLE, "more": ["2", 0]},
         ),
-        "4": (
-            "CLIPTextEncode",
-            "Prompt",
-            (490, 60, 400, 140),
-            {"clip": ["1", 1], "text": "a painting of a church by van gogh"},
-        ),
+        "4": ("CLIPTextEncode", "Prompt", (420, 0, 360, 102), prompt),
         "5": (
             "CLIPTextEncode",
             "Negative Prompt",
-            (490, 250, 400, 120),
-            {"clip": ["1", 1], "text": ""},
+            (420, 150, 360, 102),
+            {"clip": CLIP, "text": ""},
         ),
-        "6": (
-            "EmptyLatentImage",
-            "Picture Size",
-            (490, 420, 400, 120),
-            {"width": 512, "height": 512, "batch_size": 1},
-        ),
+        "6": ("EmptyLatentImage", "Picture Size", (420, 300, 360, 118), room),
+        "7": ("PrimitiveInt", "Seed for All", (420, 465, 360, 82), {"value": SAMPLER["seed"]}),
     }
     variants = {
         "anchored": {},
@@ -458,59 +535,44 @@ def compare_variants():
         "uce": {"erase": 1.0, "preserve": 1.0, "anchor": 0.5},
     }
     for k, name in enumerate(("plain", *variants)):
-        x, model, i = 490 + 450 * k, ["1", 0], 10 * (k + 1)
+        x, model, i, side = 420 + 400 * k, MODEL, 10 * (k + 1), 360
         if name in variants:
             model = [str(i + 1), 0]
             apply = {
-                "model": ["1", 0],
+                "model": MODEL,
                 "patches.patch0": [str(i), 0],
                 "strength": 1.0,
                 "mismatch": "warn",
                 "quantised": "auto",
             }
-            nodes[str(i)] = (
-                "ScaPreSolve",
-                f"Solve: {name}",
-                (x, 60, 400, 700),
-                _solve("3", name, **variants[name]),
-            )
-            nodes[str(i + 1)] = ("ApplyUnlearnPatch", f"Apply: {name}", (x, 860, 400, 210), apply)
-            nodes[str(i + 5)] = (
-                "PreviewAny",
-                f"Report: {name}",
-                (x, 2030, 400, 260),
-                {"source": [str(i), 2]},
-            )
+            solve = _solve("3", name, **variants[name])
+            nodes[str(i)] = ("ScaPreSolve", f"Solve: {name}", (x, 0, side, 620), solve)
+            nodes[str(i + 1)] = ("ApplyUnlearnPatch", f"Apply: {name}", (x, 670, side, 200), apply)
+        seed = {"seed": ["7", 0]}
         nodes[str(i + 2)] = (
             "KSampler",
             f"Sample: {name}",
-            (x, 1120, 400, 290),
-            {"model": model, **SAMPLER, **wires},
+            (x, 705, side, 262),
+            {"model": model, **SAMPLER, **seed, **wires},
         )
-        nodes[str(i + 3)] = (
-            "VAEDecode",
-            f"Decode: {name}",
-            (x, 1460, 400, 60),
-            {"samples": [str(i + 2), 0], "vae": ["1", 2]},
-        )
+        decode = {"samples": [str(i + 2), 0], "vae": VAE}
+        nodes[str(i + 3)] = ("VAEDecode", f"Decode: {name}", (x, 740, side, 50), decode)
         save = {"images": [str(i + 3), 0], "filename_prefix": f"unlearn/{name}"}
-        nodes[str(i + 4)] = ("SaveImage", f"Picture: {name}", (x, 1570, 400, 410), save)
-    return Drawing(nodes, note, (40, 1120, 400, 430))
+        nodes[str(i + 4)] = ("SaveImage", f"Picture: {name}", (x, 790, side, 390), save)
+    folded = [
+        i for i, node in nodes.items() if node[0] in ("ApplyUnlearnPatch", "KSampler", "VAEDecode")
+    ]
+    return Drawing(nodes, note, (0, 0, 380, 330), folded=tuple(folded))
 
 
 def export_and_reload():
     """Forget and save; with the second group switched on, load the files: the same pictures."""
     note = (
-        "## Export and reload\n\n1. **Load Checkpoint**, **Objects to Forget**, **Prompt**: put in "
-        "yours.\n2. Press **Run**: group 1 "
-        "writes a patch into *models/unlearn_patches* and a LoRA into *models/loras*.\n3. Press "
-        "**R**, so that the new files are listed. "
-        "Draw a box around group 2 with **Ctrl** held down, and press **Ctrl+M**: it is switched "
-        "on.\n4. Press **Run**: *live*, *from "
-        "patch* and *from LoRA* are the same picture.\n\nThe LoRA needs no extra nodes to be "
-        "loaded: send it to anybody who has the same "
-        "checkpoint. **Save Unlearned Checkpoint** is switched off, for it writes gigabytes; "
-        "**Ctrl+M** switches it on."
+        "## Save and load again\n\n1. Press **Run**: group 1 writes a patch and a LoRA.\n2. "
+        "Press **R**, so that the new files are listed. Draw a box around group 2 with **Ctrl** "
+        "held down, and press **Ctrl+M**.\n3. **Run**: *live*, *from patch* and *from LoRA* are "
+        "the same.\n\n**Ctrl+M** switches on **Save Unlearned Checkpoint** too; it writes "
+        "gigabytes."
     )
     wires = {"positive": ["4", 0], "negative": ["5", 0], "latent_image": ["6", 0]}
     whole = {
@@ -537,99 +599,143 @@ def export_and_reload():
             "quantised": "auto",
         }
 
+    room = {"width": 512, "height": 512, "batch_size": 1}
+    prompt = {"clip": CLIP, "text": "a photo of a church"}
+    name = {"name": "my_patch.safetensors"}
     nodes = {
-        "1": (
-            "CheckpointLoaderSimple",
-            "Load Checkpoint",
-            (40, 60, 400, 110),
-            {"ckpt_name": CHECKPOINT},
-        ),
-        "2": ("UnlearnConcepts", "Objects to Forget", (40, 220, 400, 300), OBJECTS),
-        "4": (
-            "CLIPTextEncode",
-            "Prompt",
-            (40, 570, 400, 140),
-            {"clip": ["1", 1], "text": "a photo of a church"},
-        ),
-        "5": (
-            "CLIPTextEncode",
-            "Negative Prompt",
-            (40, 760, 400, 120),
-            {"clip": ["1", 1], "text": ""},
-        ),
-        "6": (
-            "EmptyLatentImage",
-            "Picture Size",
-            (40, 930, 400, 120),
-            {"width": 512, "height": 512, "batch_size": 1},
-        ),
-        "7": ("ScaPreSolve", "ScaPre Solve", (510, 60, 400, 700), _solve("2")),
-        "8": ("ApplyUnlearnPatch", "Apply Unlearn Patch", (960, 60, 400, 210), apply("7")),
+        "1": _loader(CHECKPOINT, (0, 275, 340, 102)),
+        "2": ("UnlearnConcepts", "Objects to Forget", (0, 450, 340, 266), OBJECTS),
+        "4": ("CLIPTextEncode", "Prompt", (0, 762, 340, 102), prompt),
+        "5": ("CLIPTextEncode", "Negative Prompt", (0, 910, 340, 102), {"clip": CLIP, "text": ""}),
+        "6": ("EmptyLatentImage", "Picture Size", (0, 1058, 340, 118), room),
+        "7": ("ScaPreSolve", "ScaPre Solve", (400, 0, 340, 700), _solve("2")),
+        "8": ("ApplyUnlearnPatch", "Apply Unlearn Patch", (780, 0, 330, 210), apply("7")),
         "9": (
             "SaveUnlearnPatch",
             "Save Unlearn Patch",
-            (960, 320, 400, 120),
+            (780, 260, 330, 94),
             {"patch": ["7", 0], "name": "my_patch"},
         ),
-        "10": ("SaveUnlearnLoRA", "Save Unlearn Patch as LoRA", (960, 490, 400, 210), lora),
-        "11": ("SaveUnlearnedCheckpoint", "Save Unlearned Checkpoint", (960, 750, 400, 130), whole),
-        "12": (
-            "LoadUnlearnPatch",
-            "Load Unlearn Patch",
-            (510, 1020, 400, 170),
-            {"name": "my_patch.safetensors"},
-        ),
-        "13": ("ApplyUnlearnPatch", "Apply Loaded Patch", (960, 1020, 400, 210), apply("12")),
-        "14": ("LoraLoaderModelOnly", "Load LoRA", (960, 1440, 400, 110), stock),
+        "10": ("SaveUnlearnLoRA", "Save Unlearn Patch as LoRA", (780, 402, 330, 166), lora),
+        "11": ("SaveUnlearnedCheckpoint", "Save Unlearned Checkpoint", (780, 616, 330, 134), whole),
+        "12": ("LoadUnlearnPatch", "Load Unlearn Patch", (400, 870, 340, 140), name),
+        "13": ("ApplyUnlearnPatch", "Apply Loaded Patch", (780, 870, 330, 210), apply("12")),
+        "14": ("LoraLoaderModelOnly", "Load LoRA", (400, 1060, 340, 90), stock),
     }
     rows = {
-        "before": ("1", 60),
-        "live": ("8", 480),
-        "from patch": ("13", 1020),
-        "from LoRA": ("14", 1440),
+        "before": ("1", (1150, 0), (1450, 0, 730, 320)),
+        "live": ("8", (1150, 375), (1450, 375, 730, 360)),
+        "from patch": ("13", (1150, 870), (1710, 870, 225, 310)),
+        "from LoRA": ("14", (1430, 870), (1955, 870, 225, 310)),
     }
-    for k, (name, (model, y)) in enumerate(rows.items()):
+    for k, (name, (model, (x, y), place)) in enumerate(rows.items()):
         i = 20 + 10 * k
-        nodes[str(i)] = (
-            "KSampler",
-            f"Sample: {name}",
-            (1410, y, 300, 290),
-            {"model": [model, 0], **SAMPLER, **wires},
-        )
-        nodes[str(i + 1)] = (
-            "VAEDecode",
-            f"Decode: {name}",
-            (1760, y, 180, 60),
-            {"samples": [str(i), 0], "vae": ["1", 2]},
-        )
-        save = {
-            "images": [str(i + 1), 0],
-            "filename_prefix": f"unlearn/{name.replace(' ', '_').lower()}",
-        }
-        nodes[str(i + 2)] = ("SaveImage", f"Picture: {name}", (1990, y, 330, 330), save)
+        sample = {"model": [model, 0], **SAMPLER, **wires}
+        nodes[str(i)] = ("KSampler", f"Sample: {name}", (x, y, 260, 262), sample)
+        decode = {"samples": [str(i), 0], "vae": VAE}
+        nodes[str(i + 1)] = ("VAEDecode", f"Decode: {name}", (x, y + 315, 260, 50), decode)
+        prefix = f"unlearn/{name.replace(' ', '_').lower()}"
+        save = {"images": [str(i + 1), 0], "filename_prefix": prefix}
+        nodes[str(i + 2)] = ("SaveImage", f"Picture: {name}", place, save)
     groups = {
-        "1. Forget, look, save": (490, -20, 1850, 920),
-        "2. Load again (switched off)": (490, 940, 1850, 850),
+        "1. Forget, look, save": (385, -80, 1810, 845),
+        "2. Load again (switched off)": (385, 790, 1810, 430),
     }
     return Drawing(
         nodes,
         note,
-        (40, 1100, 400, 430),
+        (0, 0, 340, 230),
         groups,
         ("11", "12", "13", "14", "40", "41", "42", "50", "51", "52"),
+        ("21", "31", "41", "51"),
     )
 
 
-BLUEPRINT = "Erase Concepts"
-BLUEPRINT_WORDS = ["erase", "forget", "unlearn", "remove", "concept", "censor"]  # found by these
+def safe_for_children():
+    """The explicit preset, before and after on a harmless prompt, and a model file."""
+    note = (
+        "## Safe for children\n\nMakes a model file that has forgotten nudity and sex.\n\n1. "
+        "**Load Checkpoint**: pick a model.\n2. **What to Forget**: the preset *nsfw* is chosen. "
+        "Write more under *forget*, such as *gun*.\n3. **Run**. A harmless picture must stay as "
+        "it was.\n4. Click **Save Unlearned Checkpoint**, press **Ctrl+M**, then **Run**. It "
+        "writes a model of full size into *output/checkpoints*. Give out that file only.\n\n"
+        "**It promises** that the listed words, in plain prompts, mostly no longer bring such "
+        "pictures.\n\n**It does not promise** a safe model. It is no filter: it looks at no "
+        "prompt and at no picture. Whoever searches can bring back what was forgotten. Other "
+        "words, other languages, LoRAs, embeddings and pictures as input can too. Violence is not "
+        "on the list. So stay in the room, and try your own prompts first, alone."
+    )
+    forget = {
+        "forget": "",
+        "keep": "child\nfamily\nbeach\nswimming\nbaby\nportrait",
+        "kind": "explicit",
+        "preset": "nsfw",
+        "file": "none",
+    }
+    whole = {
+        "model": ["5", 0],
+        "filename_prefix": "checkpoints/safe_for_children",
+        "clip": CLIP,
+        "vae": VAE,
+    }
+    prompt = "a photo of a family at the beach"
+    erasers = {
+        "2": ("UnlearnConcepts", "What to Forget", (0, 720, 380, 290), forget),
+        "3": ("ScaPreSolve", "ScaPre Solve", (420, 0, 400, 700), _solve("2")),
+        "18": (
+            "SaveUnlearnedCheckpoint",
+            "Save Unlearned Checkpoint",
+            (860, 735, 340, 134),
+            whole,
+        ),
+    }
+    report = _report(["3", 1], ["3", 2], beside=(860, 920, 340, 150))
+    nodes = _before_and_after(erasers, ["3"], prompt) | report
+    nodes["1"] = _loader(CHECKPOINT, (0, 545, 380, 98))
+    return Drawing(nodes, note, (0, 0, 380, 500), muted=("18",))
 
 
-def blueprint():
-    """The subgraph `Erase Concepts`: (nodes, inputs, outputs).
+class Box(NamedTuple):
+    """A subgraph that is shown as one node, a blueprint in subgraphs/.
 
-    An input is (name, type, [(node, input)]), an output (name, type, node, slot).
+    inputs: (name, type, [(node, input)]); outputs: (name, type, node, slot). about, words: what
+    the frontend says of it, and finds it by. size: of the one node. shown: ids of the nodes whose
+    pictures it shows.
+    """
+
+    nodes: dict
+    inputs: tuple
+    outputs: tuple
+    about: str
+    words: list
+    size: tuple
+    shown: tuple = ()
+
+
+BLUEPRINT, DRAW = "Erase Concepts", "Draw Before and After"
+
+
+def erase_concepts():
+    """Solve, patch and report in one.
+
+    ComfyUI draws first what is at most two nodes away from a node that shows something. The report
+    is one, so the solve is kept three nodes away: by a switch, which also asks for the solve only
+    when it is its turn. So the pictures of the plain model come first.
     """
     solve = {k: v for k, v in _solve("1").items() if k not in ("model", "clip")}
+    report = {
+        "concepts": ["1", 0],
+        "after": ["4", 0],
+        "seed": 0,
+        "seeds": 1,
+        "kept": 2,
+        "steps": 20,
+        "cfg": 7.0,
+        "size": 0,
+        "sampler": "ddim",
+        "scheduler": "ddim_uniform",
+        "templates": "",
+    }
     nodes = {
         "1": (
             "UnlearnConcepts",
@@ -641,23 +747,91 @@ def blueprint():
         "3": (
             "ApplyUnlearnPatch",
             "Apply Unlearn Patch",
-            (940, 60, 330, 150),
+            (940, 60, 330, 210),
             {"patches.patch0": ["2", 0], "strength": 1.0, "mismatch": "warn", "quantised": "auto"},
         ),
+        "4": (
+            "ComfySwitchNode",
+            "Plain Pictures First",
+            (940, 330, 330, 100),
+            {"switch": True, "on_true": ["3", 0]},
+        ),
+        "5": ("ErasureReport", "Erasure Report", (1320, 60, 400, 420), report),
     }
     inputs = (
-        ("model", "MODEL", [(2, "model"), (3, "model")]),
-        ("clip", "CLIP", [(2, "clip")]),
+        ("model", "MODEL", [(2, "model"), (3, "model"), (4, "on_false"), (5, "before")]),
+        ("clip", "CLIP", [(2, "clip"), (5, "clip")]),
         ("forget", "STRING", [(1, "forget")]),
         ("keep", "STRING", [(1, "keep")]),
         ("kind", "COMBO", [(1, "kind")]),
         ("strength", "FLOAT", [(3, "strength")]),
+        ("vae", "VAE", [(5, "vae")]),
     )
-    return (
-        nodes,
-        inputs,
-        (("model", "MODEL", 3, 0), ("report_image", "IMAGE", 2, 1), ("report", "STRING", 2, 2)),
+    outputs = (
+        ("model", "MODEL", 4, 0),
+        ("report_image", "IMAGE", 2, 1),
+        ("report", "STRING", 2, 2),
+        ("grid", "IMAGE", 5, 0),
+        ("verdict", "STRING", 5, 2),
     )
+    about = (
+        "Makes a model forget: name what to forget and what to keep, one per line, and sample "
+        "with the model that comes out. Draws before and after by itself, with a verdict."
+    )
+    words = ["erase", "forget", "unlearn", "remove", "concept", "censor", "nsfw", "style", "ban"]
+    return _shifted(Box(nodes, inputs, outputs, about, words, (400, 780), (5,)), 200)
+
+
+def draw_before_and_after():
+    """Two samplers with one seed, and their pictures."""
+    sample, again = ({**SAMPLER, "negative": ["5", 0]} for _ in range(2))
+    nodes = {
+        "1": ("KSampler", "Before", (400, 60, 300, 290), sample),
+        "2": ("KSampler", "After", (400, 420, 300, 290), again),
+        "3": ("VAEDecode", "Decode Before", (760, 60, 200, 60), {"samples": ["1", 0]}),
+        "4": ("VAEDecode", "Decode After", (760, 420, 200, 60), {"samples": ["2", 0]}),
+        "5": ("CLIPTextEncode", "Negative Prompt", (40, 60, 300, 110), {"text": ""}),
+    }
+
+    def both(name):
+        return [(1, name), (2, name)]
+
+    inputs = (
+        ("model", "MODEL", [(1, "model")]),
+        ("edited", "MODEL", [(2, "model")]),
+        ("positive", "CONDITIONING", both("positive")),
+        ("clip", "CLIP", [(5, "clip")]),
+        ("latent", "LATENT", both("latent_image")),
+        ("vae", "VAE", [(3, "vae"), (4, "vae")]),
+        ("negative", "STRING", [(5, "text")]),
+        ("seed", "INT", both("seed")),
+        ("steps", "INT", both("steps")),
+        ("cfg", "FLOAT", both("cfg")),
+    )
+    outputs = (("before", "IMAGE", 3, 0), ("after", "IMAGE", 4, 0))
+    about = "Draws one prompt with two models, with the same seed."
+    box = Box(nodes, inputs, outputs, about, ["compare", "before after"], (260, 345))
+    return _shifted(box, 300)
+
+
+def _shifted(box, by):
+    """The box with other ids: the frontend renumbers inner nodes whose id an outer node has."""
+
+    def moved(value):
+        return [str(int(value[0]) + by), value[1]] if isinstance(value, list) else value
+
+    nodes = {
+        str(int(i) + by): (*node, {k: moved(v) for k, v in inputs.items()})
+        for i, (*node, inputs) in box.nodes.items()
+    }
+    inputs = tuple((n, kind, [(i + by, k) for i, k in ends]) for n, kind, ends in box.inputs)
+    outputs = tuple((n, kind, i + by, slot) for n, kind, i, slot in box.outputs)
+    shown = tuple(i + by for i in box.shown)
+    return box._replace(nodes=nodes, inputs=inputs, outputs=outputs, shown=shown)
+
+
+OURS = ("UnlearnConcepts", "ScaPreSolve", "ApplyUnlearnPatch", "ErasureReport")  # in boxes
+BOXES = {BLUEPRINT: erase_concepts, DRAW: draw_before_and_after}
 
 
 def api(nodes):
@@ -670,43 +844,32 @@ def api(nodes):
 
 def _checkpoint(name):
     """One file with all that draws."""
-    loader = "CheckpointLoaderSimple", "Load Checkpoint", (40, 60, 330, 110), {"ckpt_name": name}
-    return Loaded({"1": loader})
+    return Loaded({"1": _loader(name, (0, 275, 380, 102))})
 
 
-def _before_and_after(erasers, patches, prompt, x, checkpoint=CHECKPOINT, side=512):
+def _before_and_after(erasers, patches, prompt, checkpoint=CHECKPOINT, side=512, x=860):
     """The nodes around the erasers: a loader, the patches applied, one prompt before and after.
 
     `patches` are ids of nodes that give a patch; `x` is the first column.
     """
     loaded = _checkpoint(checkpoint)
-    room = (
-        "EmptyLatentImage",
-        "Picture Size",
-        (40, 920, 330, 120),
-        {"width": side, "height": side, "batch_size": 1},
-    )
-    more = 30 * (len(patches) - 1)  # height of the sockets
-    negative = (
-        "CLIPTextEncode",
-        "Negative Prompt",
-        (x, 510 + more, 400, 110),
-        {"clip": loaded.clip, "text": ""},
-    )
-    drawn = _drawn_twice(loaded, SAMPLER, x)
-    around = _patched(loaded, patches, prompt, x)
-    return {**loaded.nodes, **erasers, **around, "7": negative, "8": room, **drawn}
+    room = "EmptyLatentImage", {"width": side, "height": side, "batch_size": 1}
+    around = _patched(loaded, patches, prompt, room, x)
+    return {**loaded.nodes, **erasers, **around, **_drawn_twice(loaded, SAMPLER, x + 380)}
 
 
-def _patched(loaded, patches, prompt, x):
-    """The patches applied, and the prompt."""
+def _patched(loaded, patches, prompt, room, x, negative=""):
+    """The patches applied, the prompts and the size. No text: the prompt's conditioning, zeroed."""
     applied = {f"patches.patch{k}": [i, 0] for k, i in enumerate(patches)}
-    more = 30 * (len(patches) - 1)
+    more = 26 * (len(patches) - 1)  # height of the sockets
+    node, size = room
+    without = "ConditioningZeroOut", "No Negative Prompt", (x, 405 + more, 340, 60)
+    against = "CLIPTextEncode", "Negative Prompt", (x, 405 + more, 340, 102)
     return {
         "5": (
             "ApplyUnlearnPatch",
             "Apply Unlearn Patch",
-            (x, 60, 400, 210 + more),
+            (x, 0, 340, 210 + more),
             {
                 "model": loaded.model,
                 **applied,
@@ -718,9 +881,13 @@ def _patched(loaded, patches, prompt, x):
         "6": (
             "CLIPTextEncode",
             "Prompt",
-            (x, 320 + more, 400, 140),
+            (x, 255 + more, 340, 102),
             {"clip": loaded.clip, "text": prompt},
         ),
+        "7": (*without, {"conditioning": ["6", 0]})
+        if negative is None
+        else (*against, {"clip": loaded.clip, "text": negative}),
+        "8": (node, "Picture Size", (x, 555 + more, 340, 118 + 28 * ("length" in size)), size),
     }
 
 
@@ -728,32 +895,22 @@ def _drawn_twice(loaded, sampler, x, fps=0):
     """Samplers before and after, and what saves their pictures; videos at `fps` frames a second."""
     wires = {"positive": ["6", 0], "negative": ["7", 0], "latent_image": ["8", 0]}
     nodes = {}
-    both = ("Before", loaded.model, 60), ("After", ["5", 0], 400)
+    both = ("Before", loaded.model, 0), ("After", ["5", 0], 610 if fps else 530)
     for k, (name, model, y) in enumerate(both):
         sample, decode, save, make = (str(n + k) for n in (9, 11, 13, 23))
-        nodes[sample] = (
-            "KSampler",
-            name,
-            (x + 450, y, 300, 290),
-            {"model": model, **sampler, **wires},
-        )
-        nodes[decode] = (
-            "VAEDecode",
-            f"Decode {name}",
-            (x + 800, y, 180, 60),
-            {"samples": [sample, 0], "vae": loaded.vae},
-        )
-        place = (x + 1030, 60 + 380 * k, 330, 330)
-        prefix = f"unlearn/{name.lower()}"
+        inputs = {"model": model, **sampler, **wires}
+        nodes[sample] = ("KSampler", name, (x, y, 290, 290), inputs)
+        inputs = {"samples": [sample, 0], "vae": loaded.vae}
+        nodes[decode] = ("VAEDecode", f"Decode {name}", (x, y + 340, 290, 50), inputs)
+        place = (x + 330, y, 460, 485)
         if not fps:
-            inputs = {"images": [decode, 0], "filename_prefix": prefix}
-            nodes[save] = ("SaveImage", f"Picture {name}", place, inputs)
+            nodes[save] = _saved(name, [decode, 0], place)
             continue
         inputs = {"images": [decode, 0], "fps": fps}
-        nodes[make] = ("CreateVideo", f"Video {name}", (x + 800, y + 120, 180, 90), inputs)
+        nodes[make] = ("CreateVideo", f"Video {name}", (x, y + 440, 290, 110), inputs)
         inputs = {
             "video": [make, 0],
-            "filename_prefix": prefix,
+            "filename_prefix": f"unlearn/{name.lower()}",
             "format": "auto",
             "codec": "auto",
         }
@@ -761,11 +918,11 @@ def _drawn_twice(loaded, sampler, x, fps=0):
     return nodes
 
 
-def _report(picture, words, x):
-    """An eraser's report below the prompts."""
+def _report(picture, words, at=(420, 750, 400, 290), beside=(860, 750, 340, 290)):
+    """An eraser's report, as a picture and in words."""
     return {
-        "15": ("PreviewImage", "Report", (x, 950, 400, 320), {"images": picture}),
-        "16": ("PreviewAny", "Report in Words", (x, 670, 400, 230), {"source": words}),
+        "15": ("PreviewImage", "Report", at, {"images": picture}),
+        "16": ("PreviewAny", "Report in Words", beside, {"source": words}),
     }
 
 
@@ -914,21 +1071,21 @@ def _loaders(template):
     inputs = {"unet_name": model, "weight_dtype": "default"}
     encoder = {**given, "type": template.kind, "device": "default"}
     nodes = {
-        "1": ("UNETLoader", "Load Diffusion Model", (40, 60, 400, 110), inputs),
-        "21": (kind, "Load CLIP", (40, 220, 400, 160), encoder),
-        "22": ("VAELoader", "Load VAE", (40, 430, 400, 80), {"vae_name": vae}),
+        "1": ("UNETLoader", "Load Diffusion Model", (0, 295, 380, 90), inputs),
+        "21": (kind, "Load CLIP", (0, 460, 380, 140), encoder),
+        "22": ("VAELoader", "Load VAE", (0, 675, 380, 60), {"vae_name": vae}),
     }
     out = MODEL
     if template.shift:
         node, shift = template.shift
         inputs, out = {"model": MODEL, "shift": shift}, ["20", 0]
-        nodes["20"] = (node, "Shift", (40, 560, 400, 80), inputs)
+        nodes["20"] = (node, "Shift", (0, 810, 380, 60), inputs)
     return Loaded(nodes, out, ["21", 0], ["22", 0])
 
 
 def _of_family(template, prompt, note):
     """Quick erase with the loaders, files and settings of a template of ComfyUI's."""
-    loaded, x = _loaders(template), 940
+    loaded, x = _loaders(template), 860
     solve = _solve("2", model=loaded.model, clip=loaded.clip)
     steps, cfg, sampler, scheduler = template.sampler
     how = {
@@ -939,25 +1096,15 @@ def _of_family(template, prompt, note):
         "scheduler": scheduler,
         "denoise": 1.0,
     }
-    place = (x, 510, 400, 110)
-    if template.negative is None:
-        zeroed = {"conditioning": ["6", 0]}
-        negative = "ConditioningZeroOut", "No Negative Prompt", place, zeroed
-    else:
-        given = {"clip": loaded.clip, "text": template.negative}
-        negative = "CLIPTextEncode", "Negative Prompt", place, given
-    room, size = template.room
     nodes = {
         **loaded.nodes,
-        "2": ("UnlearnConcepts", "Objects to Forget", (40, 690, 400, 300), OBJECTS),
-        "4": ("ScaPreSolve", "ScaPre Solve", (490, 60, 400, 700), solve),
-        **_patched(loaded, ["4"], prompt, x),
-        "7": negative,
-        "8": (room, "Picture Size", (40, 1040, 400, 150), size),
-        **_drawn_twice(loaded, how, x, template.fps),
-        **_report(["4", 1], ["4", 2], x),
+        "2": ("UnlearnConcepts", "Objects to Forget", (0, 915, 380, 266), OBJECTS),
+        "4": ("ScaPreSolve", "ScaPre Solve", (420, 0, 400, 700), solve),
+        **_patched(loaded, ["4"], prompt, template.room, x, template.negative),
+        **_drawn_twice(loaded, how, x + 380, template.fps),
+        **_report(["4", 1], ["4", 2]),
     }
-    return Drawing(nodes, note, (1390, 840, 530, 330))
+    return Drawing(nodes, note, (0, 0, 380, 250))
 
 
 AT_THE_ENTRY = (
@@ -1016,12 +1163,30 @@ SOURCES = {
     for f in (
         quick_erase,
         erase_sdxl,
-        neuron_pruning,
-        one_after_another,
-        all_three_stacked,
         compare_variants,
         export_and_reload,
+        safe_for_children,
+        one_after_another,
+        neuron_pruning,
+        all_three_stacked,
     )
+}
+
+
+TITLES = {  # name -> what the template browser shows
+    "quick_erase": "1 Quick erase",
+    "erase_sdxl": "2 Erase in SDXL, step by step",
+    "compare_variants": "3 Compare variants",
+    "export_and_reload": "4 Save and load again",
+    "safe_for_children": "5 Safe for children",
+    "one_after_another": "6 One after another",
+    "neuron_pruning": "7 Neuron pruning",
+    "all_three_stacked": "8 All three methods, stacked",
+    "erase_flux": "9 Erase in Flux.1",
+    "erase_z_image": "9 Erase in Z-Image",
+    "erase_qwen_image": "9 Erase in Qwen-Image",
+    "erase_wan": "9 Erase in Wan, as videos",
+    "erase_anima": "9 Erase in Anima",
 }
 
 
@@ -1037,8 +1202,33 @@ def drawing(name):
 
 
 def source(name):
-    """The graph a workflow file was drawn from, in API format, muted nodes included."""
-    return api(drawing(name).nodes)
+    """The graph a workflow file was drawn from, in API format, muted nodes included.
+
+    Boxes are opened: the nodes in them have ids `outer:inner`.
+    """
+    graph = api(drawing(name).nodes)
+    boxes = {i: BOXES[n["class_type"]]() for i, n in graph.items() if n["class_type"] in BOXES}
+
+    def origin(value):
+        if isinstance(value, list) and value[0] in boxes:
+            _, _, node, slot = boxes[value[0]].outputs[value[1]]
+            return [f"{value[0]}:{node}", slot]
+        return value
+
+    for i, box in boxes.items():
+        given = graph.pop(i)["inputs"]
+        inner = api(box.nodes)
+        for node in inner.values():
+            links = {k: v for k, v in node["inputs"].items() if isinstance(v, list)}
+            node["inputs"] |= {k: [f"{i}:{v[0]}", v[1]] for k, v in links.items()}
+        for name, _, ends in box.inputs:
+            for node, key in ends:
+                if name in given:
+                    inner[str(node)]["inputs"][key] = given[name]
+        graph |= {f"{i}:{k}": node for k, node in inner.items()}
+    for node in graph.values():
+        node["inputs"] = {k: origin(v) for k, v in node["inputs"].items()}
+    return graph
 
 
 def downloads(node):

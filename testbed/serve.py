@@ -7,6 +7,7 @@ import argparse
 import contextlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -17,33 +18,69 @@ import webbrowser
 from . import example_pictures, graphs, judged
 from .server import BASE, HOST, command, free_port
 
-# A node pack without nodes. The template browser lists its workflows, which are ready to run.
-EXAMPLES = "unlearn_examples"
-PACKS = ("--whitelist-custom-nodes", "ComfyUI-Unlearn", EXAMPLES)
+ROOT = graphs.FOLDER.parent
+# A base directory of its own: there the pack lists example workflows that are set for the world.
+SERVED = BASE.parent / "served"
+PACK = SERVED / "custom_nodes" / "ComfyUI-Unlearn"
+PARTS = ("nodes", "unlearn", "kernels", "web", "locales", "subgraphs")
+COPIES = ("__init__.py", "pyproject.toml")
+SHARED = ("models", "input", "output", "user", "temp")
+FLAGS = ("--base-directory", str(SERVED))
+# The frontend opens no address with a space in it, and lists no file that begins with a dot.
+OPENED = ".quick_erase"
 
 
 def prepare():
-    """Puts checkpoints and examples where the server finds them."""
+    """Puts checkpoints, the pack and the examples where the server finds them."""
+    shutil.rmtree(BASE / "custom_nodes" / "unlearn_examples", ignore_errors=True)  # of older ones
     for task in (judged.SHOWN, judged.SPRITES):
         task.world.expand(BASE / "models" / "checkpoints")
-    examples()
+    for name in SHARED:
+        (BASE / name).mkdir(parents=True, exist_ok=True)
+        link(BASE / name, SERVED / name)
+    for name in PARTS:
+        link(ROOT / name, PACK / name)
+    for name in COPIES:
+        shutil.copyfile(ROOT / name, PACK / name)
+    examples(PACK / "example_workflows")
 
 
-def examples():
+def link(folder, place):
+    """Makes `place` lead to a folder."""
+    if place.exists() and place.samefile(folder):
+        return
+    place.parent.mkdir(parents=True, exist_ok=True)
+    if os.path.lexists(place):
+        place.unlink()  # removes a link only, never a real folder
+    try:
+        place.symlink_to(folder.resolve(), target_is_directory=True)
+    except FileExistsError:  # a start at the same moment has made it
+        pass
+    except OSError:
+        if os.name != "nt":
+            raise
+        # Windows lets everybody make a junction, but not a symbolic link.
+        subprocess.run(["cmd", "/c", "mklink", "/J", str(place), str(folder)], check=True)
+
+
+def examples(folder):
     """Writes the example workflows with the world's names, sizes and settings."""
-    folder = BASE / "custom_nodes" / EXAMPLES / "example_workflows"
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder.parent / "__init__.py").write_text("NODE_CLASS_MAPPINGS = {}\n", encoding="utf-8")
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
     for name, plan in example_pictures.plans().items():
         graph = graphs.put(example_pictures.small(name, muted=True), "Prompt", text=plan.gone[0])
-        made = graphs.filled(graphs.load(name), graph)
-        (folder / f"{name}.json").write_text(json.dumps(made), encoding="utf-8")
-        (folder / f"{name}.jpg").write_bytes((graphs.FOLDER / f"{name}.jpg").read_bytes())
+        made = json.dumps(graphs.filled(graphs.load(name), graph))
+        source = graphs.path(name)
+        (folder / source.name).write_text(made, encoding="utf-8")
+        picture = source.with_suffix(".jpg")
+        (folder / picture.name).write_bytes(picture.read_bytes())
+        if name == "quick_erase":
+            (folder / f"{OPENED}.json").write_text(made, encoding="utf-8")
 
 
-def address(url, name="quick_erase"):
-    """Where a server opens on one of the examples."""
-    return f"{url}/?template={name}&source={EXAMPLES}"
+def address(url):
+    """Where a server opens on the first of the examples."""
+    return f"{url}/?template={OPENED}&source={PACK.name}"
 
 
 def when_ready(url, process, say, seconds=180):
@@ -74,7 +111,7 @@ def main():
         if not given.no_browser:
             webbrowser.open(first)
 
-    process = subprocess.Popen(command(port, *PACKS, *more), cwd=HOST, env=env)
+    process = subprocess.Popen(command(port, *FLAGS, *more), cwd=HOST, env=env)
     threading.Thread(target=when_ready, args=(url, process, say), daemon=True).start()
     try:
         return process.wait()

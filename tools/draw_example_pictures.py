@@ -1,8 +1,8 @@
 """`dev.py tool draw_example_pictures`: draws the picture that ComfyUI shows for each workflow.
 
-It runs each example workflow on the emoji world, or on the sprite world where it prunes. A sheet
-holds what the workflow's own Save Image nodes saved: first prompts with forgotten concepts, then
-prompts with kept ones. Workflows of families that no small world has are shown by another's sheet.
+It runs each example workflow on the emoji world, or on the sprite world where it prunes, with a
+prompt that shows something forgotten. The sheet holds two of the pictures that the workflow saved,
+large. Workflows of families that no small world has are shown by another's sheet.
 """
 
 import argparse
@@ -21,7 +21,8 @@ def main():
     if names:
         _draw(names, plans)
     for name in set(given) - set(names):
-        example_pictures.retitled(name).save(graphs.FOLDER / f"{name}.jpg", quality=92)
+        path = graphs.path(name).with_suffix(".jpg")
+        example_pictures.retitled(name).save(path, quality=92)
 
 
 def _draw(names, plans):
@@ -30,12 +31,10 @@ def _draw(names, plans):
     with Server("--disable-metadata", leaves=example_pictures.SAVED) as server:
         for name in names:
             start = time.time()
-            _, gone, kept, title = plans[name]
-            prompts = (*gone, *kept)
-            pictures = example_pictures.runs(server, name, prompts)
-            shots = list(zip(prompts, pictures, strict=True))
-            path = graphs.FOLDER / f"{name}.jpg"
-            sheet = example_pictures.sheet(title, shots[: len(gone)], shots[len(gone) :])
+            plan = plans[name]
+            (pictures,) = example_pictures.runs(server, name, plan.gone[:1])
+            path = graphs.path(name).with_suffix(".jpg")
+            sheet = example_pictures.sheet(plan.title, plan.gone[0], pictures)
             sheet.save(path, quality=92)
             print(f"{path}: {time.time() - start:.0f} s", flush=True)
 

@@ -812,7 +812,7 @@ def test_the_stock_loss_graph_draws_the_losses(small):
 
 def test_what_has_no_text_cross_attention_is_named():
     with pytest.raises(
-        UnlearnError, match=r"'model' \(Linear\) has no text cross-attention layers to train"
+        UnlearnError, match=r"'model' \(Linear\) has no text cross-attention that this pack knows"
     ):
         networks.layers(SimpleNamespace(model=torch.nn.Linear(2, 2)))
 

@@ -45,7 +45,7 @@ def test_what_was_saved_draws_as_the_live_patch(server):
 def test_the_file_is_whole(name):
     """A picture beside it, where to download its checkpoint, and which pack its nodes come from."""
     nodes = graphs.load(name)["nodes"]
-    with Image.open(graphs.FOLDER / f"{name}.jpg") as picture:
+    with Image.open(graphs.path(name).with_suffix(".jpg")) as picture:
         assert picture.width >= 600 and picture.height >= 600
     (loader,) = [n for n in nodes if n["type"] == "CheckpointLoaderSimple"]
     (model,) = loader["properties"]["models"]
@@ -61,11 +61,22 @@ def test_the_file_is_whole(name):
     assert not set(overlaps(nodes))
 
 
+def test_the_plain_picture_does_not_wait_for_the_solve(server):
+    """ComfyUI runs what is near an output first; see `graphs.erase_concepts`."""
+    graph = example_pictures.small("quick_erase", TASK, quick=True)
+    graphs.put(graph, "Prompt", text="this is a lamp that nobody has drawn yet")
+    with server.messages() as seen:
+        server.run(graph)
+    order = [m["data"]["node"] for m in seen if m["type"] == "executing"]
+    plain, solve = (graphs.titled(graph, title) for title in ("Picture Before", "ScaPre Solve"))
+    assert order.index(plain) < order.index(solve)
+
+
 @pytest.mark.parametrize("name", graphs.FAMILIES)
 def test_a_familys_file_is_whole(name):
     """As the others; a loader for each of its files, which says where to download them."""
     nodes = graphs.load(name)["nodes"]
-    with Image.open(graphs.FOLDER / f"{name}.jpg") as picture:
+    with Image.open(graphs.path(name).with_suffix(".jpg")) as picture:
         assert picture.width >= 600 and picture.height >= 600
     loaders = [n for n in nodes if n["type"] in LOADERS]
     assert {n["type"] for n in loaders} >= {"UNETLoader", "VAELoader"} and len(loaders) == 3
@@ -131,7 +142,10 @@ def test_every_family_has_a_headline():
 
 def overlaps(nodes):
     """Pairs of titles whose nodes, with their title bars, lie over each other."""
-    boxes = [(n["title"], *n["pos"], *n["size"]) for n in nodes]
+    boxes = [
+        (n["title"], *n["pos"], *((160, 0) if n["flags"].get("collapsed") else n["size"]))
+        for n in nodes
+    ]
     for k, (a, ax, ay, aw, ah) in enumerate(boxes):
         for b, bx, by, bw, bh in boxes[k + 1 :]:
             if ax < bx + bw and bx < ax + aw and ay - 30 < by + bh and by - 30 < ay + ah:
@@ -140,24 +154,53 @@ def overlaps(nodes):
 
 def test_the_templates_and_the_blueprint_are_served(server):
     served = set(server.get("/workflow_templates")["ComfyUI-Unlearn"])
-    assert {*graphs.SOURCES, *graphs.FAMILIES} <= served
-    listed = {
-        k: v for k, v in server.get("/global_subgraphs").items() if v["name"] == graphs.BLUEPRINT
-    }
+    assert set(graphs.TITLES.values()) == served
+    for name, box in graphs.BOXES.items():
+        serves_blueprint(server, name, box())
+
+
+def serves_blueprint(server, name, box):
+    listed = {k: v for k, v in server.get("/global_subgraphs").items() if v["name"] == name}
     ((key, entry),) = listed.items()
     assert entry["info"]["node_pack"] == "custom_nodes.ComfyUI-Unlearn"
     (inner,) = json.loads(server.get(f"/global_subgraphs/{key}")["data"])["definitions"][
         "subgraphs"
     ]
     assert {n["type"] for n in inner["nodes"]} <= set(server.get("/object_info"))
-    assert [i["name"] for i in inner["inputs"]] == [
-        "model",
-        "clip",
-        "forget",
-        "keep",
-        "kind",
-        "strength",
+    assert [i["name"] for i in inner["inputs"]] == [name for name, *_ in box.inputs]
+    assert [o["name"] for o in inner["outputs"]] == [name for name, *_ in box.outputs]
+
+
+def test_titles_are_unique_and_in_order():
+    assert set(graphs.TITLES) == {*graphs.SOURCES, *graphs.FAMILIES}
+    titles = [*graphs.TITLES.values()]
+    assert len(set(titles)) == len(titles)
+    numbers = [int(title.split()[0]) for title in titles]
+    assert numbers == sorted(numbers) and numbers[: len(graphs.SOURCES)] == [
+        *range(1, len(graphs.SOURCES) + 1)
     ]
+    assert {path.stem for path in graphs.FOLDER.glob("*.json")} == set(titles)
+
+
+@pytest.mark.parametrize("name", ["quick_erase", "compare_variants", "export_and_reload"])
+def test_a_workflow_saved_by_an_older_version_still_runs(server, name):
+    """Templates of 0.3, as artists have them on disk."""
+    old = json.loads((OLD / f"{name}.json").read_text(encoding="utf-8"))
+    graph = graphs.to_api(old)
+    side = 8 * TASK.world.size
+    few = {"seed": 5, "steps": 2}
+    for node in graph.values():
+        inputs = node["inputs"]
+        inputs |= {"ckpt_name": TASK.world.checkpoint} if "ckpt_name" in inputs else {}
+        inputs |= {"width": side, "height": side} if "width" in inputs else {}
+        inputs |= few if node["class_type"] == "KSampler" else {}
+        inputs |= {"prior": False} if "prior" in inputs else {}
+    outputs = server.run(graph)
+    saves = [i for i, n in graph.items() if n["class_type"] == "SaveImage"]
+    assert len(saves) >= 2 and all(outputs[i]["images"] for i in saves)
+
+
+OLD = graphs.FOLDER.parent / "tests" / "data" / "templates"
 
 
 WORLDS = pytest.mark.parametrize("task", (judged.SPRITES, judged.EMOJI), ids=("sprites", "emoji"))
@@ -171,7 +214,7 @@ def test_the_world_knows_the_words(task):
     for name, plan in plans.items():
         world = example_pictures.task_of(name, task).world
         names = {n for names in plan.concepts.values() for n in names}
-        assert names and names <= {*world.bitmaps, *world.styles}
+        assert names and names <= {*world.bitmaps, *world.styles, world.explicit_word}
         assert all(any(n in text for n in names) for text in plan.gone)
         assert not any(n in text for n in names for text in plan.kept)
 

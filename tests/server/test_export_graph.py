@@ -87,7 +87,7 @@ def plain():
 
 def erasing():
     """A small ScaPre patch, quick to solve, applied and sampled as `live`."""
-    solve = graphs.source("quick_erase")
+    solve = graphs.source("erase_sdxl")
     solve = solve[graphs.titled(solve, "ScaPre Solve")]["inputs"]
     g = plain() | {
         "concepts": node(

@@ -30,7 +30,7 @@ def checkpoint_name(checkpoint):
 
 def graph(text="an image of a fox", **concepts):
     """The quick-erase example with the sprite world in it, one prompt, few steps."""
-    g = graphs.to_api(graphs.load("quick_erase"))
+    g = graphs.to_api(graphs.load("erase_sdxl"))
     graphs.put(g, "Load Checkpoint", ckpt_name=checkpoint.NAME)
     keep = "\n".join([*(n for n in OBJECTS if n not in FORGET), *STYLES])
     objects = {
@@ -198,4 +198,4 @@ def test_help_pages_and_template_are_served(server):
             f"{server.url}/extensions/ComfyUI-Unlearn/docs/{node}.md", timeout=20
         ) as page:
             assert len(page.read()) > 300
-    assert "quick_erase" in json.dumps(server.get("/workflow_templates"))
+    assert graphs.TITLES["quick_erase"] in json.dumps(server.get("/workflow_templates"))

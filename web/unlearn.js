@@ -1,0 +1,165 @@
+// What ComfyUI's classic renderer lacks and Nodes 2.0 has: a divider between two pictures, and the
+// picture of an inner node on the face of its subgraph. And colours of links.
+import { api } from '../../scripts/api.js'
+import { app } from '../../scripts/app.js'
+
+// Colours of the links that only this pack has: concepts, saliency, patches.
+const LINKS = {
+  UNLEARN_CONCEPTS: '#d9a441',
+  UNLEARN_SALIENCY: '#4fb3bf',
+  UNLEARN_PATCH: '#e0698f'
+}
+
+function colourLinks() {
+  for (const [type, colour] of Object.entries(LINKS)) {
+    const { LGraphCanvas } = globalThis
+    if (LGraphCanvas?.link_type_colors) LGraphCanvas.link_type_colors[type] = colour
+    const slots = app.canvas?.default_connection_color_byType
+    if (slots) slots[type] = colour
+    document.documentElement.style.setProperty(`--color-datatype-${type}`, colour)
+  }
+}
+
+// A stock Compare Images node that a workflow of this pack marked with this property gets its
+// divider in the classic renderer too. Other Compare Images nodes are left alone.
+const MARK = 'unlearn_divider'
+
+function loaded(node, url) {
+  const known = (node.unlearnPictures ??= new Map())
+  if (!known.has(url)) {
+    const image = new Image()
+    image.onload = () => app.graph?.setDirtyCanvas(true)
+    image.src = url
+    known.set(url, image)
+  }
+  const image = known.get(url)
+  return image.naturalWidth ? image : null
+}
+
+function drawPicture(ctx, image, box, from, to) {
+  const scale = Math.min(box.width / image.naturalWidth, box.height / image.naturalHeight)
+  const [width, height] = [image.naturalWidth * scale, image.naturalHeight * scale]
+  const left = box.x + (box.width - width) / 2
+  ctx.save()
+  ctx.beginPath()
+  ctx.rect(from, box.y, to - from, box.height)
+  ctx.clip()
+  ctx.imageSmoothingEnabled = image.naturalWidth >= 256
+  ctx.drawImage(image, left, box.y + (box.height - height) / 2, width, height)
+  ctx.restore()
+}
+
+function drawDivider(ctx, node, width, y) {
+  const box = { x: 8, y, width: width - 16, height: Math.max(40, node.size[1] - y - 8) }
+  const value = node.widgets.find((w) => w.type === 'imagecompare')?.value
+  const [before, after] = [value?.beforeImages?.[0], value?.afterImages?.[0]].map(
+    (url) => (url ? loaded(node, url) : null)
+  )
+  ctx.fillStyle = '#1b1d20'
+  ctx.fillRect(box.x, box.y, box.width, box.height)
+  ctx.textAlign = 'center'
+  if (!before || !after) {
+    ctx.fillStyle = '#aaa'
+    ctx.font = '14px sans-serif'
+    ctx.fillText('Press Run. Then drag here.', box.x + box.width / 2, box.y + box.height / 2)
+    return
+  }
+  const share = node.unlearnShare ?? 0.5
+  const at = box.x + share * box.width
+  drawPicture(ctx, after, box, at, box.x + box.width)
+  drawPicture(ctx, before, box, box.x, at)
+  ctx.fillStyle = '#fff'
+  ctx.fillRect(at - 1, box.y, 2, box.height)
+  ctx.beginPath()
+  ctx.arc(at, box.y + box.height / 2, 10, 0, 2 * Math.PI)
+  ctx.fill()
+  label(ctx, 'before', box.x + 6, box.y + 18, 'left')
+  label(ctx, 'after', box.x + box.width - 6, box.y + 18, 'right')
+}
+
+function label(ctx, text, x, y, align) {
+  ctx.font = '13px sans-serif'
+  ctx.textAlign = align
+  ctx.fillStyle = '#000'
+  ctx.fillText(text, x + 1, y + 1)
+  ctx.fillStyle = '#fff'
+  ctx.fillText(text, x, y)
+}
+
+function addDivider(node) {
+  const widget = node.widgets?.find((w) => w.type === 'imagecompare')
+  if (!widget || widget.unlearnDrawn || !node.properties?.[MARK]) return
+  widget.unlearnDrawn = true
+  // Only the classic renderer calls these two.
+  widget.draw = (ctx, owner, width, y) => drawDivider(ctx, owner, width, y)
+  const moved = node.onMouseMove
+  node.onMouseMove = function (event, pos, canvas) {
+    moved?.call(this, event, pos, canvas)
+    const share = (pos[0] - 8) / Math.max(1, this.size[0] - 16)
+    this.unlearnShare = Math.min(1, Math.max(0, share))
+    this.setDirtyCanvas(true)
+  }
+  // A press on the picture moves the divider; elsewhere it moves the node.
+  const pressed = node.onMouseDown
+  node.onMouseDown = function (event, pos, canvas) {
+    const handled = pressed?.call(this, event, pos, canvas)
+    if (handled || pos[1] < (widget.last_y ?? 0)) return handled
+    this.onMouseMove(event, pos, canvas)
+    const pointer = canvas?.pointer
+    if (pointer) {
+      pointer.onDrag = (moving) => {
+        const x = moving.canvasX - this.pos[0]
+        this.onMouseMove(moving, [x, moving.canvasY - this.pos[1]], canvas)
+      }
+    }
+    return true
+  }
+}
+
+// The grid of an Erasure Report inside a subgraph, on the face of the subgraph.
+function showReport({ detail }) {
+  const [outer, inner, deeper] = String(detail?.node ?? '').split(':')
+  const picture = detail?.output?.images?.[0]
+  const host = app.rootGraph?.getNodeById(Number(outer)) ?? app.rootGraph?.getNodeById(outer)
+  if (!inner || deeper || !picture || !host?.subgraph) return
+  const node = host.subgraph.nodes.find((n) => String(n.id) === inner)
+  if (node?.type !== 'ErasureReport') return
+  host.unlearnResult = api.apiURL(`/view?${new URLSearchParams(picture)}`)
+  if (!host.unlearnFace) addFace(host)
+  host.setDirtyCanvas(true, true)
+}
+
+function addFace(host) {
+  const classic = () => !globalThis.LiteGraph?.vueNodesMode
+  // It takes part in the layout of the widgets and is no widget.
+  const room = {
+    name: 'result',
+    y: 0,
+    computedHeight: 0,
+    computeLayoutSize: () => ({ minHeight: 200, minWidth: 200 })
+  }
+  host.unlearnFace = room
+  const widgets = host.getLayoutWidgets
+  host.getLayoutWidgets = function () {
+    const found = widgets.call(this)
+    return classic() && !this.collapsed ? [...found, room] : found
+  }
+  const drawn = host.onDrawForeground
+  host.onDrawForeground = function (ctx, ...more) {
+    drawn?.call(this, ctx, ...more)
+    const image = loaded(this, this.unlearnResult)
+    if (!image || this.collapsed || !classic()) return
+    const height = Math.max(40, this.size[1] - room.y - 8)
+    const box = { x: 8, y: room.y, width: this.size[0] - 16, height }
+    drawPicture(ctx, image, box, box.x, box.x + box.width)
+  }
+}
+
+app.registerExtension({
+  name: 'Unlearn.Faces',
+  setup() {
+    colourLinks()
+    api.addEventListener('executed', showReport)
+  },
+  loadedGraphNode: addDivider
+})
