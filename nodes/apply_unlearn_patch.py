@@ -81,6 +81,7 @@ class ApplyUnlearnPatch(io.ComfyNode):
                     tooltip="What to do when a patch was made for another base model: warn and "
                     "apply all the same, or stop. A fine-tune or a merge of the patch's own model "
                     "never stops; the report tells how far it is off.",
+                    advanced=True,
                 ),
                 io.Combo.Input(
                     "quantised",
@@ -91,6 +92,7 @@ class ApplyUnlearnPatch(io.ComfyNode):
                     "'auto' puts edits into the weights and takes away what rounding brings back; "
                     "'weights' leaves that; 'bypass' runs low-rank edits beside the layers, where "
                     "saves and merges may miss them. Try 'auto' first.",
+                    advanced=True,
                 ),
                 io.Combo.Input(
                     "repeated",
@@ -100,6 +102,7 @@ class ApplyUnlearnPatch(io.ComfyNode):
                     tooltip="What to do when a concept would be forgotten twice with the same "
                     "method: warn, or leave out each patch that is there or on the model already "
                     "('once'). Try 'once' when the report warns.",
+                    advanced=True,
                 ),
             ],
             outputs=[
