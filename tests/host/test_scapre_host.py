@@ -515,8 +515,14 @@ def test_strength_decides_how_far_concepts_are_pushed(loaded, kept_list):
         share = re.search(r"pushed (?:\d+% to )?(\d+)% past zero", words)
         pushed[strength] = int(share[1]) if share else 0
         assert patch.provenance[0]["settings"]["strength"] == strength
-    assert pushed == {"gentle": 10, "normal": 20, "strong": 30}
-    assert moved["gentle"] < moved["normal"] < moved["strong"]
+    assert pushed == {"gentle": 10, "normal": 20, "strong": 20}
+    assert moved["gentle"] < moved["normal"]
+    tight = {"overshoot": 9.0, "drift": moved["normal"] / 100}
+    factor = tuning.STRENGTHS["strong"].drift
+    for strength, drift in (("normal", tight["drift"]), ("strong", factor * tight["drift"])):
+        words = solve(loaded, kept_list, strength=strength, **tight)[2]
+        told = float(re.search(r"Kept prompts move by ([\d.]+)%", words)[1])
+        assert told == pytest.approx(100 * drift, abs=0.11), strength
     assert tuning.STRENGTHS["normal"] == tuning.Strength(left=0, pushed=1, drift=1)
 
 

@@ -78,13 +78,13 @@ class Strength:
 STRENGTHS = {
     "gentle": Strength(left=0.3, pushed=0.5, drift=0.6),
     "normal": Strength(),
-    "strong": Strength(left=-0.4, pushed=1.5, drift=1.8),
+    "strong": Strength(drift=1.4),
 }
 """The choices of 'strength'.
 
-Measured on sprites, three objects and a style forgotten, 84 pictures: at all three nothing of them
-is drawn, and of what is kept 1.05 stays at 'gentle', 0.97 at 'normal' and 0.90 at 'strong', over
-the unedited model. No other values were tried (2026-11-29)."""
+Chosen on sprites and emoji among three kinds of 'strong' (docs/results/defaults.md, "Gentle and
+strong"). Pushing further than 'normal' does turns one forgotten style into another, so 'strong'
+allows more drift alone (2026-11-29)."""
 
 OVERSHOOT_ITERATIONS = 8
 """Steps of the fixed-point search for the overshoot of each concept. Not measured (2026-11-22)."""
