@@ -121,6 +121,7 @@ class UnlearnConcepts(io.ComfyNode):
                     tooltip="A list that comes with the pack and is forgotten as well: "
                     f"{_in_presets()}. After a run the node names what it forgets. The lists are "
                     "plain text in nodes/data/presets, which you can read and copy.",
+                    advanced=True,
                 ),
                 io.Combo.Input(
                     "file",

@@ -609,15 +609,15 @@ def export_and_reload():
         "5": ("CLIPTextEncode", "Negative Prompt", (0, 910, 340, 102), {"clip": CLIP, "text": ""}),
         "6": ("EmptyLatentImage", "Picture Size", (0, 1058, 340, 118), room),
         "7": ("ScaPreSolve", "ScaPre Solve", (400, 0, 340, 700), _solve("2")),
-        "8": ("ApplyUnlearnPatch", "Apply Unlearn Patch", (780, 0, 330, 210), apply("7")),
+        "8": ("ApplyUnlearnPatch", "Apply Unlearn Patch", (780, 0, 330, 130), apply("7")),
         "9": (
             "SaveUnlearnPatch",
             "Save Unlearn Patch",
-            (780, 260, 330, 94),
+            (780, 220, 330, 150),
             {"patch": ["7", 0], "name": "my_patch"},
         ),
-        "10": ("SaveUnlearnLoRA", "Save Unlearn Patch as LoRA", (780, 402, 330, 166), lora),
-        "11": ("SaveUnlearnedCheckpoint", "Save Unlearned Checkpoint", (780, 616, 330, 134), whole),
+        "10": ("SaveUnlearnLoRA", "Save Unlearn Patch as LoRA", (780, 420, 330, 200), lora),
+        "11": ("SaveUnlearnedCheckpoint", "Save Unlearned Checkpoint", (780, 665, 330, 134), whole),
         "12": ("LoadUnlearnPatch", "Load Unlearn Patch", (400, 870, 340, 140), name),
         "13": ("ApplyUnlearnPatch", "Apply Loaded Patch", (780, 870, 330, 210), apply("12")),
         "14": ("LoraLoaderModelOnly", "Load LoRA", (400, 1060, 340, 90), stock),
@@ -638,8 +638,8 @@ def export_and_reload():
         save = {"images": [str(i + 1), 0], "filename_prefix": prefix}
         nodes[str(i + 2)] = ("SaveImage", f"Picture: {name}", place, save)
     groups = {
-        "1. Forget, look, save": (385, -80, 1810, 845),
-        "2. Load again (switched off)": (385, 790, 1810, 430),
+        "1. Forget, look, save": (385, -80, 1810, 885),
+        "2. Load again (switched off)": (385, 815, 1810, 405),
     }
     return Drawing(
         nodes,
@@ -655,7 +655,8 @@ def safe_for_children():
     """The explicit preset, before and after on a harmless prompt, and a model file."""
     note = (
         "## Safe for children\n\nMakes a model file that has forgotten nudity and sex.\n\n1. "
-        "**Load Checkpoint**: pick a model.\n2. **What to Forget**: the preset *nsfw* is chosen. "
+        "**Load Checkpoint**: pick a model.\n2. **What to Forget**: the preset *nsfw* is chosen, "
+        "under *Show advanced inputs*. "
         "Write more under *forget*, such as *gun*.\n3. **Run**. A harmless picture must stay as "
         "it was.\n4. Click **Save Unlearned Checkpoint**, press **Ctrl+M**, then **Run**. It "
         "writes a model of full size into *output/checkpoints*. Give out that file only.\n\n"
