@@ -23,6 +23,7 @@ function colourLinks() {
 // A stock Compare Images node that a workflow of this pack marked with this property gets its
 // divider in the classic renderer too. Other Compare Images nodes are left alone.
 const MARK = 'unlearn_divider'
+const KNOWN = 4 // pictures of earlier runs that a node holds
 
 function loaded(node, url) {
   const known = (node.unlearnPictures ??= new Map())
@@ -31,6 +32,7 @@ function loaded(node, url) {
     image.onload = () => app.graph?.setDirtyCanvas(true)
     image.src = url
     known.set(url, image)
+    if (known.size > KNOWN) known.delete(known.keys().next().value)
   }
   const image = known.get(url)
   return image.naturalWidth ? image : null
