@@ -257,6 +257,7 @@ def _solve(concepts, variant="anchored", model=MODEL, clip=CLIP, **settings):
         "rounds": 0,
         "expand": False,
         "auto_protect": 0.0,
+        "strength": "normal",
     }
 
 
@@ -316,6 +317,7 @@ TRAIN = {
     "on_cancel": "discard",
     "resume": "",
     "templates": "",
+    "strength": "normal",
 }
 
 

@@ -108,6 +108,7 @@ def edit_bytes(layers):
 def training_bytes(unet, trainable, dtype):
     """Memory of Dynamic Mask Trainer for weights, without activations; None where it refuses."""
     try:
+        architectures.refuse_transformer(StandIn(unet), "Dynamic Mask Trainer")
         return memory_need.weight_bytes(StandIn(unet), trainable, None, dtype)
     except pack.module("unlearn.errors").UnlearnError:
         return None

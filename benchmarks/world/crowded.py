@@ -72,6 +72,7 @@ class KeyValues:
         self.matrices = {name: w.float() for name, w in matrices.items()}
         self.layers = tuple(Layer(name, name) for name in matrices)
         self.model, self.width = None, next(iter(matrices.values())).shape[1]
+        self.input_width = self.width
 
     def __iter__(self):
         return ((layer, self.matrices[layer.key]) for layer in self.layers)

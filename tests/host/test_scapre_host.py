@@ -414,7 +414,7 @@ def test_a_variant_is_one_file(loaded, toy_variant):
         (False, "BOOLEAN"),
     ]
     assert shown["strength"].max == 1.0 and shown["halved"].advanced
-    assert "| **strength** | 0.5 | How much is taken out." in variant_docs.table(
+    assert "| **strength** (advanced) | 0.5 | How much is taken out." in variant_docs.table(
         variants.variants()
     )
     page = variant_docs.page(variant_docs.PAGE.read_text(encoding="utf-8"), variants.variants())

@@ -169,7 +169,8 @@ def loaded_saliency(b):
 
 
 def saved_lora(b):
-    return run("SaveUnlearnLoRA", model=b.model, patch=b.patch, name="new")[1]
+    said = run("SaveUnlearnLoRA", model=b.model, patch=b.patch, name="new")[1]
+    return said.split(" MB. ", 1)[1]  # before it stands whether a file was replaced
 
 
 def saved_checkpoint(b):
