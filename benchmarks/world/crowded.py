@@ -72,10 +72,14 @@ class KeyValues:
         self.matrices = {name: w.float() for name, w in matrices.items()}
         self.layers = tuple(Layer(name, name) for name in matrices)
         self.model, self.width = None, next(iter(matrices.values())).shape[1]
-        self.input_width = self.width
+        self.input_width, self.basis = self.width, None
 
     def __iter__(self):
         return ((layer, self.matrices[layer.key]) for layer in self.layers)
+
+    @staticmethod
+    def whole(layer, down):
+        return down
 
     @staticmethod
     def have_earlier_patches():

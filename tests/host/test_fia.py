@@ -419,7 +419,7 @@ def test_concepts_that_choose_alike_are_named():
         and "hardly anything of 'c2'" not in said
     )
     assert (
-        "WARNING: more than a tenth is pruned"
+        "WARNING: Much is pruned; expect damage."
         in masks.fuse([three], r2=0.3, alpha=1.1, granularity="neuron")[2]
     )
     with pytest.raises(UnlearnError, match="leaves nothing to prune"):

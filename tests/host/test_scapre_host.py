@@ -368,7 +368,7 @@ from .registry import number, switch, variant
 
 @dataclass(frozen=True)
 class ToySettings:
-    strength: float = number(0.5, 0.0, 1.0, 0.1, "How much is taken out. Try 1 first.")
+    amount: float = number(0.5, 0.0, 1.0, 0.1, "How much is taken out. Try 1 first.")
     overshoot: float = number(2.0, 0.0, 3.0, 0.1, "How far past zero. Try 2 first.")
     halved: bool = switch(False, "Take out half of it. Leave it off at first.")
 
@@ -379,7 +379,7 @@ def toy(context, settings):
     stats = context.stats
     mean = stats.concepts.mean(1, keepdim=True)
     down = (mean / mean.norm()).T
-    size = settings.strength / (2 if settings.halved else 1)
+    size = settings.amount / (2 if settings.halved else 1)
     operator = size * down.T @ down / float(down @ stats.concept_gram @ down.T)
     left = stats.target_shift @ operator @ down.T
     return LayerEdit(
@@ -404,7 +404,7 @@ def toy_variant(tmp_path, monkeypatch):
 
 def test_a_variant_is_one_file(loaded, toy_variant):
     """Defaults, inputs of the node, help table, tooltips and patch come from that file."""
-    assert toy_variant.defaults == {"strength": 0.5, "overshoot": 2.0, "halved": False}
+    assert toy_variant.defaults == {"amount": 0.5, "overshoot": 2.0, "halved": False}
     combo = next(i for i in nodes.ScaPreSolve.define_schema().inputs if i.id == "variant")
     assert [o.key for o in combo.options] == [*EARLIER_VARIANTS, "toy"]
     shown = {i.id: i for i in combo.options[-1].inputs}
@@ -413,17 +413,17 @@ def test_a_variant_is_one_file(loaded, toy_variant):
         (2.0, "FLOAT"),
         (False, "BOOLEAN"),
     ]
-    assert shown["strength"].max == 1.0 and shown["halved"].advanced
-    assert "| **strength** (advanced) | 0.5 | How much is taken out." in variant_docs.table(
+    assert shown["amount"].max == 1.0 and shown["halved"].advanced
+    assert "| **amount** (advanced) | 0.5 | How much is taken out." in variant_docs.table(
         variants.variants()
     )
     page = variant_docs.page(variant_docs.PAGE.read_text(encoding="utf-8"), variants.variants())
     assert "| How far past zero. Try 2 first. |" in page
-    patch, _, words = solve(loaded, CONCEPTS, variant="toy", strength=1.0)
+    patch, _, words = solve(loaded, CONCEPTS, variant="toy", amount=1.0)
     assert patch.provenance[0]["method"] == "ScaPre toy"
-    assert patch.provenance[0]["settings"]["strength"] == 1.0 and "past zero" in words
+    assert patch.provenance[0]["settings"]["amount"] == 1.0 and "past zero" in words
     assert all(change_of(edit).norm() > 0 for _, edit in patch.edits)
-    unpushed = solve(loaded, CONCEPTS, variant="toy", strength=1.0, overshoot=0.0)[0]
+    unpushed = solve(loaded, CONCEPTS, variant="toy", amount=1.0, overshoot=0.0)[0]
     assert change_of(patch.edits[0][1]).norm() > change_of(unpushed.edits[0][1]).norm()
 
 

@@ -39,7 +39,7 @@ def begins_in_order(shown, *beginnings):
     """Whether these texts were shown in this order, and nothing after the last."""
     at = 0
     for beginning in beginnings:
-        places = [i for i, text in enumerate(shown) if i >= at and text.startswith(beginning)]
+        places = [i for i, said in enumerate(shown) if i >= at and said.startswith(beginning)]
         assert places, (beginning, shown)
         at = places[0] + 1
     assert at == len(shown), shown
