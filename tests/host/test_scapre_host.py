@@ -4,6 +4,7 @@ What they change, what they refuse, and that they leave the model and the text e
 """
 
 import copy
+import dataclasses
 import gc
 import math
 import re
@@ -425,6 +426,13 @@ def test_a_variant_is_one_file(loaded, toy_variant):
     assert all(change_of(edit).norm() > 0 for _, edit in patch.edits)
     unpushed = solve(loaded, CONCEPTS, variant="toy", amount=1.0, overshoot=0.0)[0]
     assert change_of(patch.edits[0][1]).norm() > change_of(unpushed.edits[0][1]).norm()
+
+
+def test_no_variant_names_a_setting_as_all_variants_do():
+    """Such a setting would be given twice. `strength` became common to all on 2026-11-29."""
+    common = {field.name for field in dataclasses.fields(scapre.SolveSettings)}
+    for variant in variants.variants().values():
+        assert not common & set(variant.defaults), variant.name
 
 
 def test_two_variants_of_one_name_are_refused():
