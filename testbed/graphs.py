@@ -721,14 +721,15 @@ BLUEPRINT, DRAW = "Erase Concepts", "Draw Before and After"
 def erase_concepts():
     """Solve, patch and report in one.
 
-    ComfyUI draws first what is at most two nodes away from a node that shows something. The report
-    is one, so the solve is kept three nodes away: by a switch, which also asks for the solve only
-    when it is its turn. So the pictures of the plain model come first.
+    ComfyUI runs first what is at most two nodes away from a node that shows something. The report
+    is one. A switch keeps the solve three nodes away from it, so the plain pictures come first.
+    Three more keep the edited model away from it, so that the edited pictures come before the
+    report's.
     """
     solve = {k: v for k, v in _solve("1").items() if k not in ("model", "clip")}
     report = {
         "concepts": ["1", 0],
-        "after": ["4", 0],
+        "after": ["8", 0],
         "seed": 0,
         "seeds": 1,
         "kept": 2,
@@ -761,8 +762,13 @@ def erase_concepts():
         ),
         "5": ("ErasureReport", "Erasure Report", (1320, 60, 400, 420), report),
     }
+    for i, source in ((6, "4"), (7, "6"), (8, "7")):
+        values = {"switch": True, "on_true": [source, 0]}
+        place, title = (940, 120 * i - 240, 330, 100), f"Edited Pictures First, {i - 5} of 3"
+        nodes[str(i)] = ("ComfySwitchNode", title, place, values)
+    plain = [(i, "on_false") for i in (4, 6, 7, 8)]
     inputs = (
-        ("model", "MODEL", [(2, "model"), (3, "model"), (4, "on_false"), (5, "before")]),
+        ("model", "MODEL", [(2, "model"), (3, "model"), *plain, (5, "before")]),
         ("clip", "CLIP", [(2, "clip"), (5, "clip")]),
         ("forget", "STRING", [(1, "forget")]),
         ("keep", "STRING", [(1, "keep")]),
