@@ -2,7 +2,6 @@
 
 from typing import Any
 
-import comfy.samplers
 from comfy_api.latest import io, ui
 
 from ..unlearn.analysis.strength_sweep import Prompts, SweepSettings, sweep
@@ -10,6 +9,7 @@ from ..unlearn.errors import finite
 from ..unlearn.host.model_types import Model, Vae
 from ..unlearn.host.sampling import Conditioning
 from ..unlearn.types import UnlearnPatch
+from .sampling_inputs import sampling_inputs
 from .sockets import Patch
 from .telling import tell
 
@@ -61,45 +61,7 @@ class UnlearnStrengthSweep(io.ComfyNode):
                     control_after_generate=io.ControlAfterGenerate.fixed,
                     tooltip="Seed of all pictures. A KSampler with this seed draws the same ones.",
                 ),
-                io.Int.Input(
-                    "steps",
-                    default=D.steps,
-                    min=1,
-                    max=200,
-                    tooltip="Sampling steps per picture. Use what you draw with.",
-                ),
-                io.Float.Input(
-                    "cfg",
-                    default=D.cfg,
-                    min=0.0,
-                    max=100.0,
-                    step=0.5,
-                    tooltip="Guidance. Use what you draw with.",
-                ),
-                io.Int.Input(
-                    "size",
-                    default=D.size,
-                    min=0,
-                    max=2048,
-                    step=64,
-                    tooltip="Width and height in pixels. 0 takes what the model was made for. "
-                    "Smaller is faster, but models draw badly below half of it.",
-                ),
-                io.Combo.Input(
-                    "sampler",
-                    options=list(comfy.samplers.KSampler.SAMPLERS),
-                    default=D.sampler,
-                    tooltip="Use one without fresh noise in each step (no 'ancestral', no 'sde'), "
-                    "so that the pictures can be compared.",
-                    advanced=True,
-                ),
-                io.Combo.Input(
-                    "scheduler",
-                    options=list(comfy.samplers.KSampler.SCHEDULERS),
-                    default=D.scheduler,
-                    tooltip="How the sampling steps are spread. Use what you draw with.",
-                    advanced=True,
-                ),
+                *sampling_inputs(D),
             ],
             outputs=[
                 io.Image.Output(
