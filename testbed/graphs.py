@@ -635,9 +635,9 @@ def export_and_reload():
             (1080, 252, 300, 134),
             whole,
         ),
-        "12": ("LoadUnlearnPatch", "Load Unlearn Patch", (400, 880, 300, 130), name),
+        "12": ("LoadUnlearnPatch", "Load Unlearn Patch", (400, 900, 300, 130), name),
         "13": ("ApplyUnlearnPatch", "Apply Loaded Patch", (1080, 960, 300, 200), apply("12")),
-        "14": ("LoraLoaderModelOnly", "Load LoRA", (400, 1085, 300, 90), stock),
+        "14": ("LoraLoaderModelOnly", "Load LoRA", (400, 1104, 300, 86), stock),
     }
     rows = {
         "before": ("1", (1420, 0), (1720, 0, 460, 320)),
@@ -659,7 +659,7 @@ def export_and_reload():
         nodes[str(i + 2)] = ("SaveImage", f"Picture: {name}", place, save)
     groups = {
         "1. Forget, look, save": (385, -80, 1810, 895),
-        "2. Load again (switched off)": (385, 825, 1810, 370),
+        "2. Load again (switched off)": (385, 822, 1810, 380),
     }
     return Drawing(
         nodes,
