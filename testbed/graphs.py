@@ -478,7 +478,7 @@ def all_three_stacked():
     nodes = {
         "1": _loader(CHECKPOINT, (0, 275, 340, 102)),
         "2": ("UnlearnConcepts", "Style to Forget", (0, 450, 340, 266), style),
-        "3": ("ScaPreSolve", "ScaPre Solve", (380, 0, 340, 490), _solve("2")),
+        "3": ("ScaPreSolve", "ScaPre Solve", (380, 0, 340, 430), _solve("2")),
         "17": ("UnlearnConcepts", "Object to Prune", (380, 845, 340, 266), pruned),
         "18": ("ConceptSaliency", "Concept Saliency", (760, 0, 340, 560), measure),
         "19": ("NeuronMaskFuse", "Fuse Neuron Masks", (760, 625, 340, 280), fuse),
@@ -1122,7 +1122,7 @@ def _of_family(template, prompt, note):
     nodes = {
         **loaded.nodes,
         "2": ("UnlearnConcepts", "Objects to Forget", (0, 920, 380, 266), OBJECTS),
-        "4": ("ScaPreSolve", "ScaPre Solve", (420, 0, 400, 700), solve),
+        "4": ("ScaPreSolve", "ScaPre Solve", (420, 0, 400, 560), solve),
         **_patched(loaded, ["4"], prompt, template.room, x, template.negative),
         **_drawn_twice(loaded, how, x + 380, template.fps),
         **_report(["4", 1], ["4", 2], (420, 620, 400, 420), (860, 770, 340, 270)),
