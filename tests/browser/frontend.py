@@ -201,12 +201,13 @@ class Tab:
             i for event, d in said if event == "execution_cached" for i in d["nodes"]
         ]
 
-    def picture(self, node, vue=False):
+    def picture(self, node, vue=False, go=True):
         """(address, width) of the picture a node shows; the test fails after 30 s without one.
 
-        The classic canvas loads it when the node comes into view.
+        The classic canvas loads it when the node comes into view: `go` brings it there.
         """
-        self.js("id => app.canvas.centerOnNode(app.graph.getNodeById(id))", int(node))
+        if go:
+            self.js("id => app.canvas.centerOnNode(app.graph.getNodeById(id))", int(node))
         image = (
             f"document.querySelector('[data-node-id=\"{node}\"] img')"
             if vue

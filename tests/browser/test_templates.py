@@ -93,11 +93,11 @@ def test_it_runs_and_stays_readable(tab, case):
         ran, cached = tab.run()
     saves = [i for i, n in graph.items() if n["class_type"] == "SaveImage"]
     assert len(saves) >= 2 and set(saves) <= {*ran, *cached}
+    assert [tab.picture(i, vue, go=False)[1] for i in saves] == [64] * len(saves)
     legible(tab, vue)
     tab.shot(f"run_{label(case)}")
     if name == "quick_erase":
         shows_its_result(tab, vue)
-    assert [tab.picture(i, vue)[1] for i in saves] == [64] * len(saves)
     assert not tab.errors
 
 
