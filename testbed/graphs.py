@@ -385,11 +385,11 @@ def erase_sdxl():
         "**Picture Size** to 768."
     )
     erasers = {
-        "2": ("UnlearnConcepts", "Objects to Forget", (0, 450, 380, 266), OBJECTS),
+        "2": ("UnlearnConcepts", "Objects to Forget", (0, 415, 380, 266), OBJECTS),
         "3": (
             "UnlearnConcepts",
             "Styles to Forget",
-            (0, 762, 380, 266),
+            (0, 775, 380, 266),
             {**STYLE, "more": ["2", 0]},
         ),
         "4": ("ScaPreSolve", "ScaPre Solve", (420, 0, 400, 700), _solve("3")),
@@ -411,11 +411,11 @@ def neuron_pruning():
         "Concept Saliency. Something else suffers? Lower it."
     )
     erasers = {
-        "2": ("UnlearnConcepts", "Objects to Forget", (0, 450, 380, 266), OBJECTS),
+        "2": ("UnlearnConcepts", "Objects to Forget", (0, 415, 380, 266), OBJECTS),
         "3": ("ConceptSaliency", "Concept Saliency", (420, 0, 400, 640), MEASURE),
         "4": ("NeuronMaskFuse", "Fuse Neuron Masks", (420, 700, 400, 300), FUSE),
     }
-    report = _report(["4", 1], ["4", 2], (0, 765, 380, 290))
+    report = _report(["4", 1], ["4", 2], (0, 780, 380, 275))
     nodes = _before_and_after(erasers, ["4"], "a photo of a church") | report
     return Drawing(nodes, note, (0, 0, 380, 230))
 
@@ -433,12 +433,12 @@ def one_after_another():
         "this patch to *earlier*."
     )
     erasers = {
-        "2": ("UnlearnConcepts", "Objects to Forget", (0, 450, 380, 266), OBJECTS),
+        "2": ("UnlearnConcepts", "Objects to Forget", (0, 415, 380, 266), OBJECTS),
         "3": ("DynamicMaskTrainer", "Dynamic Mask Trainer", (420, 0, 400, 850), TRAIN),
         "17": (
             "LossGraphNode",
             "Loss",
-            (0, 765, 380, 300),
+            (0, 780, 380, 285),
             {"loss": ["3", 1], "filename_prefix": "unlearn/loss"},
         ),
     }
@@ -472,15 +472,17 @@ def all_three_stacked():
     room = "EmptyLatentImage", {"width": 512, "height": 512, "batch_size": 1}
     around = _patched(loaded, ["3", "19", "22"], f"{prompt} by van gogh", room, 1520)
     del around["7"]  # it is in the box
-    around["8"] = (room[0], "Picture Size", (1520, 470, 340, 118), room[1])
+    for i, y in (("6", 0), ("8", 150), ("5", 320)):  # what goes into the box stands above it
+        kind, title, (x, _, width, height), inputs = around[i]
+        around[i] = (kind, title, (x, y, width, height), inputs)
     nodes = {
         "1": _loader(CHECKPOINT, (0, 275, 340, 102)),
         "2": ("UnlearnConcepts", "Style to Forget", (0, 450, 340, 266), style),
-        "3": ("ScaPreSolve", "ScaPre Solve", (380, 0, 340, 490), _solve("2")),
-        "17": ("UnlearnConcepts", "Object to Prune", (380, 550, 340, 266), pruned),
-        "18": ("ConceptSaliency", "Concept Saliency", (760, 0, 340, 620), measure),
-        "19": ("NeuronMaskFuse", "Fuse Neuron Masks", (760, 680, 340, 280), fuse),
-        "21": ("UnlearnConcepts", "Object to Train Away", (380, 862, 340, 266), trained),
+        "3": ("ScaPreSolve", "ScaPre Solve", (380, 0, 340, 430), _solve("2")),
+        "17": ("UnlearnConcepts", "Object to Prune", (380, 845, 340, 266), pruned),
+        "18": ("ConceptSaliency", "Concept Saliency", (760, 0, 340, 560), measure),
+        "19": ("NeuronMaskFuse", "Fuse Neuron Masks", (760, 625, 340, 280), fuse),
+        "21": ("UnlearnConcepts", "Object to Train Away", (380, 480, 340, 266), trained),
         "22": ("DynamicMaskTrainer", "Dynamic Mask Trainer", (1140, 0, 340, 850), train),
         **around,
         "9": (DRAW, DRAW, (1520, 690, 340, 345), _drawing(["5", 0])),
@@ -506,23 +508,23 @@ def compare_variants():
     prompt = {"clip": CLIP, "text": "a painting of a church by van gogh"}
     room = {"width": 512, "height": 512, "batch_size": 1}
     nodes = {
-        "1": _loader(CHECKPOINT, (0, 375, 380, 102)),
-        "2": ("UnlearnConcepts", "Objects to Forget", (0, 550, 380, 266), OBJECTS),
+        "1": _loader(CHECKPOINT, (0, 1082, 380, 102)),
+        "2": ("UnlearnConcepts", "Objects to Forget", (0, 355, 380, 266), OBJECTS),
         "3": (
             "UnlearnConcepts",
             "Styles to Forget",
-            (0, 862, 380, 266),
+            (0, 718, 380, 266),
             {**STYLE, "more": ["2", 0]},
         ),
-        "4": ("CLIPTextEncode", "Prompt", (420, 0, 360, 102), prompt),
+        "4": ("CLIPTextEncode", "Prompt", (800, 0, 290, 102), prompt),
         "5": (
             "CLIPTextEncode",
             "Negative Prompt",
-            (420, 150, 360, 102),
+            (800, 200, 290, 102),
             {"clip": CLIP, "text": ""},
         ),
-        "6": ("EmptyLatentImage", "Picture Size", (420, 300, 360, 118), room),
-        "7": ("PrimitiveInt", "Seed for All", (420, 465, 360, 82), {"value": SAMPLER["seed"]}),
+        "6": ("EmptyLatentImage", "Picture Size", (800, 920, 290, 118), room),
+        "7": ("PrimitiveInt", "Seed for All", (800, 1080, 290, 82), {"value": SAMPLER["seed"]}),
     }
     variants = {
         "anchored": {},
@@ -536,8 +538,9 @@ def compare_variants():
         },
         "uce": {"erase": 1.0, "preserve": 1.0, "anchor": 0.5},
     }
+    # A row of small nodes for each variant, and the pictures in a square.
     for k, name in enumerate(("plain", *variants)):
-        x, model, i, side = 420 + 400 * k, MODEL, 10 * (k + 1), 360
+        x, y, side, model, i = 1190, 300 * k, 150, MODEL, 10 * (k + 1)
         if name in variants:
             model = [str(i + 1), 0]
             apply = {
@@ -548,23 +551,25 @@ def compare_variants():
                 "quantised": "auto",
             }
             solve = _solve("3", name, **variants[name])
-            nodes[str(i)] = ("ScaPreSolve", f"Solve: {name}", (x, 0, side, 620), solve)
-            nodes[str(i + 1)] = ("ApplyUnlearnPatch", f"Apply: {name}", (x, 670, side, 200), apply)
+            place = (420, 310 * (k - 1), 340, 260)
+            nodes[str(i)] = ("ScaPreSolve", f"Solve: {name}", place, solve)
+            nodes[str(i + 1)] = ("ApplyUnlearnPatch", f"Apply: {name}", (x, y, side, 200), apply)
         seed = {"seed": ["7", 0]}
         nodes[str(i + 2)] = (
             "KSampler",
             f"Sample: {name}",
-            (x, 705, side, 262),
+            (x, y + 45, side, 262),
             {"model": model, **SAMPLER, **seed, **wires},
         )
         decode = {"samples": [str(i + 2), 0], "vae": VAE}
-        nodes[str(i + 3)] = ("VAEDecode", f"Decode: {name}", (x, 740, side, 50), decode)
+        nodes[str(i + 3)] = ("VAEDecode", f"Decode: {name}", (x, y + 90, side, 50), decode)
         save = {"images": [str(i + 3), 0], "filename_prefix": f"unlearn/{name}"}
-        nodes[str(i + 4)] = ("SaveImage", f"Picture: {name}", (x, 790, side, 390), save)
+        place = (1440 + 390 * (k % 2), 620 * (k // 2), 370, 550)
+        nodes[str(i + 4)] = ("SaveImage", f"Picture: {name}", place, save)
     folded = [
         i for i, node in nodes.items() if node[0] in ("ApplyUnlearnPatch", "KSampler", "VAEDecode")
     ]
-    return Drawing(nodes, note, (0, 0, 380, 330), folded=tuple(folded))
+    return Drawing(nodes, note, (0, 0, 380, 310), folded=tuple(folded))
 
 
 def export_and_reload():
@@ -607,41 +612,54 @@ def export_and_reload():
     nodes = {
         "1": _loader(CHECKPOINT, (0, 275, 340, 102)),
         "2": ("UnlearnConcepts", "Objects to Forget", (0, 450, 340, 266), OBJECTS),
-        "4": ("CLIPTextEncode", "Prompt", (0, 762, 340, 102), prompt),
-        "5": ("CLIPTextEncode", "Negative Prompt", (0, 910, 340, 102), {"clip": CLIP, "text": ""}),
-        "6": ("EmptyLatentImage", "Picture Size", (0, 1058, 340, 118), room),
-        "7": ("ScaPreSolve", "ScaPre Solve", (400, 0, 340, 700), _solve("2")),
-        "8": ("ApplyUnlearnPatch", "Apply Unlearn Patch", (780, 0, 330, 130), apply("7")),
+        "4": ("CLIPTextEncode", "Prompt", (1080, 487, 300, 102), prompt),
+        "5": (
+            "CLIPTextEncode",
+            "Negative Prompt",
+            (1080, 810, 300, 102),
+            {"clip": CLIP, "text": ""},
+        ),
+        "6": ("EmptyLatentImage", "Picture Size", (1080, 658, 300, 118), room),
+        "7": ("ScaPreSolve", "ScaPre Solve", (400, 0, 300, 260), _solve("2")),
+        "8": ("ApplyUnlearnPatch", "Apply Unlearn Patch", (1080, 0, 300, 130), apply("7")),
         "9": (
             "SaveUnlearnPatch",
             "Save Unlearn Patch",
-            (780, 220, 330, 150),
+            (740, 0, 300, 150),
             {"patch": ["7", 0], "name": "my_patch"},
         ),
-        "10": ("SaveUnlearnLoRA", "Save Unlearn Patch as LoRA", (780, 420, 330, 200), lora),
-        "11": ("SaveUnlearnedCheckpoint", "Save Unlearned Checkpoint", (780, 665, 330, 134), whole),
-        "12": ("LoadUnlearnPatch", "Load Unlearn Patch", (400, 870, 340, 140), name),
-        "13": ("ApplyUnlearnPatch", "Apply Loaded Patch", (780, 870, 330, 210), apply("12")),
-        "14": ("LoraLoaderModelOnly", "Load LoRA", (400, 1060, 340, 90), stock),
+        "10": ("SaveUnlearnLoRA", "Save Unlearn Patch as LoRA", (740, 350, 300, 200), lora),
+        "11": (
+            "SaveUnlearnedCheckpoint",
+            "Save Unlearned Checkpoint",
+            (1080, 252, 300, 134),
+            whole,
+        ),
+        "12": ("LoadUnlearnPatch", "Load Unlearn Patch", (400, 900, 300, 130), name),
+        "13": ("ApplyUnlearnPatch", "Apply Loaded Patch", (1080, 960, 300, 200), apply("12")),
+        "14": ("LoraLoaderModelOnly", "Load LoRA", (400, 1104, 300, 86), stock),
     }
     rows = {
-        "before": ("1", (1150, 0), (1450, 0, 730, 320)),
-        "live": ("8", (1150, 375), (1450, 375, 730, 360)),
-        "from patch": ("13", (1150, 870), (1710, 870, 225, 310)),
-        "from LoRA": ("14", (1430, 870), (1955, 870, 225, 310)),
+        "before": ("1", (1420, 0), (1720, 0, 460, 320)),
+        "live": ("8", (1420, 375), (1720, 375, 460, 360)),
+        "from patch": ("13", (1420, 930), (1720, 900, 225, 280)),
+        "from LoRA": ("14", (1420, 1135), (1955, 900, 225, 280)),
     }
     for k, (name, (model, (x, y), place)) in enumerate(rows.items()):
         i = 20 + 10 * k
         sample = {"model": [model, 0], **SAMPLER, **wires}
-        nodes[str(i)] = ("KSampler", f"Sample: {name}", (x, y, 260, 262), sample)
+        small = k > 1
+        high = 60 if small else 262
+        nodes[str(i)] = ("KSampler", f"Sample: {name}", (x, y, 260, high), sample)
         decode = {"samples": [str(i), 0], "vae": VAE}
-        nodes[str(i + 1)] = ("VAEDecode", f"Decode: {name}", (x, y + 315, 260, 50), decode)
+        below = 45 if small else 315
+        nodes[str(i + 1)] = ("VAEDecode", f"Decode: {name}", (x, y + below, 260, 50), decode)
         prefix = f"unlearn/{name.replace(' ', '_').lower()}"
         save = {"images": [str(i + 1), 0], "filename_prefix": prefix}
         nodes[str(i + 2)] = ("SaveImage", f"Picture: {name}", place, save)
     groups = {
-        "1. Forget, look, save": (385, -80, 1810, 885),
-        "2. Load again (switched off)": (385, 815, 1810, 405),
+        "1. Forget, look, save": (385, -80, 1810, 895),
+        "2. Load again (switched off)": (385, 822, 1810, 380),
     }
     return Drawing(
         nodes,
@@ -649,7 +667,7 @@ def export_and_reload():
         (0, 0, 340, 230),
         groups,
         ("11", "12", "13", "14", "40", "41", "42", "50", "51", "52"),
-        ("21", "31", "41", "51"),
+        ("5", "21", "31", "40", "41", "50", "51"),
     )
 
 
@@ -688,11 +706,11 @@ def safe_for_children():
         "18": (
             "SaveUnlearnedCheckpoint",
             "Save Unlearned Checkpoint",
-            (860, 735, 340, 134),
+            (1240, 985, 290, 134),
             whole,
         ),
     }
-    report = _report(["3", 1], ["3", 2], beside=(860, 920, 340, 150))
+    report = _report(["3", 1], ["3", 2], beside=(860, 735, 340, 305))
     nodes = _before_and_after(erasers, ["3"], prompt) | report
     nodes["1"] = _loader(CHECKPOINT, (0, 545, 380, 98))
     return Drawing(nodes, note, (0, 0, 380, 500), muted=("18",))
@@ -927,8 +945,8 @@ def _drawn_twice(loaded, sampler, x, fps=0):
     return nodes
 
 
-def _report(picture, words, at=(420, 750, 400, 290), beside=(860, 750, 340, 290)):
-    """An eraser's report, as a picture and in words."""
+def _report(picture, words, at=(420, 750, 400, 290), beside=(860, 815, 340, 225)):
+    """An eraser's report, as a picture and in words. The wire to the last decoder runs above it."""
     return {
         "15": ("PreviewImage", "Report", at, {"images": picture}),
         "16": ("PreviewAny", "Report in Words", beside, {"source": words}),
@@ -1088,7 +1106,9 @@ def _loaders(template):
     if template.shift:
         node, shift = template.shift
         inputs, out = {"model": MODEL, "shift": shift}, ["20", 0]
-        nodes["20"] = (node, "Shift", (0, 810, 380, 60), inputs)
+        nodes["20"] = (node, "Shift", (0, 460, 380, 60), inputs)
+        nodes["21"] = (kind, "Load CLIP", (0, 567, 380, 140), encoder)
+        nodes["22"] = ("VAELoader", "Load VAE", (0, 782, 380, 60), {"vae_name": vae})
     return Loaded(nodes, out, ["21", 0], ["22", 0])
 
 
@@ -1107,12 +1127,14 @@ def _of_family(template, prompt, note):
     }
     nodes = {
         **loaded.nodes,
-        "2": ("UnlearnConcepts", "Objects to Forget", (0, 915, 380, 266), OBJECTS),
-        "4": ("ScaPreSolve", "ScaPre Solve", (420, 0, 400, 700), solve),
+        "2": ("UnlearnConcepts", "Objects to Forget", (0, 920, 380, 266), OBJECTS),
+        "4": ("ScaPreSolve", "ScaPre Solve", (420, 0, 400, 560), solve),
         **_patched(loaded, ["4"], prompt, template.room, x, template.negative),
         **_drawn_twice(loaded, how, x + 380, template.fps),
-        **_report(["4", 1], ["4", 2]),
+        **_report(["4", 1], ["4", 2], (420, 620, 400, 420), (860, 770, 340, 270)),
     }
+    kind, title, (x, y, *size), inputs = nodes["8"]
+    nodes["8"] = (kind, title, (x, y + 20, *size), inputs)  # below the wire to the first decoder
     return Drawing(nodes, note, (0, 0, 380, 250))
 
 

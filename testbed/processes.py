@@ -5,6 +5,7 @@ goes to one process: servers use the same folders of models and pictures. Long f
 """
 
 import os
+from collections import Counter
 
 import pytest
 
@@ -32,6 +33,24 @@ def share_cores():
     if processes:
         threads = max(1, (os.cpu_count() or 1) // int(processes))
         os.environ.setdefault("OMP_NUM_THREADS", str(threads))
+
+
+def took(reports, most=8):
+    """Lines that say how long each process was busy, and with what most. None for one process.
+
+    A process that ends long before the other means that a long unit came last: name it in LONG.
+    """
+    processes, units = Counter(), Counter()
+    for report in reports:
+        worker = getattr(report, "worker_id", None)
+        if worker:
+            processes[worker] += report.duration
+            units[unit(report.nodeid)] += report.duration
+    if len(processes) < 2:
+        return []
+    said = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in sorted(processes.items()))
+    longest = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in units.most_common(most))
+    return [f"processes were busy: {said}", f"longest: {longest}"]
 
 
 @pytest.hookimpl(optionalhook=True)

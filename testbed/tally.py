@@ -4,6 +4,8 @@ from collections import Counter
 
 import pytest
 
+from . import processes
+
 KINDS = ("cells", "faults", "inputs", "workflows", "host cannot")
 _counts, _cannot = Counter(), set()
 
@@ -39,6 +41,9 @@ def pytest_testnodedown(node):
 
 
 def pytest_terminal_summary(terminalreporter):
+    reports = [r for found in terminalreporter.stats.values() for r in found]
+    for line in processes.took(r for r in reports if isinstance(r, pytest.TestReport)):
+        terminalreporter.write_line(line)
     if _counts:
         cannot = f" ({'; '.join(sorted(_cannot))})" if _cannot else ""
         lost = [

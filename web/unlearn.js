@@ -1,5 +1,5 @@
 // What ComfyUI's classic renderer lacks and Nodes 2.0 has: a divider between two pictures, and the
-// picture of an inner node on the face of its subgraph. And colours of links.
+// picture and the text of an inner node on the face of its subgraph. And colours of links.
 import { api } from '../../scripts/api.js'
 import { app } from '../../scripts/app.js'
 
@@ -24,6 +24,7 @@ function colourLinks() {
 // divider in the classic renderer too. Other Compare Images nodes are left alone.
 const MARK = 'unlearn_divider'
 const KNOWN = 4 // pictures of earlier runs that a node holds
+const LINE = 16 // pixels of a line of text on the face of a subgraph
 
 function loaded(node, url) {
   const known = (node.unlearnPictures ??= new Map())
@@ -118,17 +119,60 @@ function addDivider(node) {
   }
 }
 
+// The box in the main graph around a node with an id such as '12:3'; null for any other.
+function boxOf(id) {
+  const [outer, inner, deeper] = String(id ?? '').split(':')
+  if (!inner || deeper) return null
+  const host = app.rootGraph?.getNodeById(Number(outer)) ?? app.rootGraph?.getNodeById(outer)
+  return host?.subgraph ? host : null
+}
+
+// What a node of this pack inside a subgraph says, on the face of the subgraph.
+function showText({ detail }) {
+  const host = boxOf(detail?.nodeId)
+  const inner = String(detail?.nodeId).split(':')[1]
+  const node = host?.subgraph.nodes.find((n) => String(n.id) === inner)
+  if (node?.constructor.nodeData?.category !== 'unlearn') return
+  host.unlearnText = detail.text
+  if (!host.unlearnFace) addFace(host)
+  host.setDirtyCanvas(true, true)
+}
+
 // The grid of an Erasure Report inside a subgraph, on the face of the subgraph.
 function showReport({ detail }) {
-  const [outer, inner, deeper] = String(detail?.node ?? '').split(':')
+  const host = boxOf(detail?.node)
+  const inner = String(detail?.node).split(':')[1]
   const picture = detail?.output?.images?.[0]
-  const host = app.rootGraph?.getNodeById(Number(outer)) ?? app.rootGraph?.getNodeById(outer)
-  if (!inner || deeper || !picture || !host?.subgraph) return
+  if (!picture || !host) return
   const node = host.subgraph.nodes.find((n) => String(n.id) === inner)
   if (node?.type !== 'ErasureReport') return
   host.unlearnResult = api.apiURL(`/view?${new URLSearchParams(picture)}`)
   if (!host.unlearnFace) addFace(host)
   host.setDirtyCanvas(true, true)
+}
+
+// Draws a text in lines that fit, at most four; returns their height.
+function drawText(ctx, text, x, y, width) {
+  ctx.save()
+  ctx.font = '12px sans-serif'
+  ctx.textAlign = 'left'
+  ctx.fillStyle = '#ddd'
+  const lines = []
+  for (const line of String(text ?? '').split('\n')) {
+    let drawn = ''
+    for (const word of line.split(' ')) {
+      const longer = drawn ? `${drawn} ${word}` : word
+      if (drawn && ctx.measureText(longer).width > width) {
+        lines.push(drawn)
+        drawn = word
+      } else drawn = longer
+    }
+    if (drawn) lines.push(drawn)
+  }
+  const shown = lines.slice(0, 4)
+  shown.forEach((line, k) => ctx.fillText(line, x, y + LINE * (k + 1)))
+  ctx.restore()
+  return shown.length ? LINE * shown.length + 8 : 0
 }
 
 function addFace(host) {
@@ -138,7 +182,7 @@ function addFace(host) {
     name: 'result',
     y: 0,
     computedHeight: 0,
-    computeLayoutSize: () => ({ minHeight: 200, minWidth: 200 })
+    computeLayoutSize: () => ({ minHeight: host.unlearnResult ? 200 : 4 * LINE, minWidth: 200 })
   }
   host.unlearnFace = room
   const widgets = host.getLayoutWidgets
@@ -149,11 +193,13 @@ function addFace(host) {
   const drawn = host.onDrawForeground
   host.onDrawForeground = function (ctx, ...more) {
     drawn?.call(this, ctx, ...more)
-    const image = loaded(this, this.unlearnResult)
-    if (!image || this.collapsed || !classic()) return
-    const height = Math.max(40, this.size[1] - room.y - 8)
-    const box = { x: 8, y: room.y, width: this.size[0] - 16, height }
-    drawPicture(ctx, image, box, box.x, box.x + box.width)
+    if (this.collapsed || !classic()) return
+    const [left, width] = [8, this.size[0] - 16]
+    const top = room.y + drawText(ctx, this.unlearnText, left, room.y, width)
+    const image = this.unlearnResult ? loaded(this, this.unlearnResult) : null
+    if (!image) return
+    const height = Math.max(40, this.size[1] - top - 8)
+    drawPicture(ctx, image, { x: left, y: top, width, height }, left, left + width)
   }
 }
 
@@ -162,6 +208,9 @@ app.registerExtension({
   setup() {
     colourLinks()
     api.addEventListener('executed', showReport)
+    api.addEventListener('progress_text', showText)
   },
+  // The frontend puts its own colours in after setup, and none for types that it does not know.
+  afterConfigureGraph: colourLinks,
   loadedGraphNode: addDivider
 })

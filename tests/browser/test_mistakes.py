@@ -4,28 +4,21 @@ Each is an API-format graph of a few nodes, opened and queued in one page, first
 renderer and then in Nodes 2.0. Pictures of the screen are in output/browser/.
 """
 
-import json
 import re
 
+import frontend
 import pytest
 from safetensors.torch import load_file, save_file
 
-from testbed import graphs, judged, pack, serve, tiny
-from testbed.server import BASE, Server
+from testbed import judged, pack, tiny
+from testbed.server import BASE
 from testbed.worlds import checkpoint as world
-from tools import draw_workflows
 
 pytestmark = pytest.mark.browser
-SHOTS = graphs.FOLDER.parent / "output" / "browser"
 MODELS = BASE / "models"
 BARE = MODELS / "checkpoints" / "without_text_encoder.safetensors"
 FOREIGN = MODELS / "unlearn_patches" / "a_foreign_file.safetensors"
-PROGRESS = pack.module("unlearn.host.progress")
 TOAST, OVERLAY = ".p-toast-message", "[data-testid='error-overlay']"
-OVER = (
-    "() => seen.some(n => n === 'execution_success' || n === 'execution_error' || n === "
-    "'execution_interrupted')"
-)
 
 
 def node(kind, **inputs):
@@ -134,45 +127,21 @@ MISTAKES = {
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory):
-    """A host with a checkpoint that has no text encoder, and a patch file of someone else."""
-    user = tmp_path_factory.mktemp("user")
-    (user / "default").mkdir()
-    settings = {"Comfy.TutorialCompleted": True, "Comfy.Workflow.Persist": False}
-    (user / "default" / "comfy.settings.json").write_text(json.dumps(settings))
-    serve.prepare()
+def page(tab):
+    """The page, with a checkpoint that has no text encoder and a patch file of someone else."""
     tensors = load_file(MODELS / "checkpoints" / world.NAME)
     unet = {k: v for k, v in tensors.items() if not k.startswith("cond_stage_model.")}
     save_file(unet, BARE)
     FOREIGN.parent.mkdir(exist_ok=True)
     save_file({"a": next(iter(unet.values()))}, FOREIGN)
-    with Server(
-        "--user-directory", str(user), log=BASE / "test-mistakes.log", leaves=(BARE, FOREIGN)
-    ) as running:
-        yield running
+    tab.page.set_viewport_size({"width": 1366, "height": 768})
+    yield tab.page
+    tab.page.set_viewport_size({"width": 1600, "height": 1000})
+    for path in (BARE, FOREIGN):
+        path.unlink()
 
 
-@pytest.fixture(scope="module")
-def page(server):
-    api = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed")
-    if draw_workflows.chromium() is None:
-        pytest.skip("no Chromium on this machine (on Debian: apt install chromium)")
-    SHOTS.mkdir(parents=True, exist_ok=True)
-    with api.sync_playwright() as play:
-        browser = draw_workflows.launched(play)
-        page = browser.new_context(viewport={"width": 1366, "height": 768}).new_page()
-        draw_workflows.ready(page, server)
-        page.evaluate(
-            "names => { window.seen = []; window.failed = null; for (const n of names) "
-            "app.api.addEventListener(n, e => { seen.push(n); if (n === 'execution_error') "
-            "failed = e.detail }) }",
-            ["execution_success", "execution_error", "execution_interrupted"],
-        )
-        yield page
-        browser.close()
-
-
-@pytest.fixture(params=[False, True], ids=["classic", "vue"])
+@pytest.fixture(scope="module", params=[False, True], ids=["classic", "vue"])
 def renderer(page, request):
     page.evaluate(
         "on => app.extensionManager.setting.set('Comfy.VueNodes.Enabled', on)", request.param
@@ -184,14 +153,15 @@ def opened(page, graph, name="mistake"):
     page.evaluate("() => app.extensionManager.toast.removeAll()")
     page.evaluate("([graph, name]) => app.loadApiJson(graph, name)", [graph, name])
     page.wait_for_function("n => app.graph._nodes.length === n", arg=len(graph))
-    page.evaluate("() => { seen.length = 0; failed = null }")
+    page.evaluate("() => { seen.length = 0 }")
 
 
 def run(page, graph):
+    """The error that stops a graph."""
     opened(page, graph)
     page.evaluate("() => app.queuePrompt(0)")
-    page.wait_for_function(OVER, timeout=120000)
-    return page.evaluate("() => failed")
+    page.wait_for_function(frontend.OVER, timeout=120000)
+    return page.evaluate("() => seen.find(([n]) => n === 'execution_error')?.[1]")
 
 
 def text_on(page, number, text, renderer):
@@ -201,7 +171,6 @@ def text_on(page, number, text, renderer):
         "app.canvas.centerOnNode(n); app.canvas.setDirty(true, true) }",
         int(number),
     )
-    page.wait_for_timeout(300)
     around = page.locator(f"[data-node-id='{number}']" if renderer == "vue" else ".dom-widget")
     assert page.evaluate("n => app.graph.getNodeById(n).flags?.collapsed !== true", int(number))
     return around.get_by_text(text).last
@@ -210,17 +179,22 @@ def text_on(page, number, text, renderer):
 def in_sight(element):
     """Whether an element is shown in full: no box around it cuts it off."""
     element.wait_for(timeout=10000)
-    return element.evaluate(
-        """e => {
-            const own = e.getBoundingClientRect()
-            for (let box = e.parentElement; box; box = box.parentElement) {
-                const around = box.getBoundingClientRect()
-                const cuts = getComputedStyle(box).overflowY !== 'visible'
-                if (cuts && around.height && own.bottom > around.bottom + 1) return false
-            }
-            return own.height > 0
-        }"""
-    )
+    for _ in range(20):
+        if element.evaluate(WHOLE):
+            return True
+        element.page.wait_for_timeout(100)
+    return False
+
+
+WHOLE = """e => {
+    const own = e.getBoundingClientRect()
+    for (let box = e.parentElement; box; box = box.parentElement) {
+        const around = box.getBoundingClientRect()
+        const cuts = getComputedStyle(box).overflowY !== 'visible'
+        if (cuts && around.height && own.bottom > around.bottom + 1) return false
+    }
+    return own.height > 0
+}"""
 
 
 def flat(text):
@@ -238,7 +212,8 @@ def test_the_sentence_is_on_the_node_and_in_the_toast(page, renderer, mistake):
     toast.first.wait_for(timeout=10000)
     assert graph[number]["_meta"]["title"] in toast.first.inner_text() and toast.count() == 1
     text = text_on(page, number, sentence, renderer)
-    page.screenshot(path=SHOTS / f"mistake_{re.sub('[^a-z]+', '_', mistake)}_{renderer}.png")
+    name = re.sub("[^a-z]+", "_", f"mistake {mistake}_{renderer}")
+    page.screenshot(path=frontend.SHOTS / f"{name}.png")
     assert in_sight(text), "the end of the text is cut off"
 
 
@@ -270,16 +245,17 @@ def test_what_the_host_refuses_is_in_its_own_toast_and_marked_on_the_node(page, 
     page.evaluate("() => { app.queuePrompt(0) }")
     page.locator(OVERLAY).filter(has_text=sentence).wait_for(timeout=10000)
     assert page.evaluate("id => app.graph.getNodeById(id).has_errors", int(number))
-    page.screenshot(path=SHOTS / f"refused_{re.sub('[^a-z]+', '_', mistake)}_{renderer}.png")
+    name = re.sub("[^a-z]+", "_", f"refused {mistake}_{renderer}")
+    page.screenshot(path=frontend.SHOTS / f"{name}.png")
 
 
 def test_the_classic_renderer_names_the_boxes_of_what_to_forget_and_keep(page):
     page.evaluate("() => app.extensionManager.setting.set('Comfy.VueNodes.Enabled', false)")
     opened(page, solve())
     page.evaluate("() => { app.canvas.ds.scale = 1; app.canvas.centerOnNode(app.graph._nodes[1]) }")
-    page.wait_for_timeout(500)
     drawn = page.evaluate(
         """() => {
+            app.canvas.draw(true, true) // the widgets get their places
             const plain = CanvasRenderingContext2D.prototype.fillText, drawn = []
             CanvasRenderingContext2D.prototype.fillText = function (text, ...more) {
                 drawn.push(text); return plain.call(this, text, ...more)
@@ -289,5 +265,5 @@ def test_the_classic_renderer_names_the_boxes_of_what_to_forget_and_keep(page):
             return drawn
         }"""
     )
-    page.screenshot(path=SHOTS / "names_classic.png")
+    page.screenshot(path=frontend.SHOTS / "names_classic.png")
     assert "FORGET" in drawn and "KEEP" in drawn

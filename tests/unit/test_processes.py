@@ -67,6 +67,7 @@ def test_files_stay_whole_servers_together_and_counts_are_summed(tmp_path):
     )
     assert ran.returncode == 0, ran.stdout + ran.stderr
     assert "16 passed" in ran.stdout and "16 cells of the matrix" in ran.stdout
+    assert "processes were busy: gw0 " in ran.stdout and "longest: " in ran.stdout
     lines = [line.split() for line in (tmp_path / "ran.txt").read_text().splitlines()]
     where = {name: {w for path, w, _ in lines if path.endswith(name)} for name in names}
     assert all(len(workers) == 1 for workers in where.values()) and len(lines) == 16

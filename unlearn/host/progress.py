@@ -112,7 +112,6 @@ def _show(text: str, node_id: str | None) -> None:
     server = getattr(getattr(running, "PromptServer", None), "instance", None)
     if server is None or node_id is None:
         return
-    # A node in a subgraph has an id such as '12:3'. Its text is shown on the box of node 12 too.
-    inner = node_id.split(":")
-    for depth in range(1, len(inner) + 1):
-        server.send_progress_text(text, ":".join(inner[:depth]))
+    # A node in a subgraph has an id such as '12:3'. web/unlearn.js shows its text on the box of
+    # node 12. A text for '12' itself would make the classic renderer add a text box per text.
+    server.send_progress_text(text, node_id)
