@@ -274,7 +274,7 @@ def likeness(labels):
 
     Likeness is the cosine of end-token states of `a photo of a X`, less their mean.
     """
-    from testbed.train.text import clip_tokenizer
+    from testbed.worlds.meaning import clip_tokenizer
 
     tokenizer = clip_tokenizer()
     texts = [words.SENTENCE.format(a=captions.a(label)) for label in labels]

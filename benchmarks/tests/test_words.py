@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from benchmarks.world import words
-from testbed.train.text import clip_tokenizer
 from testbed.worlds import captions, catalogue, meaning
+from testbed.worlds.meaning import clip_tokenizer
 
 
 def test_figures_of_two_groups():

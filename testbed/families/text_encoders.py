@@ -101,7 +101,7 @@ class StandIn(torch.nn.Module):
 
 
 @contextmanager
-def stand_ins() -> Iterator[None]:
+def stand_ins(network: type[StandIn] = StandIn) -> Iterator[None]:
     """While it lasts, ComfyUI's text encoders are made with stand-ins for their networks."""
     import comfy.sd1_clip
 
@@ -110,10 +110,10 @@ def stand_ins() -> Iterator[None]:
     def make(self: Any, *args: Any, **given: Any) -> None:
         kind = given.get("model_class", comfy.sd1_clip.comfy.clip_model.CLIPTextModel)
 
-        def network(config: Any, dtype: Any, device: Any, operations: Any) -> StandIn:
-            return StandIn(kind, config, dtype, operations)
+        def build(config: Any, dtype: Any, device: Any, operations: Any) -> StandIn:
+            return network(kind, config, dtype, operations)
 
-        made(self, *args, **{**given, "model_class": network})
+        made(self, *args, **{**given, "model_class": build})
 
     with mock.patch.object(comfy.sd1_clip.SDClipModel, "__init__", make):
         yield
@@ -178,13 +178,13 @@ def _readable_tokenizers() -> Iterator[None]:
         yield
 
 
-def build(target: Any) -> Any:
-    """A CLIP of ComfyUI's for a ClipTarget, with stand-ins for its networks."""
+def build(target: Any, network: type[StandIn] = StandIn) -> Any:
+    """A CLIP of ComfyUI's for a ClipTarget, with stand-ins of this class for its networks."""
     import comfy.sd
 
     pieces = sentence_pieces()
     data = {"spiece_model": pieces, "mt5xl.spiece_model": pieces}
-    with stand_ins(), _readable_tokenizers():
+    with stand_ins(network), _readable_tokenizers():
         return comfy.sd.CLIP(
             target, tokenizer_data=data, parameters=1, model_options={"dtype": torch.float32}
         )

@@ -111,10 +111,8 @@ class Table:
     """
 
     def __init__(self, kind, file):
-        from .text import clip_tokenizer
-
         self.kind, self.rows, self.others = kind, {}, {}
-        self.tokenizer = clip_tokenizer()
+        self.tokenizer = meaning.clip_tokenizer()
         parts = ("l",) if kind == "sd15" else ("l", "g")
         self.encoders = {part: meaning.NarrowEncoder(part, file) for part in parts}
 
@@ -180,23 +178,7 @@ class Training:
     def __init__(self, given, table, groups):
         self.given, self.table, self.groups = given, table, groups
         self.rng = np.random.default_rng(given.seed)
-        shown = groups["plain"] + groups["styled"]
-        kinds = torch.tensor(
-            [
-                WORLD.labels.index(c.name) + 100 * (1 + WORLD.styles.index(c.style))
-                if c.style
-                else WORLD.labels.index(c.name)
-                for c in shown
-            ]
-        )
-        states = table.of(shown)[:, :77]
-        codes = model.label_codes(states, kinds, rank=min(96, states.shape[-1]))
-        pooled = given.format == "sdxl"
-        net = Reader(new_unet(given.format, given.seed, codes), pooled)
-        if given.start_from:
-            trained = read_compact(given.start_from, narrow=True)
-            net.unet.load_state_dict({k: v.float() for k, v in trained.items()})
-        self.net = net.to(memory_format=torch.channels_last).train()
+        self.net = self.new_net().train()
         self.average = copy.deepcopy(self.net).eval().requires_grad_(False)
         self.optimiser = Muon(self.net, given.rate, given.small_rate)
         self.step, self.losses, self.start = 0, [], time.time()
@@ -204,6 +186,29 @@ class Training:
         self.file = given.out.with_suffix(".resume.pt")
         if self.file.exists():
             self.resume()
+
+    def labelled(self):
+        """(captions with one label each, a number for what each of them shows)."""
+        shown = self.groups["plain"] + self.groups["styled"]
+        kinds = [
+            WORLD.labels.index(c.name) + 100 * (1 + WORLD.styles.index(c.style))
+            if c.style
+            else WORLD.labels.index(c.name)
+            for c in shown
+        ]
+        return shown, torch.tensor(kinds)
+
+    def new_net(self):
+        """The Reader that is trained, as it is before the first step."""
+        given = self.given
+        shown, kinds = self.labelled()
+        states = self.table.of(shown)[:, :77]
+        codes = model.label_codes(states, kinds, rank=min(96, states.shape[-1]))
+        net = Reader(new_unet(given.format, given.seed, codes), given.format == "sdxl")
+        if given.start_from:
+            trained = read_compact(given.start_from, narrow=True)
+            net.unet.load_state_dict({k: v.float() for k, v in trained.items()})
+        return net.to(memory_format=torch.channels_last)
 
     def rate(self):
         """Warms up for 50 steps, holds, and falls to nothing over the last two thirds."""
@@ -216,6 +221,7 @@ class Training:
         self.average.load_state_dict(saved["average"])
         self.optimiser.load_state_dict(saved["optimiser"])
         self.rng.bit_generator.state, self.step = saved["rng"], saved["step"]
+        self.scales = saved.get("scales", {})
         print(f"resumed at step {self.step}", flush=True)
 
     def save(self):
@@ -227,6 +233,7 @@ class Training:
                 "optimiser": self.optimiser.state_dict(),
                 "rng": self.rng.bit_generator.state,
                 "step": self.step,
+                "scales": self.scales,
             },
             part,
         )
@@ -236,17 +243,9 @@ class Training:
         """One step."""
         given, share = self.given, self.step / self.given.steps
         torch.manual_seed(given.seed * 1_000_003 + self.step)
-        pairs = bool(self.rng.random() < given.pairs * (share >= PAIRS_FROM or given.pairs == 1))
-        batch, pictures = pick(self.rng, self.groups, given.batch, pairs)
-        x, noise, t, weight = noisy(
-            model.to_latent(pictures), 1 if given.start_from else share, pairs
-        )
+        inputs = self.inputs(share)
         exact = self.round_weights() if share >= given.rounded_from else None
-        other = given.format == "sdxl" and self.rng.random() < OTHER_SKIP
-        text = self.table.of(batch, other)
-        with torch.autocast("cpu", torch.bfloat16):
-            error = self.net(x, t, text).float() - noise
-        loss = (error.square() * weight).mean()
+        loss = self.loss(*inputs)
         self.net.zero_grad(set_to_none=True)
         loss.backward()
         if exact is not None:
@@ -262,18 +261,44 @@ class Training:
         )
         self.losses.append(loss.item())
 
+    def inputs(self, share):
+        """What `loss` takes, drawn anew; share of the steps that are done."""
+        given = self.given
+        pairs = bool(self.rng.random() < given.pairs * (share >= PAIRS_FROM or given.pairs == 1))
+        batch, pictures = pick(self.rng, self.groups, given.batch, pairs)
+        drawn = noisy(model.to_latent(pictures), 1 if given.start_from else share, pairs)
+        other = given.format == "sdxl" and self.rng.random() < OTHER_SKIP
+        return *drawn, self.table.of(batch, other)
+
+    def loss(self, x, noise, t, weight, text):
+        with torch.autocast("cpu", torch.bfloat16):
+            error = self.net(x, t, text).float() - noise
+        return (error.square() * weight).mean()
+
     @torch.no_grad()
     def round_weights(self):
         """Puts the weights on the file's 4 bits for one step; gives back what they were."""
         exact = []
         for name, parameter in self.net.named_parameters():
-            if parameter.ndim > 1 and few_bits(name, parameter):
+            if parameter.ndim > 1 and self.few_bits(name, parameter):
                 value = parameter.detach().clone()
                 if name not in self.scales or self.step % SCALES_FOR == 0:
                     self.scales[name] = scales(value)
                 parameter.copy_(on_grid(value, self.scales[name]))
                 exact.append((parameter, value))
         return exact
+
+    @staticmethod
+    def few_bits(name, parameter):
+        return few_bits(name, parameter)
+
+    def worth(self, probe):
+        """How much words matter, see model.worth; probe: (latents, text)."""
+        return model.worth(self.average, probe)
+
+    def accuracy(self, judge):
+        """What the judge sees in a few pictures."""
+        return model.quick_accuracy(self.average, self.table.rows, judge, self.groups["pair"])
 
     def write(self, judge):
         unet = self.average.unet.state_dict()
@@ -284,7 +309,7 @@ class Training:
             recipe(self.given),
             world=WORLD,
             text=self.given.format,
-            empty=EMPTY[self.given.format],
+            empty=EMPTY.get(self.given.format, ()),
         )
 
     def run(self, judge):
@@ -298,17 +323,14 @@ class Training:
                 per = (time.time() - self.start) / (self.step - first)
                 print(
                     f"step {self.step}/{self.given.steps} loss {np.mean(self.losses[-50:]):.4f} "
-                    f"{per:.2f} s/step, words worth {model.worth(self.average, probe):.1%}",
+                    f"{per:.2f} s/step, words worth {self.worth(probe):.1%}",
                     flush=True,
                 )
             if self.step % 100 == 0:
                 self.save()
             if self.step % self.given.every == 0 or self.step == self.given.steps:
                 self.write(judge)
-                hits = model.quick_accuracy(
-                    self.average, self.table.rows, judge, self.groups["pair"]
-                )
-                print(f"  accuracy at {self.step}: {hits}", flush=True)
+                print(f"  accuracy at {self.step}: {self.accuracy(judge)}", flush=True)
 
 
 def main():

@@ -89,16 +89,16 @@ def initialise(unet, codes=None):
             torch.nn.init.zeros_(module.bias)
 
 
-def label_codes(states, labels, rank=48):
+def label_codes(states, labels, rank=48, positions=(*range(1, 12), 20, 40, 60, 76)):
     """Directions [rank, 768] in which text states [n, 77, 768] of different labels [n] differ.
 
     They are scaled to unit variance. The random text encoder hides the difference between two words
     under what all sentences share. Keys and values that start on these directions learn the words
-    in hundreds of steps instead of thousands.
+    in hundreds of steps instead of thousands. positions: of the tokens that are compared.
     """
     between = torch.zeros(states.shape[-1], states.shape[-1])
     kinds = labels.unique()
-    for position in [*range(1, 12), 20, 40, 60, 76]:
+    for position in positions:
         means = torch.stack([states[labels == k, position].mean(0) for k in kinds])
         between += torch.cov(means.T, correction=0)
     values, vectors = torch.linalg.eigh(between)
@@ -358,8 +358,11 @@ def worth(unet, probe):
     return wrong / right - 1
 
 
-def quick_accuracy(unet, table, judge, pairs, seeds=1):
-    """Accuracy on one template per object, on styles, the explicit attribute and pairs."""
+def quick_accuracy(unet, table, judge, pairs, seeds=1, sample=sample):
+    """Accuracy on one template per object, on styles, the explicit attribute and pairs.
+
+    pairs: their captions, or () for a model that was not trained on them.
+    """
     world, rng, texts = judge.world, np.random.default_rng(0), []
     n = len(world.objects)
     for i, name in enumerate(world.objects):
@@ -387,6 +390,9 @@ def quick_accuracy(unet, table, judge, pairs, seeds=1):
             )
         if kind == "explicit":
             hits["naked"] = naked.float().mean().item()
+    hits = {k: round(v, 2) for k, v in hits.items()}
+    if not pairs:
+        return hits
     pairs = pairs[:: len(pairs) // 8][:8]
     states = torch.stack([table[c.text].float() for c in pairs])
     picture = to_picture(

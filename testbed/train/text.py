@@ -12,7 +12,6 @@ it. About half an hour on two cores.
 """
 
 import argparse
-import importlib.util
 import json
 import math
 import time
@@ -23,7 +22,7 @@ import torch
 from torch.nn import functional as F
 
 from ..worlds import captions, meaning
-from ..worlds.meaning import COMPONENTS, END, POSITIONS, START, WIDTH
+from ..worlds.meaning import COMPONENTS, END, POSITIONS, START, WIDTH, clip_tokenizer
 from ..worlds.rounding import rounded
 
 SENTENCES = 48_000
@@ -70,14 +69,6 @@ class Teacher:
                 states = self.model(**batch).last_hidden_state.float()
             out[at] = F.normalize((states * mask).sum(1) / mask.sum(1))
         return out
-
-
-def clip_tokenizer():
-    """CLIP's tokenizer, from the host's folder."""
-    from transformers import CLIPTokenizer
-
-    host = Path(importlib.util.find_spec("comfy").submodule_search_locations[0])
-    return CLIPTokenizer.from_pretrained(str(host / "sd1_tokenizer"))
 
 
 def token_table(teacher, tokenizer):

@@ -151,9 +151,20 @@ EMOJI_XL = EMOJI._replace(
     file=HERE / "emoji_xl_world.safetensors",
     checkpoint="emoji_xl_world.safetensors",
 )
+EMOJI_WAN, EMOJI_SD3 = (
+    EMOJI._replace(
+        name=f"emoji_{family}",
+        file=HERE / f"emoji_{family}_world.safetensors",
+        checkpoint=f"emoji_{family}_world.safetensors",
+    )
+    for family in ("wan", "sd3")
+)
+TRANSFORMERS = (EMOJI_WAN, EMOJI_SD3)
+"""The emoji world's models in the formats of diffusion transformers, trained or not."""
 WORLDS = {w.name: w for w in (SPRITES, GLYPHS, EMOJI)}
-MODELS = {**WORLDS, EMOJI_XL.name: EMOJI_XL}
-"""Every model that ships: one for each world, and the emoji world's in SDXL's format."""
+UNETS = {**WORLDS, EMOJI_XL.name: EMOJI_XL}
+MODELS = UNETS | {w.name: w for w in TRANSFORMERS if w.file.exists()}
+"""Every model that ships: one for each world, and the emoji world's in other formats."""
 
 
 def get(name):

@@ -10,12 +10,12 @@ autoencoder is written by hand. The metadata:
 - `format`; `training`: JSON of the arguments it was trained with;
 - `planted`: JSON, concept -> block -> hidden units;
 - `world`; `base`: the world that differences refer to, or empty. Older files have neither;
-- `text`: `sd15` or `sdxl`, if keys and values read text in the coordinates of meaning.py. Such a
-  file also has `shapes`, of what has 4 bits, and `empty`, residual blocks that are all zero.
+- `text`: `sd15` or `sdxl`, if keys and values read text in the coordinates of meaning.py, or the
+  format of a diffusion transformer, see transformers.py. Such a file also has `shapes`, of what has
+  4 bits, and `empty`, residual blocks that are all zero.
 """
 
 import json
-import math
 import os
 from pathlib import Path
 
@@ -23,7 +23,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from . import catalogue, encoder, meaning
+from . import autoencoder, catalogue, encoder, meaning, transformers
 from .rounding import from_nibbles, nibbles, quantise, scaled
 
 SHIPPED = catalogue.SPRITES.file
@@ -31,8 +31,10 @@ FORMAT = "sprite-world-1"
 NAME = catalogue.SPRITES.checkpoint
 
 
-def few_bits(name, w):
+def few_bits(name, w, text="sd15"):
     """Whether a matrix of a world with `text` is stored in 4 bits."""
+    if text in transformers.FORMATS:
+        return transformers.few_bits(name, w, text)
     return w.numel() >= 100_000 and not name.endswith(("attn2.to_k.weight", "attn2.to_v.weight"))
 
 
@@ -60,7 +62,7 @@ def write_compact(
             if w.ndim > 1 and prefix == "unet." and name in start:
                 d = w.float() - start[name].float()
                 tensors[f"{at}.nibbles"], tensors[f"{at}.scale"] = nibbles(d)
-            elif w.ndim > 1 and prefix == "unet." and text and few_bits(name, w):
+            elif w.ndim > 1 and prefix == "unet." and text and few_bits(name, w, text):
                 tensors[f"{at}.nibbles"], tensors[f"{at}.scale"] = nibbles(w)
                 shapes[at] = list(w.shape)
             elif w.ndim > 1:
@@ -120,14 +122,21 @@ def read_compact(path=SHIPPED, prefix="unet.", narrow=False):
     return out
 
 
-def text_parts(path=SHIPPED):
-    """The text encoders a file's model reads with: (), of the seed; or of meaning.py."""
+def text_format(path=SHIPPED):
+    """The file's `text`, see above; empty in older files."""
     with safe_open(path, "pt") as f:
-        return {"": (), "sd15": ("l",), "sdxl": ("l", "g")}[f.metadata().get("text", "")]
+        return f.metadata().get("text", "")
+
+
+def text_parts(path=SHIPPED):
+    """The text encoders in a file's checkpoint: (), of the seed or none; or of meaning.py."""
+    return {"sd15": ("l",), "sdxl": ("l", "g"), "sd3": ("l",)}.get(text_format(path), ())
 
 
 def widened(unet, text):
-    """The UNet's matrices that read text, from the coordinates of meaning.py to CLIP's states."""
+    """The matrices that read text, from the coordinates of meaning.py to the encoder's states."""
+    if text in transformers.FORMATS:
+        return transformers.widened(unet, text)
     parts = {"sd15": ("l",), "sdxl": ("l", "g")}[text]
     wide = torch.block_diag(*(meaning.widening(meaning.KINDS[part]) for part in parts))
     out = {}
@@ -174,52 +183,15 @@ def load_judge(path=SHIPPED):
     return judge.eval()
 
 
-def _tap(out, into, pairs, value=1.0):
-    """3x3 convolution weights with only centre taps: channel pairs (to, from) -> value."""
-    w = torch.zeros(out, into, 3, 3)
-    for to, source in pairs:
-        w[to, source, 1, 1] = value
-    return w
+def checkpoint_state_dict(unet, parts=(), text=""):
+    """The whole checkpoint, float16, in the original names of SD1.5, SDXL or a transformer.
 
-
-def vae_state_dict(scale=0.18215):
-    """A TAESD written by hand: latents are exactly the RGB, and its mean, of an 8x smaller picture.
-
-    Every residual block is zero, and every other convolution has only a centre tap. The decoder
-    clamps by 3 tanh(x/3), which is undone at x = +-1.
-    """
-    same = [(i, i) for i in range(3)]
-    sd = {"vae_scale": torch.tensor(scale), "vae_shift": torch.tensor(0.0)}
-
-    def block(name):
-        for i in (0, 2, 4):
-            sd[f"{name}.conv.{i}.weight"] = torch.zeros(64, 64, 3, 3)
-            sd[f"{name}.conv.{i}.bias"] = torch.zeros(64)
-
-    enc, dec = "taesd_encoder", "taesd_decoder"
-    sd[f"{enc}.0.weight"], sd[f"{enc}.0.bias"] = _tap(64, 3, same), torch.zeros(64)
-    for i in (2, 6, 10):
-        sd[f"{enc}.{i}.weight"] = _tap(64, 64, same)
-    for i in (1, 3, 4, 5, 7, 8, 9, 11, 12, 13):
-        block(f"{enc}.{i}")
-    sd[f"{enc}.14.weight"], sd[f"{enc}.14.bias"] = _tap(4, 64, same, 2.0), torch.full((4,), -1.0)
-    sd[f"{enc}.14.weight"][3, :3, 1, 1] = 2 / 3
-    sd[f"{dec}.1.weight"] = _tap(64, 4, same, 0.5 / (3 * math.tanh(1 / 3)))
-    sd[f"{dec}.1.bias"] = torch.cat([torch.full((3,), 0.5), torch.zeros(61)])
-    for i in (7, 12, 17):
-        sd[f"{dec}.{i}.weight"] = _tap(64, 64, same)
-    for i in (3, 4, 5, 8, 9, 10, 13, 14, 15, 18):
-        block(f"{dec}.{i}")
-    sd[f"{dec}.19.weight"], sd[f"{dec}.19.bias"] = _tap(3, 64, same), torch.zeros(3)
-    return sd
-
-
-def checkpoint_state_dict(unet, parts=()):
-    """The whole checkpoint, float16, in the original names of SD1.5 or SDXL.
-
-    parts: see text_parts.
+    parts: see text_parts; text: see text_format.
     """
     sd = {f"model.diffusion_model.{k}": v for k, v in unet.items()}
+    if text in transformers.FORMATS:
+        sd |= transformers.beside_the_network(text)
+        return {k: v.half().contiguous() for k, v in sd.items()}
     scale = 0.18215
     if "g" in parts:
         scale = 0.13025
@@ -229,7 +201,7 @@ def checkpoint_state_dict(unet, parts=()):
         sd |= meaning.state_dict("l", "cond_stage_model.transformer.text_model.")
     else:
         sd |= encoder.state_dict("cond_stage_model.transformer.text_model.")
-    sd |= {f"first_stage_model.{k}": v for k, v in vae_state_dict(scale).items()}
+    sd |= {f"first_stage_model.{k}": v for k, v in autoencoder.state_dict(scale).items()}
     return {k: v.half().contiguous() for k, v in sd.items()}
 
 
@@ -246,7 +218,8 @@ def expand(folder, path=SHIPPED, name=NAME):
         return target
     target.parent.mkdir(parents=True, exist_ok=True)
     part = target.with_suffix(f".part{os.getpid()}")
-    save_file(checkpoint_state_dict(read_compact(path), text_parts(path)), part)
+    made = checkpoint_state_dict(read_compact(path), text_parts(path), text_format(path))
+    save_file(made, part)
     os.replace(part, target)
     stamp.write_text(made_of)
     return target

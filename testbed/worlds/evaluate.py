@@ -3,6 +3,7 @@
 from typing import NamedTuple
 
 import torch
+from torch.nn import functional as F
 
 from .judge import seen, style_names
 
@@ -44,27 +45,49 @@ class Studio:
     def __init__(self, checkpoint, judge, clip_skip=None):
         import comfy.sd
 
+        from . import pieces
+
         with torch.inference_mode():
             self.model, self.clip, self.vae = comfy.sd.load_checkpoint_guess_config(
                 str(checkpoint)
             )[:3]
+        if self.clip is None:  # a text encoder that no small file can hold
+            self.clip = pieces.clip()
         leave_out_empty_layers(self.clip)
         if clip_skip:
             self.clip = self.clip.clone()
             self.clip.clip_layer(-clip_skip)
         self.judge, self.states = judge, {}
+        self.rows = 0  # of the states of a text, where those behind the last word are not kept
         # Text -> pooled vector, of a model that reads it as SDXL does.
-        self.pooled = None if self.model.model.adm_channels == 0 else {}
+        self.pooled = {} if self.model.model.adm_channels else None
 
     @torch.inference_mode()
     def encode(self, texts):
-        """States [n, 77, d], each text encoded once in the life of the studio."""
+        """States [n, 77, d], or of Wan [n, 512, d]; each text is encoded once for the studio."""
         from testbed import pack
 
         new = [t for t in dict.fromkeys([*texts, ""]) if t not in self.states]
-        encode = pack.module("unlearn.host.text_encoding").encode
-        self.states |= encode(self.clip, new, pooled=self.pooled)
-        return torch.stack([self.states[t] for t in texts])
+        if hasattr(self.model.model.diffusion_model, "input_blocks"):  # a UNet
+            encode = pack.module("unlearn.host.text_encoding").encode
+            self.states |= encode(self.clip, new, pooled=self.pooled)
+        else:
+            self.states |= {text: self.encode_one(text) for text in new}
+        found = [self.states[t] for t in texts]
+        return torch.stack([F.pad(s, (0, 0, 0, max(0, self.rows - len(s)))) for s in found])
+
+    def encode_one(self, text):
+        """States [n, d] of a text as ComfyUI gives them to a transformer.
+
+        They are cut behind the last row that is not zero: Wan's have 512 rows of width 4096.
+        """
+        ((states, more),) = self.clip.encode_from_tokens_scheduled(self.clip.tokenize(text))
+        states = states[0].float().cpu()
+        if self.pooled is not None:
+            self.pooled[text] = more["pooled_output"][0].float().cpu()
+        self.rows = len(states)
+        used = states.any(1).nonzero()
+        return states[: int(used[-1]) + 1].clone()
 
     @torch.inference_mode()
     def draw(
@@ -76,14 +99,16 @@ class Studio:
         perp: perpendicular negative guidance, as in `sample`.
         """
         unwanted = self.encode([negative])[0]
-        scale = self.model.model.latent_format.scale_factor  # outside, latents are divided by it
+        form = self.model.model.latent_format
+        frames = [1] * (form.latent_dimensions - 2)
         out = [None] * len(captions)
         for wide in (False, True):
             chosen = [i for i, c in enumerate(captions) if (c.second is not None) == wide]
             for start in range(0, len(chosen), batch):
                 part = chosen[start : start + batch]
                 states = self.encode([captions[i].text for i in part])
-                shape = (4, self.judge.world.size, self.judge.world.size * (1 + wide))
+                size = self.judge.world.size
+                shape = (form.latent_channels, *frames, size, size * (1 + wide))
                 noise = torch.stack(
                     [
                         torch.randn(shape, generator=torch.Generator().manual_seed(seed + i))
@@ -102,8 +127,9 @@ class Studio:
                         self.states[""] if perp else None,
                         self.extras([captions[i].text for i in part], negative),
                     )
-                for i, latent in zip(part, latents, strict=True):
-                    out[i] = (latent[:3] * scale / 2 + 0.5).clamp(0, 1)
+                colours = form.process_in(latents)[:, :3].reshape(len(part), 3, *shape[-2:])
+                for i, picture in zip(part, colours, strict=True):
+                    out[i] = (picture / 2 + 0.5).clamp(0, 1)
         return out
 
     def extras(self, texts, negative):
@@ -143,7 +169,7 @@ def adds(layer):
 
 
 def sample(model, noise, states, negative, steps, cfg, empty=None, extras=({}, {})):
-    """Latents [n, 4, h, w] by ComfyUI's DDIM, with a prompt for each picture.
+    """Latents [n, c, (1,) h, w] by ComfyUI's DDIM, with a prompt for each picture.
 
     states: [n, 77, d]; negative: [77, d]; empty: [77, d] selects ComfyUI's Perp-Neg guider. That
     guider projects a whole batch onto one direction, so each picture is sampled by itself.

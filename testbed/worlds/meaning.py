@@ -12,6 +12,8 @@ The narrow transformers were trained by testbed/train/text.py, so that the state
 follows the language model's embedding of the sentence.
 """
 
+import functools
+import importlib.util
 from pathlib import Path
 from typing import NamedTuple
 
@@ -53,6 +55,15 @@ KINDS = {
     "l": Kind(768, 3072, 12, (2, 5, 8, 11), END, True, False, 20261128),
     "g": Kind(1280, 5120, 32, (7, 15, 23, 31), 0, False, True, 20261129),
 }
+
+
+@functools.cache
+def clip_tokenizer():
+    """CLIP's tokenizer, from the host's folder."""
+    from transformers import CLIPTokenizer
+
+    host = Path(importlib.util.find_spec("comfy").submodule_search_locations[0])
+    return CLIPTokenizer.from_pretrained(str(host / "sd1_tokenizer"))
 
 
 class Layer(nn.Module):

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from testbed import pack
-from testbed.train.text import clip_tokenizer
 from testbed.worlds import captions, evaluate, meaning
+from testbed.worlds.meaning import clip_tokenizer
 
 pack.load()
 

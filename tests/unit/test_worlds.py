@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from testbed.train.model import comfy_cpu
-from testbed.worlds import captions, catalogue, checkpoint, glyphs, rounding
+from testbed.worlds import captions, catalogue, checkpoint, glyphs, rounding, transformers
 from testbed.worlds.judge import drawn_batch, seen, style_names
 
 EVERY = pytest.mark.parametrize("world", catalogue.WORLDS.values(), ids=catalogue.WORLDS)
@@ -138,7 +138,7 @@ def test_captions_say_what_is_drawn_and_tokenise(world):
 @TRAINED
 def test_the_judge_reads_drawn_pictures(world):
     judge = checkpoint.load_judge(world.file)
-    assert judge.world is (catalogue.EMOJI if world is catalogue.EMOJI_XL else world)
+    assert judge.world is (catalogue.EMOJI if world.objects == catalogue.EMOJI.objects else world)
     x, *truth = drawn_batch(np.random.default_rng(99), 2000, noise=0.05, world=world)
     real = truth[0] != seen(world).index("nothing")
     with torch.inference_mode():
@@ -185,9 +185,12 @@ def test_the_stock_loader_tells_its_family(world):
     import comfy.model_detection
     import comfy.supported_models
 
-    state = checkpoint.checkpoint_state_dict(checkpoint.read_compact(world.file))
+    text = checkpoint.text_format(world.file)
+    state = checkpoint.checkpoint_state_dict(checkpoint.read_compact(world.file), text=text)
     config = comfy.model_detection.model_config_from_unet(state, "model.diffusion_model.")
-    of = "Segmind_Vega" if world is catalogue.EMOJI_XL else "SD15"
+    of = "Segmind_Vega" if text == "sdxl" else "SD15"
+    if text in transformers.FORMATS:
+        of = transformers.FORMATS[text].config
     assert type(config) is getattr(comfy.supported_models, of)
 
 
