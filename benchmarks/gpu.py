@@ -2,11 +2,11 @@
 
     UNLEARN_DEVICE=cuda python3 dev.py bench gpu
 
-It runs the tests marked `gpu` in every memory mode of ComfyUI, and measures solve, saliency,
-training, patch application, peak memory, and whether pictures of the demo's world are what they are
-on the CPU. It writes docs/results/gpu.json and gpu.md. Each part is a process of its own with a
-time limit, so a part that fails leaves the others their time. With UNLEARN_DEVICE=cpu it is a dry
-run at tiny sizes, which writes into the folder --out alone.
+It runs the tests marked `gpu` in every memory mode of ComfyUI, and measures solve, reading of text,
+saliency, training, patch application, peak memory, and whether pictures of the demo's world are
+what they are on the CPU. It writes docs/results/gpu.json and gpu.md. Each part is a process of its
+own with a time limit, so a part that fails leaves the others their time. With UNLEARN_DEVICE=cpu it
+is a dry run at tiny sizes, which writes into the folder --out alone.
 
 A machine without a network needs a folder `wheels` beside dev.py with ComfyUI's archive and all
 packages but torch. --wheels prints the commands that fill it where there is a network.
@@ -38,7 +38,7 @@ LIMIT = 470  # seconds of the whole run
 PART_LIMIT = {"tests": 240, "pictures": 120}  # seconds of a part, 80 for the others
 MODE_LIMIT = 75  # seconds of the tests in one memory mode
 DRY_LIMIT = 1500  # seconds of a part in a dry run, which may share its machine
-PARTS = ("solve", "saliency", "training", "applying", "pictures", "tests")
+PARTS = ("solve", "reading", "saliency", "training", "applying", "pictures", "tests")
 # What ComfyUI's modules and the tests import; torch comes with the machine.
 WHEELS = (
     "comfy-kitchen comfy-aimdo torchsde trampoline einops transformers tokenizers sentencepiece "
@@ -142,6 +142,38 @@ def on_device(given):
     layers, weights, c, _, omega, keep = given
     with torch.device(c.device):
         bench.ours(layers, weights, *bench.moments(c, None, omega, keep), 100.0)
+
+
+def reading():
+    """Reading captions with a text encoder of CLIP ViT-L's size: in full and as a prefix tree."""
+    from testbed.worlds.studio import studio
+
+    clip, captions = studio().clip, pack.module("unlearn.concepts.sentences").prior_sentences()
+    encoding = pack.module("unlearn.host.text_encoding")
+    fast = pack.module("unlearn.host.fast_text_encoder")
+    kept = pack.module("unlearn.files.text_cache").kept_positions
+    prompts = [encoding.whole(clip, text) for text in captions[: 3 if tiny() else 160]]
+    texts = [prompt.text for prompt in prompts]
+    tree, usual = fast.unchecked(clip, kept), (encoding.BATCH, fast.TREE)
+    encoding.encode(clip, texts[:2])  # loads the encoder
+    found = {"texts": len(texts)}
+    try:
+        for batch in (2,) if tiny() else (16, 64, 160):
+            encoding.BATCH = batch
+            row = found[f"in full, {batch} at once"] = {}
+            with peak() as taken:
+                row["seconds"] = timed(lambda: encoding.encode(clip, texts), 1 if tiny() else 3)
+            row |= taken
+        encoding.BATCH = len(texts)
+        for positions in (64,) if tiny() else (320, 1280, 5120):
+            fast.TREE = positions
+            row = found[f"as a tree, {positions} positions at once"] = {}
+            with peak() as taken:
+                row["seconds"] = timed(lambda: tree.encode(prompts), 1 if tiny() else 3)
+            row |= taken
+    finally:
+        encoding.BATCH, fast.TREE = usual
+    return found
 
 
 def saliency():

@@ -96,10 +96,21 @@ def read(clip, concepts, kind):
     return Own(
         *(torch.cat(part) for part in zip(*blocks, strict=True)),
         sizes[:-1],
-        _shared.moment(clip, ["", *concepts.keep]),
-        scapre.gram(_shared.last_states(clip, concepts.keep)),
+        *kept_moments(clip, concepts.keep),
         1 + len(concepts.keep),
     )
+
+
+def kept_moments(clip, keep):
+    """(kept, kept_last) of an Own; each text is read once."""
+    texts, whole, last = ["", *keep], 0, 0
+    for at in range(0, len(texts), _shared.READ_AT_ONCE):
+        part = texts[at : at + _shared.READ_AT_ONCE]
+        states = _shared.prompts.encode(clip, part)
+        whole = whole + scapre.gram(torch.cat([states[t] for t in part]))
+        ends = [states[t][_shared.prompts.locate(clip, "{concept}", t).last] for t in part if t]
+        last = last + (scapre.gram(torch.stack(ends)) if ends else torch.zeros_like(whole))
+    return whole, last
 
 
 def solved(own, setting):

@@ -156,6 +156,46 @@ def scale(log=print, counts=(1, 10, 50, 100, 1000, 10000), eta=100.0):
     }
 
 
+def whole(log=print, counts=(50, 1000), times=3):
+    """Seconds of the whole node by number of concepts, on the SD1.5 shape, where all is on disk.
+
+    Reading is not counted, so the text encoder is cut to its first layer, to be quick before. Both
+    the clock and the processor, the median of some turns.
+    """
+    from testbed.shapes import random_model
+    from testbed.worlds.studio import studio
+
+    from .end_to_end import listed, scapre
+
+    model, clip = random_model("SD1.5"), studio().clip
+    layers = clip.cond_stage_model.clip_l.transformer.text_model.encoder.layers
+    found = {count: listed(count, 50) for count in counts}
+    taken = {count: [] for count in counts}
+    with torch.inference_mode(), tempfile.TemporaryDirectory() as folder:
+        rest = layers[1:]
+        del layers[1:]
+        try:
+            for turn in range(times + 1):  # the first one reads
+                for count, concepts in found.items():
+                    clock, used = time.perf_counter(), time.process_time()
+                    scapre.solve(model, clip, concepts, folder=folder)
+                    if turn:
+                        now = time.perf_counter() - clock, time.process_time() - used
+                        taken[count].append(now)
+        finally:
+            layers.extend(rest)
+    table = {}
+    for count, rows in taken.items():
+        clock, used = (sorted(part)[times // 2] for part in zip(*rows, strict=True))
+        table[str(count)] = {"seconds": round(clock, 2), "processor": round(used, 2)}
+        log(f"whole node, {count} concepts: {clock:.1f} s, {used:.1f} s of the processor")
+    few, many = table[str(counts[0])], table[str(counts[-1])]
+    return {
+        "whole_by_concepts": table,
+        "whole_ratio": round(many["processor"] / few["processor"], 2),
+    }
+
+
 def size(concepts=50, log=print):
     """Bytes of a patch, and what applying it adds to loading a checkpoint.
 
@@ -295,7 +335,9 @@ def main():
         "--concepts", type=int, default=50, help="of the comparison with the row-by-row solution"
     )
     parser.add_argument(
-        "--part", choices=["all", "speed", "scale", "size", "world", "informax"], default="all"
+        "--part",
+        choices=["all", "speed", "scale", "whole", "size", "world", "informax"],
+        default="all",
     )
     parser.add_argument(
         "--counts", default="1,4,8,12", help="how many objects of the world are forgotten"
@@ -315,6 +357,8 @@ def main():
         result |= speed(given.concepts, log=log)
     if given.part in ("all", "scale"):
         result |= scale(log)
+    if given.part in ("all", "whole"):
+        result |= whole(log)
     if given.part in ("all", "size"):
         result |= size(log=log)
     if given.part in ("all", "world"):

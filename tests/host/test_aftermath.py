@@ -55,6 +55,26 @@ def test_silence_means_gone_and_a_warning_names_one_input():
         assert says in advice and "of ScaPre Solve" in advice, report
 
 
+def test_a_neutral_sentence_that_concepts_share_is_predicted_once(monkeypatch):
+    studio = trial.studio()
+    edited = trial.apply(trial.solve("fox", "house", prior=False, overshoot=0.3)[0])[0]
+    concepts = text.parse("fox -> thing\nhouse -> thing").concepts
+    real, asked = aftermath.predictions.from_noise, []
+
+    def from_noise(model, clip, texts, *args, **more):
+        asked.append(len(texts))
+        return real(model, clip, texts, *args, **more)
+
+    monkeypatch.setattr(aftermath.predictions, "from_noise", from_noise)
+    pair = studio.model, edited, studio.clip
+    together = aftermath.remaining(*pair, concepts)
+    alone = [aftermath.remaining(*pair, [concept])[0] for concept in concepts]
+    assert asked == [6, 6, 4, 4, 4, 4]  # two sentences, with each concept and with the one word
+    for one, other in zip(together, sorted(alone, key=lambda x: -x.left), strict=True):
+        assert one.name == other.name and one.left == pytest.approx(other.left, abs=1e-3)
+    assert abs(together[0].left - together[1].left) > 0.1  # the fox is half gone, the house is not
+
+
 def test_a_kept_word_of_a_forgotten_phrase_is_held():
     patch, report = trial.solve("fox house -> house", "fox\nhouse")
     model = trial.apply(patch)[0]

@@ -36,6 +36,20 @@ def test_predictions_go_on_in_smaller_batches_when_memory_runs_out(loaded, monke
     torch.testing.assert_close(small, whole, rtol=1e-3, atol=1e-3)
 
 
+def test_small_pictures_are_predicted_in_larger_batches(loaded, monkeypatch):
+    model, clip, _ = loaded
+    seeds = tuple(range(10))
+    sizes = limited(monkeypatch, 1000)
+    whole = sampling.predict_from_noise(model, clip, TEXTS, seeds, **HOW)
+    monkeypatch.setattr(sampling, "PREDICTED_PLACES", 20 * 8 * 8)
+    by_places = sampling.predict_from_noise(model, clip, TEXTS, seeds, **HOW)
+    monkeypatch.setattr(sampling, "PREDICTED_PLACES", 1)
+    least = sampling.predict_from_noise(model, clip, TEXTS, seeds, **HOW)
+    assert sizes == [30, 20, 10, 8, 8, 8, 6]
+    for found in (by_places, least):
+        torch.testing.assert_close(found, whole, rtol=1e-3, atol=1e-3)
+
+
 def test_when_not_even_one_fits_the_error_says_what_to_change(loaded, monkeypatch):
     limited(monkeypatch, 0)
     with pytest.raises(UnlearnError, match=r"ran out on a single picture; lower 'size' .*--novram"):

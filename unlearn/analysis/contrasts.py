@@ -89,11 +89,12 @@ def contrast(
         total = sum(pair.weight for pair in compared)
         for pair in compared:
             groups.append((sentence.name, segment, pair.role))
-            with_concept.append(said[pair.position])
-            without.append(other[min(pair.neutral_position, len(other) - 1)])
             weights.append(share * pair.weight / total)
-    concept_states = torch.stack(with_concept).double() / scale
-    neutral_states = torch.stack(without).double() / scale
+        with_concept.append(said[[pair.position for pair in compared]])
+        last = len(other) - 1
+        without.append(other[[min(pair.neutral_position, last) for pair in compared]])
+    concept_states = torch.cat(with_concept).double() / scale
+    neutral_states = torch.cat(without).double() / scale
     rows, row_weights = _means(
         concept_states - neutral_states, torch.tensor(weights, dtype=torch.float64), groups
     )

@@ -63,14 +63,16 @@ def remaining(
         bounds.append(len(texts) // 2)
     added = []
     encoded: batched_sampling.Encoded = {}
+    once = list(dict.fromkeys(texts))  # concepts often share a neutral sentence
+    rows = torch.tensor([once.index(text) for text in texts])
     for model in (before, after):
         x = predictions.from_noise(
-            model, clip, texts, seeds, level=noise.NOISE_LEVEL, size=size, encoded=encoded
-        )
+            model, clip, once, seeds, level=noise.NOISE_LEVEL, size=size, encoded=encoded
+        )[rows]
         added.append((x[0::2] - x[1::2]).flatten(1))
     found = []
     for concept, a, b in zip(concepts, bounds[:-1], bounds[1:], strict=True):
-        left = kernel.share_left(*(rows[a:b].reshape(1, -1) for rows in added))
+        left = kernel.share_left(*(part[a:b].reshape(1, -1) for part in added))
         found.append(Remaining(concept.name, float(left)))
     return sorted(found, key=lambda one: -one.left)
 

@@ -174,8 +174,9 @@ def plan(
     Raises UnlearnError for a concept that has no tokens, a text over 75 tokens, and names that are
     the same to the text encoder.
     """
+    counted: text_encoding.Counted = {}  # sentences begin alike, and names end many of them
     locate: Locate = locate_by or cache(
-        lambda template, name: text_encoding.locate(clip, template, name)
+        lambda template, name: text_encoding.locate(clip, template, name, counted)
     )
     taken = same_names.by_tokens(clip, concept_set)
     pairs: list[SentencePair] = []

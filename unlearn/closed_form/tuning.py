@@ -184,8 +184,10 @@ ASKED_CONCEPTS = 6
 (2026-11-28)."""
 
 ASKED_SEEDS = 2
-"""Noises from which the edited model is asked in each sentence. It bounds time. Not measured beside
-four (2026-11-28)."""
+"""Noises from which the edited model is asked in each sentence. It bounds time.
+
+Measured on sprites with eight objects forgotten: with two the shares differ by 0.02 at most from
+those with four, with one by 0.07 (2026-11-29)."""
 
 SPELLED = 0.75
 """Tokens for each letter of a name from which on it is called spelled.

@@ -21,6 +21,7 @@ from ..errors import UnlearnError
 from . import architectures, text_encoding
 from .memory import BatchSize, raise_if_cancelled
 from .model_types import Clip, Model
+from .tuning import MOST_PREDICTED, PREDICTED_PLACES
 
 UPSCALER_RATIO = 4  # pixels per latent of the x4 upscaler, whose latent format does not tell it
 CHUNK = 77  # token states that CLIP gives for each part of a prompt
@@ -205,10 +206,10 @@ def _joined(first: dict, second: dict, b: int) -> dict:
     return {**first, "model_conds": out}
 
 
-def _fitting(model: Model, shape: Sequence[int], halves: int) -> int:
-    """How many prompts fit into free memory at once."""
+def _fitting(model: Model, shape: Sequence[int], halves: int, most: int | None = None) -> int:
+    """How many prompts, at most `most` or LARGEST_BATCH, fit into free memory at once."""
     free = comfy.model_management.get_free_memory(model.load_device)
-    b = LARGEST_BATCH
+    b = most or LARGEST_BATCH
     while b > 1 and model.model.memory_required([b * halves, *shape]) * MEMORY_MARGIN > free:
         b //= 2
     return b
@@ -337,7 +338,9 @@ def predict_from_noise(
     noise = seeded_noise(shape, seeds)
     sampling: Any = model.get_model_object("model_sampling")
     schedule = torch.tensor([sampling.percent_to_sigma(1 - level), 0.0], dtype=torch.float32)
-    batch = BatchSize(_fitting(model, shape, 1))
+    # Of small pictures a call takes more: reading the weights is then most of its work.
+    most = max(LARGEST_BATCH, min(MOST_PREDICTED, PREDICTED_PLACES // math.prod(shape[1:])))
+    batch = BatchSize(_fitting(model, shape, 1, most))
     predictions = _Predictions(n, noise, batch, step)
     room = torch.zeros([batch.rows, *shape])
     comfy.sample.sample_custom(

@@ -22,6 +22,7 @@ REMEDY = "free memory (Edit, Unload Models), or load the CLIP on the CPU"
 SHOWN = 60  # letters of a prompt in an error message
 LETTERS = "LNPS"  # Unicode categories of what a text encoder reads: letters, numbers, signs
 Chunks = dict[str, list[list[tuple]]]  # encoder -> chunks of 77 entries (token, weight, word id)
+Counted = dict[str, tuple[int, int]]  # text -> its word tokens, and its chunks
 
 
 class Prompt(NamedTuple):
@@ -121,9 +122,10 @@ def fix_article(template: str, concept: str) -> str:
     return re.sub(r"\b([Aa]) \{concept\}", r"\1n {concept}", template) if vowel else template
 
 
-def locate(clip: Clip, template: str, concept: str) -> Prompt:
+def locate(clip: Clip, template: str, concept: str, counted: Counted | None = None) -> Prompt:
     """The Prompt of a template with `{concept}` filled in.
 
+    counted: what the text encoder counted in texts before; new ones are added.
     Raises UnlearnError when the concept has no tokens, the text is too long for one prompt, or an
     embedding in it is missing or of another kind of model.
     """
@@ -135,9 +137,11 @@ def locate(clip: Clip, template: str, concept: str) -> Prompt:
         )
     text = template.replace("{concept}", concept)
     embeddings.check(clip, text)
-    start, _ = _count(clip, before)
-    last, _ = _count(clip, before + concept)
-    total, chunks = _count(clip, text)
+    known: Counted = {} if counted is None else counted
+    for part in (before, before + concept, text):
+        if part not in known:
+            known[part] = _count(clip, part)
+    (start, _), (last, _), (total, chunks) = known[before], known[before + concept], known[text]
     if chunks > 1:
         raise UnlearnError(
             f"The prompt '{text[:SHOWN]}...' has {total} tokens and the text encoder reads 75; "
