@@ -134,8 +134,25 @@ function showText({ detail }) {
   const node = host?.subgraph.nodes.find((n) => String(n.id) === inner)
   if (node?.constructor.nodeData?.category !== 'unlearn') return
   host.unlearnText = detail.text
+  layText(host)
   if (!host.unlearnFace) addFace(host)
   host.setDirtyCanvas(true, true)
+}
+
+// The same in Nodes 2.0, where a node is part of the page: a paragraph at the end of its body.
+function layText(host) {
+  const body = document.querySelector(`[data-testid="node-body-${host.id}"]`)
+  let said = body?.querySelector(':scope > .unlearn-said')
+  if (!host.unlearnText) return said?.remove()
+  if (body && !said) {
+    said = document.createElement('p')
+    said.className = 'unlearn-said'
+    said.style.cssText =
+      'margin: 0 12px; flex: none; font-size: 12px; line-height: 1.3; white-space: pre-line; ' +
+      'overflow: hidden; display: -webkit-box; -webkit-box-orient: vertical; -webkit-line-clamp: 4'
+    body.append(said)
+  }
+  if (said) said.textContent = host.unlearnText
 }
 
 // The grid of an Erasure Report inside a subgraph, on the face of the subgraph.

@@ -116,15 +116,17 @@ def test_a_wire_over_a_title_and_a_node_over_another_are_seen(wide, vue):
 def shows_its_result(tab, vue):
     """The report on the face of Erase Concepts, and a divider between the two pictures.
 
-    In classic the face says in words what came out, and no box of text lies over its sockets.
+    The face says in words what came out. In classic no box of text lies over its sockets.
     """
     nodes = {n["title"]: n["id"] for n in graphs.load("quick_erase")["nodes"]}
     host, compare = nodes[graphs.BLUEPRINT], nodes["Compare Images"]
+    said = tab.js("id => app.graph.getNodeById(id).unlearnText", host).splitlines()
     if vue:
-        tab.page.locator(f"[data-node-id='{host}'] img").first.wait_for()
+        face = tab.page.locator(f"[data-node-id='{host}']")
+        face.locator("img").first.wait_for()
+        assert said and said[0] in face.locator(".unlearn-said").inner_text()
         tab.page.get_by_test_id("image-compare-viewport").locator("img").nth(1).wait_for()
         return
-    said = tab.js("id => app.graph.getNodeById(id).unlearnText", host).splitlines()
     assert said and tab.page.locator(".dom-widget").filter(has_text=said[0]).count() == 0
     pictures = "[...app.graph.getNodeById(id).unlearnPictures?.values() ?? []]"
     loaded = f"{pictures}.filter(i => i.naturalWidth).length"
