@@ -154,25 +154,31 @@ def reading():
     kept = pack.module("unlearn.files.text_cache").kept_positions
     prompts = [encoding.whole(clip, text) for text in captions[: 3 if tiny() else 160]]
     texts = [prompt.text for prompt in prompts]
-    tree, usual = fast.unchecked(clip, kept), (encoding.BATCH, fast.TREE)
+    sizes = pack.module("unlearn.host.reading_batch")
+    tree, chosen = fast.unchecked(clip, kept), sizes.fitting
     encoding.encode(clip, texts[:2])  # loads the encoder
-    found = {"texts": len(texts)}
+    usual, most = chosen(clip), len(texts)
+    found = {"texts": most, "chosen": {"texts": usual.texts, "positions": usual.positions}}
+    times = 1 if tiny() else 3
+
+    def measure(name, batch, read):
+        sizes.fitting = lambda clip: batch
+        row = found[name] = {}
+        with peak() as taken:
+            row["seconds"] = timed(read, times)
+        row |= taken
+
     try:
-        for batch in (2,) if tiny() else (16, 64, 160):
-            encoding.BATCH = batch
-            row = found[f"in full, {batch} at once"] = {}
-            with peak() as taken:
-                row["seconds"] = timed(lambda: encoding.encode(clip, texts), 1 if tiny() else 3)
-            row |= taken
-        encoding.BATCH = len(texts)
+        for count in (2,) if tiny() else (16, 64, 160):
+            batch = sizes.ReadingBatch(count, most)
+            measure(f"in full, {count} at once", batch, lambda: encoding.encode(clip, texts))
         for positions in (64,) if tiny() else (320, 1280, 5120):
-            fast.TREE = positions
-            row = found[f"as a tree, {positions} positions at once"] = {}
-            with peak() as taken:
-                row["seconds"] = timed(lambda: tree.encode(prompts), 1 if tiny() else 3)
-            row |= taken
+            batch = sizes.ReadingBatch(most, positions)
+            name = f"as a tree, {positions} positions at once"
+            measure(name, batch, lambda: tree.encode(prompts))
+        measure("as a tree, as chosen", usual, lambda: tree.encode(prompts))
     finally:
-        encoding.BATCH, fast.TREE = usual
+        sizes.fitting = chosen
     return found
 
 

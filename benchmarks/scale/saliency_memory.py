@@ -2,8 +2,9 @@
 
 The layers have the true sizes and random weights; what passes them is random too, at as many
 positions as a picture of --size pixels has. The UNet itself does not run, so both figures are those
-of the statistics alone. Memory is the peak above what there was before, seconds are of the
-processor. Last line with --json: one JSON object.
+of the statistics alone. Memory is the peak above what there was before, beside what the node says
+that it needs; seconds are of the processor. Last line with --json: one JSON object, with a row for
+each number of concepts.
 """
 
 import argparse
@@ -86,6 +87,7 @@ def measured(layers, concepts, given):
         seconds = time.process_time() - start
     return {
         "peak_mb": round(peak.top),
+        "said_mb": round(group_statistics.MemoryNeed.of(layers).total / 2**20),
         "seconds": round(seconds, 1),
         "set_aside_mb": round(aside / 2**20),
     }
@@ -115,7 +117,8 @@ def main():
         for count in map(int, given.counts.split(",")):
             found[str(count)] = row = measured(layers, count, given)
             print(
-                f"{given.shape}, {count} concepts: {row['peak_mb']} MB, {row['seconds']} s, "
+                f"{given.shape}, {count} concepts: {row['peak_mb']} MB of {row['said_mb']} said, "
+                f"{row['seconds']} s, "
                 f"{row['set_aside_mb']} MB set aside on disk",
                 flush=True,
             )

@@ -470,10 +470,13 @@ def free_memory(monkeypatch, gpu, main):
 
 
 def test_the_memory_of_the_score_paper_is_known_from_the_shapes():
-    """8 bytes a weight, and a reserve; or what ranking the largest layer takes, if that is more."""
-    assert paper_need().work == 8 * 400 * 1.2
-    assert paper_need().layer == int(statistics.tuning.RANKING_BYTES * 320 * 1.2)
-    assert paper_need().total == max(paper_need().work, paper_need().layer)
+    """8 bytes a weight and a step of the largest layer, or ranking it; a reserve, and the log."""
+    need, known = paper_need(), statistics.tuning
+    assert need.work == int(8 * 400 * known.MEMORY_RESERVE)
+    assert need.step == int(known.STEP_BYTES * 320 * known.MEMORY_RESERVE)
+    assert need.layer == int(known.RANKING_BYTES * 320 * known.MEMORY_RESERVE)
+    assert need.total == need.work + need.step + 2**26
+    assert replace(need, layer=2**30).total == 2**30 + 2**26
 
 
 def test_statistics_without_room_beside_the_model_lie_in_main_memory(monkeypatch):

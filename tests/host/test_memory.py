@@ -61,17 +61,29 @@ def test_saliency_takes_the_same_for_any_number_of_concepts():
     assert max(peaks) <= 1.1 * min(peaks), peaks
 
 
-def test_the_statistics_of_paper_take_what_is_said():
+def test_the_statistics_of_paper_take_what_is_said(monkeypatch):
+    shapes = {"a": (64, 256), "b": (32, 128)}
+    monkeypatch.setattr(
+        group_statistics.weights, "read", lambda m, key, device: torch.randn(shapes[key]).to(device)
+    )
     groups = [types.Group("object"), types.Group("object", "cat")]
     settings = collection.SaliencySettings(window=1)
-    layers = [("a", 64, 256), ("b", 32, 128)]
+    layers = [(key, *shape) for key, shape in shapes.items()]
     need = group_statistics.MemoryNeed.of(layers)
     with far_device.open() as seen:
         statistics = group_statistics.PaperStatistics(None, layers, groups, settings)
         statistics.allocate(far_device.device())
         assert seen.live * group_statistics.tuning.MEMORY_RESERVE == pytest.approx(need.work, abs=1)
-        for i, (_, *shape) in enumerate(layers):
-            statistics.log.write((1, i), torch.rand(shape).sub_(0.3).relu_())
+        seen.peak = before = seen.live
+        for g in (0, 1):
+            moments = statistics.open(0, g)
+            for m, (_, *shape) in zip(moments, layers, strict=True):
+                m.add(far_device.put(torch.rand(shape)))
+            statistics.close(0, g)
+        del moments, m
+        assert seen.peak - before <= need.step
+        gc.collect()
+        assert seen.live == before
         statistics.release_work()
         gc.collect()
         seen.peak = before = seen.live

@@ -24,13 +24,14 @@ from typing import Any
 
 import torch
 
-from . import text_encoding
+from . import reading_batch, text_encoding
 from .memory import BatchSize, raise_if_cancelled
 from .model_types import Clip
 from .pooled_text import shallow_copy
 from .progress import Progress
+from .reading_batch import ReadingBatch
 from .text_encoding import Prompt
-from .tuning import DENSE, EXACT, NEAR, TREE
+from .tuning import DENSE, EXACT, NEAR
 
 Positions = Callable[[int, int], list[int]]  # (end, length) -> positions that are read
 
@@ -122,15 +123,15 @@ def _cut(clip: Clip) -> tuple[Clip, list[PrefixTreeEncoder]] | None:
     return out, stacks
 
 
-def _batches(chosen: Mapping[str, Sequence[int]]) -> Iterator[list[str]]:
+def _batches(chosen: Mapping[str, Sequence[int]], most: ReadingBatch) -> Iterator[list[str]]:
     """Lists of texts from text -> positions: neighbours begin alike.
 
-    No batch has more than TREE positions or text_encoding.BATCH texts.
+    No batch has more than `most`, unless it is a single text.
     """
     batch: list[str] = []
     size = 0
     for text in sorted(chosen):
-        too_large = size + len(chosen[text]) > TREE or len(batch) == text_encoding.BATCH
+        too_large = size + len(chosen[text]) > most.positions or len(batch) == most.texts
         if batch and too_large:
             yield batch
             batch, size = [], 0
@@ -162,8 +163,9 @@ class FastTextEncoder:
         """
         found: dict[str, torch.Tensor] = {}
         chosen = {p.text: self._chosen(p) for p in wanted}
-        rows = BatchSize(text_encoding.BATCH, "prompt", text_encoding.REMEDY)
-        for batch in _batches(chosen):
+        most = reading_batch.fitting(self.clip)
+        rows = BatchSize(most.texts, "prompt", text_encoding.REMEDY)
+        for batch in _batches(chosen, most):
             at = 0
             while at < len(batch):
                 raise_if_cancelled()
@@ -228,6 +230,11 @@ def build(
     clip: Clip, positions: Positions, states: Mapping[str, torch.Tensor]
 ) -> FastTextEncoder | None:
     """A FastTextEncoder that agrees with the CLIP's own states of some sentences.
+
+    It is chosen on every device, because reading in full gives other states of the padding, and a
+    patch would depend on the device. On one core it was four times faster: 40 captions took 1.6 s
+    and in full 6.5 s (2026-11-29). No other device was measured; `dev.py bench gpu`, part
+    `reading`, times both.
 
     None when the CLIP must be read in full. positions: which are read of a prompt. states: text ->
     states [length, d].

@@ -11,12 +11,11 @@ from typing import Any, NamedTuple
 import torch
 
 from ..errors import UnlearnError, quoted
-from . import embeddings, pooled_text
+from . import embeddings, pooled_text, reading_batch
 from .memory import BatchSize, raise_if_cancelled
 from .model_types import Clip
 from .progress import Progress
 
-BATCH = 16  # prompts that are encoded at once. Not measured
 # What to change where a single prompt does not fit into memory.
 REMEDY = "free memory (Edit, Unload Models), or load the CLIP on the CPU"
 SHOWN = 60  # letters of a prompt in an error message
@@ -194,7 +193,7 @@ def encode(
     """
     texts = list(dict.fromkeys(texts))
     states: dict[str, torch.Tensor] = {}
-    rows, at = BatchSize(BATCH, "prompt", REMEDY), 0
+    rows, at = BatchSize(reading_batch.fitting(clip).texts, "prompt", REMEDY), 0
     while at < len(texts):
         raise_if_cancelled()
         left = texts[at:]

@@ -9,10 +9,32 @@ DENSE = (2, 4, 9)
 
 Measured on sprites: more of them added nothing (2026-11-25)."""
 
+TEXTS = 16
+"""Texts that the text encoder reads in one call on the CPU. Not measured (2026-11-23)."""
+
 TREE = 320
-"""Positions of all texts in a batch.
+"""Positions of all texts in a call that reads a prefix tree on the CPU.
 
 Each is compared with each other, so the cost grows with the square. Not measured (2026-11-25)."""
+
+MOST_TEXTS = 64
+"""Texts in one call on another device, at most. They have 4,928 positions, which is enough work for
+a matrix product. Not measured (2026-11-29)."""
+
+MOST_TREE = 1280
+"""Positions in a call that reads a prefix tree on another device, at most.
+
+Computed: attention between n positions of width d takes n / 6d of what the other products take,
+which is a quarter in CLIP-L and a sixth in CLIP-G. Not measured (2026-11-29)."""
+
+FREE_FOR_READING = 0.5
+"""Share of free memory that a call may fill. No unit. Not measured (2026-11-29)."""
+
+WIDTHS_IN_A_LAYER = 24
+"""Numbers that a layer has at hand for each position, in widths of the encoder.
+
+Computed: the state, its norm and three arrays of four widths in the activation are 14; the mask,
+the embeddings and copies come on top. Not measured (2026-11-29)."""
 
 EXACT = 1e-3
 """Largest relative RMS error of the states up to the end token. Not measured (2026-11-25)."""

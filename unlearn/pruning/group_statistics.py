@@ -11,6 +11,7 @@ from ...kernels import fia
 from ..errors import UnlearnError
 from ..files.raw_statistics import RawWriter
 from ..files.step_log import StepLog
+from ..files.tuning import STEP_LOG_IN_MEMORY
 from ..host import folders, memory, weights
 from ..host.model_types import Model
 from ..types import Group
@@ -97,24 +98,32 @@ class WandaStatistics:
 class MemoryNeed:
     """Bytes of memory that the score `paper` needs, whatever the number of prompts and concepts.
 
-    work: two float32 arrays of all layers' weights, which all groups use in turn. layer: what it
-    takes to add up the steps of one concept in the largest layer. Concepts need disk, not memory.
+    work: two float32 arrays of all layers' weights, which all groups use in turn. step: what it
+    takes to set aside a step of the largest layer. layer: what it takes to add up the steps of one
+    concept there. log: what of that stays in main memory; the rest of it needs disk.
     """
 
     work: int
+    step: int
     layer: int
+    log: int
 
     @classmethod
     def of(cls, layers: Layers) -> "MemoryNeed":
         """The need for a model's layers."""
         sizes = [c_out * c_in for _, c_out, c_in in layers]
-        reserve = tuning.MEMORY_RESERVE
-        return cls(int(8 * sum(sizes) * reserve), int(tuning.RANKING_BYTES * max(sizes) * reserve))
+        largest = tuning.MEMORY_RESERVE * max(sizes)
+        return cls(
+            int(8 * sum(sizes) * tuning.MEMORY_RESERVE),
+            int(tuning.STEP_BYTES * largest),
+            int(tuning.RANKING_BYTES * largest),
+            STEP_LOG_IN_MEMORY,
+        )
 
     @property
     def total(self) -> int:
         """The most that is taken at once: the work arrays are gone when the steps are added up."""
-        return max(self.work, self.layer)
+        return max(self.work + self.step, self.layer) + self.log
 
     def place(self, device: torch.device) -> torch.device:
         """Where the statistics lie: on `device` where they fit, otherwise in main memory.
