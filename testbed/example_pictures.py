@@ -15,6 +15,7 @@ from . import graphs, judged
 from .server import BASE
 
 SIDE = 800
+SECONDS = 1800  # that a workflow may take; the trainer is slow on a busy machine
 INK, GONE, KEPT, PAPER = (28, 32, 38), (192, 66, 52), (46, 125, 90), (250, 250, 247)
 SENTENCES = ("an image of {a}", "a drawing of {a}", "this is {a}")
 SMALL = "on a small SD1.5-format model, same seeds"
@@ -223,7 +224,7 @@ def runs(server, name, prompts, task=judged.SHOWN, quick=False):
     saves = {i: n["_meta"]["title"] for i, n in graph.items() if n["class_type"] == "SaveImage"}
     found = []
     for text in prompts:
-        outputs = server.run(graphs.put(graph, "Prompt", text=text))
+        outputs = server.run(graphs.put(graph, "Prompt", text=text), SECONDS)
         found.append(
             [
                 (label(saves[i]), server.image(outputs[i]["images"][0]))
