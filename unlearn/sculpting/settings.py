@@ -63,8 +63,7 @@ class TrainingSettings:
         for name, factor in tuning.STRENGTHS[strength].items():
             value = getattr(self, name) * factor
             changed[name] = round(value) if isinstance(getattr(self, name), int) else value
-        found = replace(self, **changed)
-        return replace(found, stop_at=min(found.stop_at, 1.0))
+        return replace(self, **changed)
 
     @property
     def replays(self) -> bool:
