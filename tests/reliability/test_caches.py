@@ -323,9 +323,7 @@ import importlib
 def used(folder):
     found = load(folder)
     # the names the host gives are gone again; load once more to use one
-    loading = nodes.load_custom_node(folder, module_parent="custom_nodes")
-    with ThreadPoolExecutor(1) as other:  # in this thread a browser test's loop may still run
-        done = other.submit(asyncio.run, loading).result()
+    done = asyncio.run(nodes.load_custom_node(folder, module_parent="custom_nodes"))
     pack = folder.replace(".", "_x_")
     lists = importlib.import_module(pack + ".unlearn.concepts.lists")
     cached = importlib.import_module(pack + ".unlearn.concepts.sentences")
