@@ -333,18 +333,13 @@ class Training:
                 print(f"  accuracy at {self.step}: {self.accuracy(judge)}", flush=True)
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("out", type=Path)
-    parser.add_argument("--format", choices=list(EMPTY), default="sd15")
-    parser.add_argument("--text", type=Path, default=meaning.FILE, help="the text encoders' file")
-    parser.add_argument("--steps", type=int, default=1800)
+def add_options(parser, every):
+    """Adds what every training of this world is told; every: steps between two looks."""
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--rate", type=float, default=1.5e-3, help="of matrices")
     parser.add_argument("--small-rate", type=float, default=6e-4, help="of biases and norms")
-    parser.add_argument("--pairs", type=float, default=0.2, help="share of the steps on pairs")
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--every", type=int, default=300, help="steps between two looks")
+    parser.add_argument("--every", type=int, default=every, help="steps between two looks")
     parser.add_argument("--from", dest="start_from", type=Path, help="a file to go on from")
     parser.add_argument(
         "--rounded-from",
@@ -352,6 +347,16 @@ def main():
         default=0.8,
         help="share of the steps after which weights are trained on the file's 4 bits",
     )
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--format", choices=list(EMPTY), default="sd15")
+    parser.add_argument("--text", type=Path, default=meaning.FILE, help="the text encoders' file")
+    parser.add_argument("--steps", type=int, default=1800)
+    parser.add_argument("--pairs", type=float, default=0.2, help="share of the steps on pairs")
+    add_options(parser, every=300)
     given = parser.parse_args()
     given.out.parent.mkdir(parents=True, exist_ok=True)
     groups = WORLD.captions()

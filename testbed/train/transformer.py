@@ -302,18 +302,7 @@ def options():
     parser.add_argument("--format", choices=list(transformers.FORMATS), default="wan")
     parser.add_argument("--text", type=Path, default=meaning.FILE, help="the text encoder's file")
     parser.add_argument("--steps", type=int, help="2800 for wan and 3400 for sd3 by default")
-    parser.add_argument("--batch", type=int, default=32)
-    parser.add_argument("--rate", type=float, default=1.5e-3, help="of matrices")
-    parser.add_argument("--small-rate", type=float, default=6e-4, help="of biases and norms")
-    parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--every", type=int, default=500, help="steps between two looks")
-    parser.add_argument("--from", dest="start_from", type=Path, help="a file to go on from")
-    parser.add_argument(
-        "--rounded-from",
-        type=float,
-        default=0.8,
-        help="share of the steps after which weights are trained on the file's 4 bits",
-    )
+    emoji.add_options(parser, every=500)
     given = parser.parse_args()
     given.steps = given.steps or STEPS[given.format]
     return given
