@@ -82,6 +82,24 @@ def moment(clip, texts):
     )
 
 
+def multiplier(c, n, kept, lam=uce.LAMBDA, erase=1.0, preserve=1.0, weight=None):
+    """M [d, d] float64 of UCE: W0 (I + M) gives states c [m, d] the outputs of n [m, d].
+
+    kept: sum of k k^T, [d, d]. weight: of each row of c, [m], 1 where it is not given.
+    """
+    moments = scapre.gram(c, weight), scapre.cross_gram(n, c, weight), kept
+    return uce.multiplier(*moments, lam, erase, preserve)
+
+
+def block(old, new, last, new_last):
+    """(c, n), [m, d] each, of the states of a name [n, d] and of its target, as UCE maps them.
+
+    last, new_last: where their last tokens stand. m: as many rows as both have from there on.
+    """
+    size = min(len(old) - last, len(new) - new_last)
+    return old[last : last + size].double(), new[new_last : new_last + size].double()
+
+
 def multiplied(model, m, tolerance=1e-6):
     """Edits W0 -> W0 (I + M) of every cross-attention key and value, as low-rank factors.
 

@@ -27,7 +27,7 @@ import torch
 
 from testbed import pack
 
-from . import _shared, uce
+from . import _shared
 
 NAME = "MACE (closed form only)"
 CAPTIONS = 617e3 * 77  # states of all captions that the official code's prior is made of
@@ -115,7 +115,7 @@ def multiplier(c, y, prior, lam, weight=None):
 
     prior: P [d, d]. weight: of each row of c, [n], 1 where it is not given.
     """
-    return uce.multiplier(c, y, prior, lam, weight=weight)
+    return _shared.multiplier(c, y, prior, lam, weight=weight)
 
 
 def edits(model, own, setting, seed=0):

@@ -84,7 +84,7 @@ def rounds(grams, start, c, n, kept, setting, erase=1.0, weight=None):
     total = eye + start
     for _ in range(setting.count):
         again = kernel.revive(total.T @ grams @ total, total.T @ grams, c, setting.lam)
-        m = uce.multiplier(again, n, kept, setting.edit, erase, setting.preserve, weight)
+        m = _shared.multiplier(again, n, kept, setting.edit, erase, setting.preserve, weight)
         total = total @ (eye + m)
     return total - eye
 

@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 import torch
 
-from . import _shared
+from . import _shared, uce_transformer
 
 NAME = "UCE"
 kernel, scapre = _shared.uce, _shared.scapre
@@ -68,30 +68,12 @@ class Own(NamedTuple):
     texts: int
 
 
-def multiplier(c, n, kept, lam=kernel.LAMBDA, erase=1.0, preserve=1.0, weight=None):
-    """M [d, d] float64 of W = W0 (I + M), which gives states c [m, d] the outputs of n [m, d].
-
-    kept: sum of k k^T, [d, d]. weight: of each row of c, [m], 1 where it is not given.
-    """
-    moments = scapre.gram(c, weight), scapre.cross_gram(n, c, weight), kept
-    return kernel.multiplier(*moments, lam, erase, preserve)
-
-
-def block(old, new, last, new_last):
-    """(c, n), [m, d] each, of the states [77, d] of a name and of its target.
-
-    last, new_last: where their last tokens stand.
-    """
-    size = len(old) - max(last, new_last)
-    return old[last : last + size].double(), new[new_last : new_last + size].double()
-
-
 def read(clip, concepts, kind):
     """The Own of a ConceptSet."""
     named = _shared.pairs(concepts)
     states = _shared.prompts.encode(clip, [text for pair in named for text in pair])
     at = {t: _shared.prompts.locate(clip, "{concept}", t).last for t in states}
-    blocks = [block(states[a], states[b], at[a], at[b]) for a, b in named]
+    blocks = [_shared.block(states[a], states[b], at[a], at[b]) for a, b in named]
     sizes = torch.tensor([0, *(len(c) for c, _ in blocks)]).cumsum(0).tolist()
     return Own(
         *(torch.cat(part) for part in zip(*blocks, strict=True)),
@@ -118,14 +100,14 @@ def solved(own, setting):
     lam, erase, preserve, whole = setting
     if whole:
         preserve = preserve * max(0.1, 1 / own.texts)
-        return multiplier(own.c, own.n, own.kept, lam, erase, preserve)
-    return multiplier(own.c[own.last], own.n[own.last], own.kept_last, lam, erase, preserve)
+        return _shared.multiplier(own.c, own.n, own.kept, lam, erase, preserve)
+    return _shared.multiplier(own.c[own.last], own.n[own.last], own.kept_last, lam, erase, preserve)
 
 
 def same(known, setting):
     """M [d, d] of the Information `known`, in whose units the setting's constants are."""
     lam, erase, preserve, _ = setting
-    return multiplier(
+    return _shared.multiplier(
         known.concept, known.target, known.keep_gram, lam, erase, preserve, known.weight
     )
 
@@ -141,5 +123,8 @@ def same_edits(model, known, setting, seed=0):
 @torch.inference_mode()
 def erase(model, clip, concepts, seed=0, size=64):
     kind = _shared.kind_of(concepts)
-    found = edits(model, read(clip, concepts, kind), OFFICIAL[kind], seed)
+    if uce_transformer.is_transformer(model):
+        found = uce_transformer.edits(model, clip, concepts, OFFICIAL[kind])
+    else:
+        found = edits(model, read(clip, concepts, kind), OFFICIAL[kind], seed)
     return _shared.erased(model, NAME, concepts, found)

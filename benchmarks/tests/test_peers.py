@@ -21,8 +21,11 @@ from benchmarks.peers import (
     slider,
     speed,
     uce,
+    uce_transformer,
 )
 from testbed import tiny
+from testbed.train import tiny_transformer
+from testbed.worlds import catalogue, checkpoint
 
 types, prompts = _shared.types, _shared.prompts
 FEW = types.ConceptSet(
@@ -51,7 +54,7 @@ def near(a, b, tolerance=1e-6):
 
 def test_uce_literal():
     # c = x is to say what y says: with lambda 1 the x column of W0 goes half way to its y column
-    m = uce.multiplier(numbers([1, 0]), numbers([0, 1]), torch.zeros(2, 2), lam=1.0)
+    m = _shared.multiplier(numbers([1, 0]), numbers([0, 1]), torch.zeros(2, 2), lam=1.0)
     assert torch.allclose(m, numbers([-0.5, 0], [0.5, 0]))
     w0 = numbers([4, 8], [2, 6])
     assert torch.allclose(w0 @ (torch.eye(2) + m), numbers([6, 8], [4, 6]))
@@ -61,7 +64,7 @@ def test_uce_solves_its_normal_equations():
     w0, c, n, k = rand(3, 4), rand(2, 4, seed=1), rand(2, 4, seed=2), rand(3, 4, seed=3)
     left = 0.5 * w0 + (w0 @ n.T) @ c + (w0 @ k.T) @ k
     want = left @ torch.linalg.inv(0.5 * torch.eye(4) + c.T @ c + k.T @ k)
-    assert torch.allclose(w0 + w0 @ uce.multiplier(c, n, gram(k)), want)
+    assert torch.allclose(w0 + w0 @ _shared.multiplier(c, n, gram(k)), want)
 
 
 def test_uce_weighs_rows():
@@ -69,16 +72,16 @@ def test_uce_weighs_rows():
     omega = torch.diag(numbers(0.25, 2.0))
     left = 0.5 * w0 + 10 * (w0 @ n.T) @ omega @ c + 3 * (w0 @ k.T) @ k
     want = left @ torch.linalg.inv(0.5 * torch.eye(4) + 10 * c.T @ omega @ c + 3 * gram(k))
-    found = uce.multiplier(c, n, gram(k), 0.5, 10.0, 3.0, omega.diagonal())
+    found = _shared.multiplier(c, n, gram(k), 0.5, 10.0, 3.0, omega.diagonal())
     assert torch.allclose(w0 + w0 @ found, want)
 
 
 def test_uce_maps_blocks_from_the_last_token_on_that_are_as_long_as_each_other():
     old, new = torch.arange(8.0)[:, None], 10 + torch.arange(8.0)[:, None]
-    c, n = uce.block(old, new, 2, 1)  # two tokens to one
+    c, n = _shared.block(old, new, 2, 1)  # two tokens to one
     assert c.flatten().tolist() == [2, 3, 4, 5, 6, 7]
     assert n.flatten().tolist() == [11, 12, 13, 14, 15, 16]
-    c, n = uce.block(old, new, 1, 0)  # one token to the empty text, from its start token on
+    c, n = _shared.block(old, new, 1, 0)  # one token to the empty text, from its start token on
     assert c.flatten().tolist() == [1, 2, 3, 4, 5, 6, 7]
     assert n.flatten().tolist() == [10, 11, 12, 13, 14, 15, 16]
 
@@ -132,7 +135,7 @@ def test_rece_rounds_are_its_equations_one_after_another():
 
 def test_rece_rounds_leave_less_each_time():
     w0, c = rand(6, 4), rand(1, 4, seed=1)
-    start = uce.multiplier(c, torch.zeros(1, 4), torch.zeros(4, 4), lam=5.0)
+    start = _shared.multiplier(c, torch.zeros(1, 4), torch.zeros(4, 4), lam=5.0)
     left = []
     for count in range(4):
         setting = rece.Setting(lam=0.1, count=count)
@@ -432,7 +435,7 @@ def test_uce_and_mace_solve_their_equations_on_what_ours_reads(two_matrices):
 def test_rece_goes_on_from_uce_on_what_ours_reads(two_matrices):
     k, setting = known(), rece.Setting(lam=0.2, preserve=1.0, start=uce.Setting(erase=10.0))
     grams = sum(gram(w) for w in two_matrices.values())
-    start = uce.multiplier(k.concept, k.target, k.keep_gram, 0.5, 10.0, 1.0, k.weight)
+    start = _shared.multiplier(k.concept, k.target, k.keep_gram, 0.5, 10.0, 1.0, k.weight)
     m = rece.rounds(grams, start, k.concept, k.target, k.keep_gram, setting, 10.0, k.weight)
     for key, w in changed(rece.same_edits(None, k, setting), two_matrices).items():
         assert near(w, two_matrices[key] @ (torch.eye(8) + m), 3e-3)
@@ -718,3 +721,45 @@ def test_conceptprune_prunes_less_for_a_style(small, monkeypatch):
         pruned[concepts.concepts[0].kind] = zero / sum(w.numel() for w in read)
     # two objects at 2 % a step, of two steps; one style at 1 %
     assert 0 < pruned["style"] <= 0.02 and pruned["style"] < pruned["object"] <= 0.08
+
+
+@pytest.fixture(scope="module", params=tiny_transformer.SIZES)
+def transformer_world(request, tmp_path_factory):
+    """(format, Studio) of a tiny diffusion transformer of the emoji world."""
+    folder = tmp_path_factory.mktemp(request.param)
+    with torch.inference_mode(False):
+        run = tiny_transformer.training(request.param, folder)
+        run.advance()
+        run.write(checkpoint.load_judge(catalogue.EMOJI.file))
+    return request.param, tiny_transformer.studio(request.param, folder / "tiny.safetensors")
+
+
+def test_uce_on_a_transformer_is_its_equation_on_what_the_layers_see(transformer_world):
+    form, shown = transformer_world
+    concepts = types.ConceptSet(
+        (types.Concept("fox", superclass="animal"), types.Concept("house")), ("cat",)
+    )
+    found = uce_transformer.edits(shown.model, shown.clip, concepts, uce.OFFICIAL["few"])
+    family = _shared.layers.of(shown.model)
+    assert [key for key, _ in found] == [layer.key for layer in family.cross_attention_layers()]
+    states = uce_transformer.observed.ObservedStates(family, shown.clip)
+    said = {
+        t: uce_transformer.blocks_of(states, states.groups[0], t)[0]
+        for t in ("fox", "animal", "house", "", "cat")
+    }
+    pairs = [
+        _shared.block(*blocks(said[a], said[b])) for a, b in (("fox", "animal"), ("house", ""))
+    ]
+    c, n = (torch.cat(part) for part in zip(*pairs, strict=True))
+    k = torch.cat([said[""][0], said["cat"][0]])
+    key, edit = found[0]
+    w0 = _shared.weights.read(shown.model, key).double()
+    left = 0.5 * w0 + (w0 @ n.T) @ c + 0.5 * (w0 @ k.T) @ k
+    right = 0.5 * torch.eye(c.shape[1]).double() + gram(c) + 0.5 * gram(k)
+    want = torch.linalg.solve(right, left, left=False) - w0
+    assert (edit.change(w0.float(), 1.0) - want).norm() < 1e-2 * want.norm(), form
+
+
+def blocks(old, new):
+    """The arguments of _shared.block for what blocks_of gives of a name and of its target."""
+    return old[0], new[0], old[1], new[1]

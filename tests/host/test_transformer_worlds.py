@@ -3,50 +3,14 @@
 The trained models are another matter: see docs/testbed.md.
 """
 
-import argparse
-import functools
-
 import pytest
 import torch
 
 from testbed import trial
-from testbed.train import emoji, transformer
+from testbed.train import tiny_transformer, transformer
 from testbed.worlds import catalogue, checkpoint, meaning, pieces, transformers
 
-TINY = {"wan": {"dim": 128, "ffn_dim": 128, "num_layers": 2}, "sd3": {"depth": 2}}
 KIND_OF_EDIT = {"wan": "exact", "sd3": "entry"}
-FEW = 6  # captions of a group
-
-
-@functools.cache
-def groups():
-    """A few of the world's captions, of each kind that is trained."""
-    found = catalogue.EMOJI.captions()
-    return {name: of[:: max(1, len(of) // FEW)] for name, of in found.items() if name != "pair"}
-
-
-@functools.cache
-def table(kind):
-    made = transformer.TABLES[kind](meaning.FILE)
-    made.add(emoji.texts_of(groups()))
-    return made
-
-
-def training(kind, folder, rounded_from=1.0):
-    """A training of a tiny model that resumes from what lies in a folder."""
-    given = argparse.Namespace(
-        out=folder / "tiny.safetensors",
-        format=kind,
-        steps=4,
-        batch=2,
-        rate=1e-2,
-        small_rate=1e-2,
-        seed=1,
-        start_from=None,
-        rounded_from=rounded_from,
-    )
-    made = type("Tiny", (transformer.Training,), {"sizes": TINY[kind]})
-    return made(given, table(kind), groups())
 
 
 @pytest.fixture(scope="module", params=transformers.FORMATS)
@@ -54,7 +18,7 @@ def trained(request, tmp_path_factory):
     """(format, Training after two steps, path of its compact file)."""
     folder = tmp_path_factory.mktemp(request.param)
     with torch.inference_mode(False):
-        run = training(request.param, folder)
+        run = tiny_transformer.training(request.param, folder)
         run.advance()
         run.save()
         run.advance()
@@ -66,14 +30,13 @@ def trained(request, tmp_path_factory):
 def studio(trained):
     """The Studio of a tiny model, loaded by the stock loader's function."""
     kind, _, path = trained
-    world = catalogue.EMOJI._replace(file=path, checkpoint=f"tiny_{kind}.safetensors")
-    return world.studio(path.parent)
+    return tiny_transformer.studio(kind, path)
 
 
 def test_a_resumed_training_gives_the_same_weights(trained):
     kind, run, path = trained
     with torch.inference_mode(False):
-        again = training(kind, path.parent)
+        again = tiny_transformer.training(kind, path.parent)
         assert again.step == 1
         again.advance()
     for name in ("net", "average"):
@@ -85,10 +48,10 @@ def test_a_resumed_training_gives_the_same_weights(trained):
 def test_training_in_four_bits_resumes_with_the_same_scales(trained, tmp_path):
     kind = trained[0]
     with torch.inference_mode(False):
-        run = training(kind, tmp_path, rounded_from=0.0)
+        run = tiny_transformer.training(kind, tmp_path, rounded_from=0.0)
         run.advance()
         run.save()
-        again = training(kind, tmp_path, rounded_from=0.0)
+        again = tiny_transformer.training(kind, tmp_path, rounded_from=0.0)
         for one in (run, again):
             one.advance()
     assert run.scales and run.losses[-1] == again.losses[-1]
@@ -117,13 +80,13 @@ def test_a_full_size_model_fits_its_file():
 def test_the_stock_loaders_model_is_the_trained_one(trained, studio):
     """Text of full width and length and 16 channels give what training computes without them."""
     kind, run, path = trained
-    net = transformer.new_net(kind, TINY[kind])
+    net = transformer.new_net(kind, tiny_transformer.SIZES[kind])
     read = checkpoint.read_compact(path, narrow=True)
     net.load_state_dict({key: w.float() for key, w in read.items()})
-    texts = [caption.text for caption in groups()["plain"][:2]]
+    texts = [caption.text for caption in tiny_transformer.groups()["plain"][:2]]
     x = torch.randn(2, 16, 16, 16, generator=torch.Generator().manual_seed(1))
     level = torch.tensor([0.9, 0.4])
-    rows = run.table.of(groups()["plain"][:2])
+    rows = run.table.of(tiny_transformer.groups()["plain"][:2])
     expected = transformer.Reader(net, kind)(x[:, :3], level, rows)
     states = studio.encode(texts)
     seen, pooled = x[:, :, None], {}
@@ -157,7 +120,9 @@ def test_scapre_solves_it_and_says_how_exact_the_edit_is(trained, studio):
     kind = trained[0]
     few = {"templates": ("{concept}", "a photo of a {concept}"), "prior": False, "expand": False}
     patch, report = trial.solve("fox", "cat", model=studio.model, clip=studio.clip, **few)
-    assert len(patch.edits) == {"wan": 2 * TINY["wan"]["num_layers"], "sd3": 2}[kind]
+    assert (
+        len(patch.edits) == {"wan": 2 * tiny_transformer.SIZES["wan"]["num_layers"], "sd3": 2}[kind]
+    )
     assert KIND_OF_EDIT[kind] in report
     edited, warning = trial.apply(patch, model=studio.model)
     fox = [catalogue.EMOJI.plain("fox", "a drawing of {a}")]
