@@ -37,6 +37,7 @@ class LayerEdit:
         gives it takes part in the overshoot, the robustness rounds and auto-protect.
     for_target: the same solution for another T, without solving again. Without it the variant is
         called again.
+    less_firm: the same solution with 'erase' times a factor up to 1, without solving again.
     """
 
     up: LayerFunction | None = None
@@ -46,6 +47,7 @@ class LayerEdit:
     right_multiplier: torch.Tensor | None = None
     solution_operator: torch.Tensor | None = None
     for_target: Callable[[torch.Tensor], "LayerEdit"] | None = None
+    less_firm: Callable[[float], "LayerEdit"] | None = None
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ layer needs a matrix product. SDXL's pooled text vector has statistics and a sol
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -242,7 +242,7 @@ class GroupSolve:
         self.row_weights = InformaxWeights(stats, settings.estimator) if settings.informax else None
         grams = _grams(group.layers, progress)
 
-        def run_variant(stats: token_statistics.Statistics) -> LayerEdit:
+        def run_variant(stats: token_statistics.Statistics, firmness: float) -> LayerEdit:
             context = SolveContext(
                 stats,
                 self.row_weights,
@@ -253,7 +253,10 @@ class GroupSolve:
                 group.pooled,
                 group.located is None,
             )
-            return variant.solve(context, settings.chosen)
+            chosen = settings.chosen
+            if firmness != 1:  # only of a variant with this setting
+                chosen = replace(chosen, erase=firmness * chosen.erase)
+            return variant.solve(context, chosen)
 
         progress.begin("Solving for all layers together")
         self.session = SolveSession(clip, group, grams, keep, run_variant)
@@ -333,6 +336,8 @@ def _solution(
             return found if session.group.pooled else found.again(found.edit, stats, note)
         return found
     drift = getattr(settings.chosen, "drift", 1.0)
+    how = tuning.STRENGTHS[settings.strength]
+    found = session.within_drift(found, how.drift * drift, progress)
     found = session.overshoot(found, settings.overshoot, drift, progress, settings.strength)
     if not session.group.pooled:
         found = aftermath.hold_listed(session, found)

@@ -1,6 +1,7 @@
 """The default variant: ScaPre's objective with an anchor at the original weights."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 
@@ -125,7 +126,11 @@ class _Solved:
             right_multiplier=target_shift @ operator,
             solution_operator=operator,
             for_target=self.edit,
+            less_firm=partial(self._less_firm, target_shift),
         )
+
+    def _less_firm(self, target_shift: torch.Tensor, factor: float) -> LayerEdit:
+        return replace(self, erase=factor * self.erase).edit(target_shift)
 
 
 def _basis(context: SolveContext, settings: AnchoredSettings) -> tuple[torch.Tensor, torch.Tensor]:
