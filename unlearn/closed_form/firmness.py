@@ -21,7 +21,7 @@ from .overshoot import OvershootFit
 def factor(edit: LayerEdit, fit: OvershootFit, limit: float) -> float:
     """The factor on 'erase', at most 1, at which what is kept moves by `limit` at most.
 
-    fit: tells how far an edit moves what is kept, and how much it leaves in sentences not studied.
+    fit: tells how far an edit moves what is kept, and how much it leaves in studied sentences.
     The factor is larger where more than tuning.FIRM_LEFT of a concept would be left. 1 for an edit
     that cannot be made less firm.
     """
@@ -31,7 +31,7 @@ def factor(edit: LayerEdit, fit: OvershootFit, limit: float) -> float:
     for _ in range(tuning.FIRM_ITERATIONS):
         middle = (low + high) / 2
         m = _multiplier(edit, math.exp(middle))
-        if fit.drift(m) > limit and float(fit.remaining(m).max()) <= tuning.FIRM_LEFT:
+        if fit.drift(m) > limit and float(fit.remaining_studied(m).max()) <= tuning.FIRM_LEFT:
             high = middle
         else:
             low = middle

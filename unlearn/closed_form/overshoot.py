@@ -66,12 +66,19 @@ class OvershootFit:
 
     def remaining(self, multiplier: torch.Tensor) -> torch.Tensor:
         """What W0 (I + M) leaves of each checked concept [k], the mean over its sentences."""
+        left = self._retention(self.differences, multiplier)
+        sums = torch.zeros(len(self.checked), dtype=torch.float64)
+        return sums.index_add(0, self._index, left) / self._count
+
+    def remaining_studied(self, multiplier: torch.Tensor) -> torch.Tensor:
+        """What W0 (I + M) leaves of each concept [m] in the studied sentences, all tokens."""
+        return self._retention(self.stats.concepts.T, multiplier)
+
+    def _retention(self, rows: torch.Tensor, multiplier: torch.Tensor) -> torch.Tensor:
         before, cross = self.grams.base_gram, self.grams.base_cross
         if before is None or cross is None:  # no earlier patches on the model
             before = cross = self.grams.before
-        left = retention(self.differences, before, cross + cross @ multiplier)
-        sums = torch.zeros(len(self.checked), dtype=torch.float64)
-        return sums.index_add(0, self._index, left) / self._count
+        return retention(rows, before, cross + cross @ multiplier)
 
     def drift(self, multiplier: torch.Tensor) -> float:
         """How far W0 (I + M) moves what is kept, relative, root mean square."""

@@ -87,12 +87,12 @@ strong"). Pushing further than 'normal' does turns one forgotten style into anot
 allows more drift alone (2026-11-29)."""
 
 FIRM_LEFT = 0.2
-"""Of layers that do not read a CLIP's own states: the most of a concept that may be left in a
-sentence not studied where 'erase' is lowered to keep within 'drift'. No unit.
+"""Of layers that do not read a CLIP's own states: the most of a concept that may be left in
+studied sentences where 'erase' is lowered to keep within 'drift'. No unit.
 
-Measured on the emoji world's model in Wan's format, four objects forgotten: with 0.20 left of one
-of them no picture showed a forgotten object, and look-alikes kept 1.00 instead of 0.72
-(2026-11-29)."""
+Measured on the emoji world's model in Wan's format, with 'erase' at a thousandth: up to 0.14 was
+left of one of four objects, pictures showed them as rarely as before, and look-alikes kept 1.00
+instead of 0.72 (2026-11-29)."""
 
 FIRM_ITERATIONS = 16
 """Halvings of the interval in which the factor on 'erase' is searched. They bring it to 0.02 % of
