@@ -98,7 +98,7 @@ class Table:
     def measure(self, attack, row, name):
         """Measures one cell and writes the results."""
         start, used = time.time(), time.process_time()
-        made = {"date": records.today(), "commit": records.commit()}
+        made = {"date": records.today(), "commit": self.results["commit"]}
         if attack == NONE:
             found = self.figures(row)
             target = self.rows.setdefault(row, {})
@@ -276,13 +276,14 @@ def main():
         return
     results = records.load(given.out, {k: getattr(given, k) for k in SETTINGS})
     results |= {"processor": records.processor(), "torch": torch.__version__}
+    results["commit"] = records.commit()  # of the code that runs, whatever becomes of the files
     pack.load()
     start = time.time()
 
     def say(line):
         print(f"[{time.time() - start:6.0f} s] {line}", file=sys.stderr, flush=True)
 
-    folder = BASE / "temp" / "revival" / given.world / records.commit()
+    folder = BASE / "temp" / "revival" / given.world / results["commit"]
     table = Table(defences.Case(studio(given.world), folder), results, given, say)
     cells = table.open(rows, names, attacked, control)
     cost = estimate(table, cells)

@@ -92,6 +92,7 @@ class Case:
         """The MODEL with a defence."""
         return self.on(self.studio.model, self.patches(name))
 
+    @torch.inference_mode()
     def on(self, model, patches):
         """A MODEL with patches, one after another."""
         return functools.reduce(lambda m, patch: patching.apply(m, patch)[0], patches, model)
