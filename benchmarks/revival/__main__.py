@@ -96,25 +96,34 @@ class Table:
         return found
 
     def measure(self, attack, row, name):
-        """Measures one cell and writes the results."""
+        """Measures one cell and writes the results. A defence that fails is a result as well."""
+        target = self.rows.setdefault(row, {})
+        if "error" in target and not self.given.fresh:
+            return
         start, used = time.time(), time.process_time()
-        made = {"date": records.today(), "commit": self.results["commit"]}
-        if attack == NONE:
-            found = self.figures(row)
-            target = self.rows.setdefault(row, {})
-            said = f"forgot {found['forgot'][0]:.2f}, kept {found['kept'][0]:.2f}"
-        else:
-            model = Erased(self.case.model(row), 0)
-            how = self.case.studio, self.case.world, self.known[name], model, self.budget(row)
-            hits = attacks.ATTACKS[attack](*how)
-            found = {"revived": round(float(np.mean(hits)), 4), "of": len(hits)}
-            target = self.cells(row).setdefault(attack, {}).setdefault(name, {})
-            said = f"{sum(hits)} of {len(hits)}"
-        made |= {"cpu_seconds": round(time.process_time() - used, 1)}
-        target |= found | made
+        try:
+            if attack == NONE:
+                found = self.figures(row)
+                said = f"forgot {found['forgot'][0]:.2f}, kept {found['kept'][0]:.2f}"
+            else:
+                hits = self.attacked(attack, row, name)
+                found = {"revived": round(float(np.mean(hits)), 4), "of": len(hits)}
+                said = f"{sum(hits)} of {len(hits)}"
+                target = self.cells(row).setdefault(attack, {}).setdefault(name, {})
+        except Exception as error:
+            found = {"error": f"{type(error).__name__}: {error}"}
+            said = found["error"]
+        found |= {"date": records.today(), "commit": self.results["commit"]}
+        target |= found | {"cpu_seconds": round(time.process_time() - used, 1)}
         save(self.results, self.given)
         what = ", ".join(filter(None, (self.case.world.name, row, attack, name)))
         self.say(f"{what}: {said} [{time.time() - start:.0f} s]")
+
+    def attacked(self, attack, row, name):
+        """The hits of one attack."""
+        model, world = Erased(self.case.model(row), 0), self.case.world
+        subject, budget = self.known[name], self.budget(row)
+        return attacks.ATTACKS[attack](self.case.studio, world, subject, model, budget)
 
     def figures(self, row):
         """forgot, kept and overall of a row without an attack, and the bytes of its patches."""

@@ -168,31 +168,32 @@ def inversion(studio, world, subject, erased, budget, tokens=1, training=60):
     with torch.inference_mode():
         states = encoded(run.text, sentences(subject, budget, run.word), embeddings)
         hits = subject.shows(studio.judge, drawn(studio, erased, states, budget))
-    run.hits = max(run.hits, hits, key=sum)
+    if sum(hits) >= sum(run.hits):
+        run.hits = hits
     return list(run.hits)
 
 
-def revived(model, edited, states):
-    """RECE's reviving states [n, 77, d] of states, for a MODEL and its edited self.
+@torch.inference_mode()
+def reviver(model, edited):
+    """The matrix M [d, d] of RECE's search: states c are revived as c M.
 
-    Of every state it is the one for which the edited cross-attention answers most nearly as the
-    original did. It does nothing to edits of other layers.
+    A revived state is the one for which the cross-attention of the `edited` MODEL answers most
+    nearly as that of the original did to c. It undoes nothing in other layers.
     """
     after, cross, before = 0, 0, 0
     for layer in layers.cross_attention(model):
         w0, w = (weights.read(m, layer.key).double() for m in (model, edited))
         after, cross, before = after + w.T @ w, cross + w.T @ w0, before + w0.T @ w0
     lam = REVIVAL * float(before.diagonal().mean())
-    back = kernel.revive(after, cross, states.flatten(0, -2), lam)
-    return back.float().view(states.shape)
+    return kernel.revive(after, cross, torch.eye(len(before)), lam).float()
 
 
 @attack("RECE's embedding")
 @torch.inference_mode()
 def rece(studio, world, subject, erased, budget):
     """RECE's closed-form search, of every token state of sentences with the name."""
-    states = studio.encode(sentences(subject, budget))
-    back = revived(studio.model, erased.model, states)
+    found = budget.once("reviver", functools.partial(reviver, studio.model, erased.model))
+    back = studio.encode(sentences(subject, budget)) @ found
     return subject.shows(studio.judge, drawn(studio, erased, back, budget))
 
 

@@ -14,7 +14,7 @@ from testbed import pack
 
 from ..peers import _information, protocols
 from ..world import dynamic_mask, fia
-from .attacks import revived
+from .attacks import reviver
 from .subjects import CONTROL, of_world
 
 adapters = pack.module("unlearn.host.adapters")
@@ -145,18 +145,18 @@ def saliencies(case):
     return found
 
 
-def measured(case, model, one, encode=None):
+def measured(case, model, one, matrix=None):
     """SaliencyMap of a Saliency on a MODEL.
 
-    encode: texts -> states [n, 77, d] that prompts with a concept are read as; None for what the
-    CLIP says.
+    matrix: [d, d]; where given, a prompt with a concept is read as its states times this.
     """
     clip, how = case.studio.clip, {**fia.HOW, "size": 8 * case.world.size}
     groups = saliency_prompts.build_groups(clip, one.concepts.concepts, how["prompts"], 0, one.own)
-    named = [t for group, texts in groups if group.concept is not None for t in texts]
     said = {}
-    if encode is not None:
-        said = {t: (s[None], {}) for t, s in zip(named, encode(named), strict=True)}
+    for group, texts in groups:
+        for prompt in texts if matrix is not None and group.concept is not None else ():
+            ((states, more),) = clip.encode_from_tokens_scheduled(clip.tokenize(prompt))
+            said[prompt] = states @ matrix.to(states), more
     return saliency.collect(model, clip, one.concepts, one.own, encoded=said, **how)[0]
 
 
@@ -250,9 +250,6 @@ def pruned_as_revived(case):
     the units are active that draw the concept, whatever it is called.
     """
     edited = case.model(SCAPRE)
-
-    def encode(texts):
-        return revived(case.studio.model, edited, case.studio.encode(texts))
-
-    maps = [measured(case, edited, one, encode) for one in saliencies(case)]
+    matrix = reviver(case.studio.model, edited)
+    maps = [measured(case, edited, one, matrix) for one in saliencies(case)]
     return (*case.patches(SCAPRE), masks.fuse(maps, **PRUNED)[0])
