@@ -122,6 +122,14 @@ def scapre(case):
     return (solving.solve(case.studio.model, case.studio.clip, case.concepts)[0],)
 
 
+@defence("ScaPre + robustness rounds")
+@torch.inference_mode()
+def rounds(case):
+    """ScaPre with two rounds that also erase the states that RECE's search finds."""
+    settings = solving.SolveSettings.of(rounds=2)
+    return (solving.solve(case.studio.model, case.studio.clip, case.concepts, settings)[0],)
+
+
 class Saliency(NamedTuple):
     """One measurement of saliency: concepts of one kind, and the lines it is measured with."""
 

@@ -188,6 +188,28 @@ def test_a_projection_takes_what_the_concept_writes_and_leaves_what_is_kept():
     assert u.shape == (4, 1) and torch.allclose(u.abs(), e[:, :1])
 
 
+def test_a_patch_is_made_once_and_read_again_by_the_next_run(studio, tmp_path, monkeypatch):
+    """Several patches come back in their order, and nothing that was on the model is lost."""
+    made, key = [], attacks.layers.cross_attention(studio.model)[0].key
+    wide, tall = weights.shape(studio.model, key)
+
+    def double(case):
+        made.append(case.world.name)
+        ups = (torch.full((wide, 1), value) for value in (1.0, 2.0))
+        edits = [[(key, defences.adapters.LowRank.of(up, torch.ones(1, tall)))] for up in ups]
+        return [case.patch("test", studio.model, part) for part in edits]
+
+    monkeypatch.setitem(defences.DEFENCES, "a b", double)
+    cases = [defences.Case(studio, tmp_path) for _ in range(2)]
+    first, again = ([p.digest for p in case.patches("a b")] for case in cases)
+    assert first == again and len(set(first)) == 2 and made == ["sprites"]
+    with torch.inference_mode():
+        change = weights.read(cases[1].model("a b"), key) - weights.read(studio.model, key)
+    assert torch.allclose(change, torch.full_like(change, 3.0), atol=1e-3)
+    names = {c.name for c in cases[0].concepts.concepts}
+    assert names == {"fox", "house", "van gogh", "naked"}
+
+
 class Fake:
     """A Case of two defences that give no patches, and what was made of them."""
 
