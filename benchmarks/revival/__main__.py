@@ -169,56 +169,56 @@ def estimate(table, cells):
 
 
 def shares(row, attack, names):
-    """Mean revived share of the subjects `names` that were measured, or None."""
+    """Mean revived share of the subjects `names`, or None where one was not measured."""
     cells = row.get("attacks", {}).get(attack, {})
     found = [cells[n]["revived"] for n in names if n in cells]
-    return None if len(found) < len(names) or not found else float(np.mean(found))
+    return float(np.mean(found)) if names and len(found) == len(names) else None
 
 
 def number(value):
     return "" if value is None else f"{value:.2f}"
 
 
-def one_table(rows, shown, names):
-    """Markdown of the revived share of some subjects: a line for each attack, a row a column."""
-    head = [""] + list(rows)
+def one_table(rows, names):
+    """Markdown of the revived share of some subjects: a line for each attack, a column a row."""
     lines = [
-        ["forgot, no attack", *(number(r.get("forgot", [None])[0]) for r in rows.values())],
-        ["kept, no attack", *(number(r.get("kept", [None])[0]) for r in rows.values())],
+        [f"{figure}, no attack", *(number(r.get(figure, [None])[0]) for r in rows.values())]
+        for figure in ("forgot", "kept")
     ]
-    lines += [[a, *(number(shares(r, a, names)) for r in rows.values())] for a in shown]
-    return records.table(head, lines)
+    for attack in attacks.ordered():
+        found = [shares(row, attack, names) for row in rows.values()]
+        if any(share is not None for share in found):
+            lines.append([attack, *map(number, found)])
+    return records.table(["", *rows], lines)
+
+
+def cells_of(rows):
+    """(attack, subject, cell) of all that was measured."""
+    for row in rows.values():
+        for attack, by in row.get("attacks", {}).items():
+            for name, cell in by.items():
+                yield attack, name, cell
 
 
 def markdown(results):
-    """The tables of all worlds."""
+    """The tables of all worlds: one for each kind of subject, of what was measured of it."""
     out = []
-    for name, rows in results["worlds"].items():
-        world = catalogue.get(name)
-        known = subjects.of_world(world)
-        measured = {a for row in rows.values() for a in row.get("attacks", {})}
-        shown = [a for a in attacks.ordered() if a in measured]
-        commits = sorted(
-            {
-                cell["commit"]
-                for row in rows.values()
-                for cell in (
-                    row,
-                    *(c for by in row.get("attacks", {}).values() for c in by.values()),
-                )
-                if "commit" in cell
-            }
-        )
-        out.append(f"## {name}")
-        out.append(f"Measured at {', '.join(commits)}.")
+    for world, rows in results["worlds"].items():
+        known = subjects.of_world(catalogue.get(world))
+        cells = list(cells_of(rows))
+        commits = {cell["commit"] for *_, cell in cells if "commit" in cell}
+        out += [f"## {world}", f"Measured at {', '.join(sorted(commits))}."]
+        attacked = {name for _, name, _ in cells}
         for kind in dict.fromkeys(s.kind for s in known.values()):
-            names = [n for n, s in known.items() if s.kind == kind]
-            done = {r: row for r, row in rows.items() if row.get("attacks")}
-            if not any(shares(row, a, names) is not None for row in done.values() for a in shown):
-                continue
-            title = "The control, a picture that was never learned" if kind == "control" else ""
-            out.append(f"### {title or f'{kind}: ' + ', '.join(names)}")
-            out.append(one_table(done, shown, names))
+            names = [n for n, s in known.items() if s.kind == kind and n in attacked]
+            done = {
+                row: found
+                for row, found in rows.items()
+                if any(name in names for _, name, _ in cells_of({row: found}))
+            }
+            if done:
+                said = "control: " if kind == "control" else ""
+                out += [f"### {said}{', '.join(names)}", one_table(done, names)]
     return "\n\n".join(out)
 
 

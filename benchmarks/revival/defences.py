@@ -33,6 +33,7 @@ types = pack.module("unlearn.types")
 weights = pack.module("unlearn.host.weights")
 
 UNEDITED, SCAPRE, FIA = "none", "ScaPre", "Forget-It-All"
+AS_REVIVED = "ScaPre + pruned as revived"
 TRAINER, STACK = "Dynamic Mask Trainer", "all three stacked"
 PRUNED = {"granularity": "connection", "r2": 0.03}
 HELD = 0.99  # share of the energy of kept outputs whose directions no projection touches
@@ -60,7 +61,7 @@ class Case:
     """
 
     def __init__(self, studio, folder=None):
-        self.studio, self.folder, self.known = studio, folder, {}
+        self.studio, self.folder, self.known, self.made = studio, folder, {}, {}
         self.world, subjects = studio.judge.world, of_world(studio.judge.world)
         self.subjects = [s for name, s in subjects.items() if name != CONTROL]
         self.objects = tuple(s.name for s in self.subjects if s.kind == "object")
@@ -77,6 +78,12 @@ class Case:
                 self.known[name] = tuple(DEFENCES[name](self))
                 self._keep(name)
         return self.known[name]
+
+    def once(self, key, make):
+        """What `make()` gave at the first call with this key, for defences that share it."""
+        if key not in self.made:
+            self.made[key] = make()
+        return self.made[key]
 
     def _files(self, name):
         return Path(self.folder).glob(f"{_slug(name)}.[0-9].safetensors")
@@ -249,15 +256,39 @@ def both_projected(case):
     return projected(case, ("key", "value"))
 
 
-@defence("ScaPre + pruned as revived")
-@torch.inference_mode()
-def pruned_as_revived(case):
-    """ScaPre, then pruning by the saliency of the embedding that revives, not of the name.
+def pruned_as_revived(case, share):
+    """ScaPre's patch, and a pruning by the saliency of the embedding that revives, not of the name.
 
     A name says nothing to the edited model. RECE's embedding draws the concept again, so under it
-    the units are active that draw the concept, whatever it is called.
+    the units are active that draw the concept, whatever it is called. share: of each layer's
+    connections that a concept may choose.
     """
     edited = case.model(SCAPRE)
-    matrix = reviver(case.studio.model, edited)
-    maps = [measured(case, edited, one, matrix) for one in saliencies(case)]
-    return (*case.patches(SCAPRE), masks.fuse(maps, **PRUNED)[0])
+
+    def maps():
+        matrix = reviver(case.studio.model, edited)
+        return [measured(case, edited, one, matrix) for one in saliencies(case)]
+
+    how = {**PRUNED, "r2": share}
+    return (*case.patches(SCAPRE), masks.fuse(case.once("as revived", maps), **how)[0])
+
+
+@defence(AS_REVIVED)
+@torch.inference_mode()
+def pruned_little(case):
+    """As pruned_as_revived says, of as many connections as Forget-It-All's row."""
+    return pruned_as_revived(case, PRUNED["r2"])
+
+
+@defence(f"{AS_REVIVED} 0.1")
+@torch.inference_mode()
+def pruned_more(case):
+    """Of a tenth of the connections for each concept."""
+    return pruned_as_revived(case, 0.1)
+
+
+@defence(f"{AS_REVIVED} + values projected")
+@torch.inference_mode()
+def pruned_and_projected(case):
+    """Both: the pruning is of other layers than the projection."""
+    return (*case.patches("ScaPre + values projected"), case.patches(AS_REVIVED)[-1])

@@ -254,6 +254,7 @@ def test_a_run_goes_on_where_the_last_one_stopped(tmp_path, monkeypatch):
     assert rows["broken"]["error"] == "ValueError: it needs a GPU."
     text = __main__.markdown(json.loads(given.out.read_text()))
     assert "| fake | 0.50 | 0.50 |" in text and "abc1234" in text
+    assert f"### control: {subjects.CONTROL}" in text and "broken" not in text
 
 
 def test_the_page_gets_its_table_between_the_marks(tmp_path, monkeypatch):
