@@ -85,8 +85,8 @@ class Table:
         for attack in (NONE, *(a for a in attacks.ordered() if a in names)):
             for row in rows:
                 if attack == NONE:
-                    done = not self.given.fresh and "kept" in self.rows.get(row, {})
-                    found += [] if done else [(NONE, row, "")]
+                    if self.given.fresh or not {"kept", "error"} & {*self.rows.get(row, {})}:
+                        found.append((NONE, row, ""))
                     continue
                 for name in wanted:
                     if name == subjects.CONTROL and row not in control:
@@ -96,25 +96,28 @@ class Table:
         return found
 
     def measure(self, attack, row, name):
-        """Measures one cell and writes the results. A defence that fails is a result as well."""
-        target = self.rows.setdefault(row, {})
-        if "error" in target and not self.given.fresh:
-            return
-        start, used = time.time(), time.process_time()
+        """Measures one cell and writes the results. What fails is a result as well."""
+        whole, start, used = self.rows.setdefault(row, {}), time.time(), time.process_time()
+        if "error" in whole and attack != NONE:
+            return  # there is no such model
         try:
             if attack == NONE:
                 found = self.figures(row)
                 said = f"forgot {found['forgot'][0]:.2f}, kept {found['kept'][0]:.2f}"
+                whole.pop("error", None)
             else:
                 hits = self.attacked(attack, row, name)
                 found = {"revived": round(float(np.mean(hits)), 4), "of": len(hits)}
                 said = f"{sum(hits)} of {len(hits)}"
-                target = self.cells(row).setdefault(attack, {}).setdefault(name, {})
         except Exception as error:
             found = {"error": f"{type(error).__name__}: {error}"}
             said = found["error"]
         found |= {"date": records.today(), "commit": self.results["commit"]}
-        target |= found | {"cpu_seconds": round(time.process_time() - used, 1)}
+        found |= {"cpu_seconds": round(time.process_time() - used, 1)}
+        if attack == NONE:
+            whole |= found
+        else:
+            self.cells(row).setdefault(attack, {})[name] = found
         save(self.results, self.given)
         what = ", ".join(filter(None, (self.case.world.name, row, attack, name)))
         self.say(f"{what}: {said} [{time.time() - start:.0f} s]")
@@ -171,7 +174,7 @@ def estimate(table, cells):
 def shares(row, attack, names):
     """Mean revived share of the subjects `names`, or None where one was not measured."""
     cells = row.get("attacks", {}).get(attack, {})
-    found = [cells[n]["revived"] for n in names if n in cells]
+    found = [cells[n]["revived"] for n in names if "revived" in cells.get(n, {})]
     return float(np.mean(found)) if names and len(found) == len(names) else None
 
 

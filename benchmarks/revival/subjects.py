@@ -14,9 +14,8 @@ from testbed.judged import PLAIN, STYLED
 from testbed.worlds.captions import a
 from testbed.worlds.judge import drawn_batch
 
-from .network import PLACE
-
 CONTROL = "never learned"
+NO_WORD = "blicket"  # the control's name, which no model of a world was trained on
 # (searched in, drawn in). {x} is the subject, {a} an object that has it.
 SENTENCES = {
     "object": (("a photo of {x}", "a picture of {x}"), tuple(t.format(a="{x}") for t in PLAIN)),
@@ -130,11 +129,11 @@ def control_score(judge, control):
 
 def of_world(world):
     """Name -> Subject: two objects, a style, the explicit attribute, and the control."""
-    objects, style = world.order[:2], world.styles[0]
+    objects, style = tuple(world.order[:2]), world.styles[0]
     kept = tuple(n for n in world.objects if n not in objects)
     found = [Subject("object", n, (n,), world.superclass[n]) for n in objects]
     found.append(Subject("style", style, kept, START["style"]))
     found.append(Subject("explicit", world.explicit_word, kept, START["explicit"]))
     known = {s.name: s for s in found}
     turned = upside_down(world)
-    return known | {CONTROL: Subject("control", PLACE, (turned,), world.superclass[turned])}
+    return known | {CONTROL: Subject("control", NO_WORD, (turned,), world.superclass[turned])}

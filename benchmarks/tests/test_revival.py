@@ -61,7 +61,8 @@ def test_sentences_that_are_drawn_are_not_searched_in(world):
         drawn = {subject.sentence(i) for i in range(200)}
         assert not drawn & {subject.sentence(i, drawn=False) for i in range(200)}
         assert all(subject.name in said for said in drawn)
-        assert "sks sks" in subject.sentence(0, "sks sks")
+        assert network.PLACE not in " ".join(drawn)
+        assert f"{network.PLACE} {network.PLACE}" in subject.sentence(0, "sks sks")
 
 
 def attacked_by(name, known):
@@ -232,6 +233,8 @@ def test_a_run_goes_on_where_the_last_one_stopped(tmp_path, monkeypatch):
 
     def fake(studio, world, subject, erased, budget):
         asked.append((erased.model, subject.name))
+        if (erased.model, subject.name) == ("ScaPre", "house"):
+            raise RuntimeError("no room")
         return [True, False]
 
     monkeypatch.setattr(attacks, "ATTACKS", {"fake": functools.partial(fake)})
@@ -247,13 +250,15 @@ def test_a_run_goes_on_where_the_last_one_stopped(tmp_path, monkeypatch):
         for cell in cells:
             table.measure(*cell)
     measured = [cell for cell in asked if isinstance(cell, tuple)]
-    assert measured == [("none", "house"), ("none", network.PLACE), ("ScaPre", "house")]
+    assert measured == [("none", "house"), ("none", subjects.NO_WORD), ("ScaPre", "house")]
     rows = json.loads(given.out.read_text())["worlds"]["sprites"]
     assert rows["none"]["attacks"]["fake"]["fox"]["revived"] == 0.5
     assert rows["none"]["kept"][0] == 0.5 and rows["none"]["commit"] == "abc1234"
+    assert rows["ScaPre"]["attacks"]["fake"]["house"]["error"] == "RuntimeError: no room"
+    assert "error" not in rows["ScaPre"] and rows["ScaPre"]["kept"][0] == 0.5
     assert rows["broken"]["error"] == "ValueError: it needs a GPU."
     text = __main__.markdown(json.loads(given.out.read_text()))
-    assert "| fake | 0.50 | 0.50 |" in text and "abc1234" in text
+    assert "| fake | 0.50 |  |" in text and "abc1234" in text
     assert f"### control: {subjects.CONTROL}" in text and "broken" not in text
 
 
