@@ -262,6 +262,16 @@ def test_a_run_goes_on_where_the_last_one_stopped(tmp_path, monkeypatch):
     assert f"### control: {subjects.CONTROL}" in text and "broken" not in text
 
 
+def test_the_lengths_of_a_training_cost_one_training():
+    """An erased subject may be back at the first look; the control trains to the end."""
+    looks = [f"inversion 1x{steps}" for steps in (60, 200, 1000)]
+    cells = [(look, "none", name) for look in looks for name in ("fox", subjects.CONTROL)]
+    spent = attacks.Budget()
+    assert __main__.training(cells, spent) == (1060, 2000)
+    cells += [("LoRA on 5 pictures", "none", "fox"), (__main__.NONE, "none", "")]
+    assert __main__.training(cells, spent) == (1080, 2020)
+
+
 def test_the_page_gets_its_table_between_the_marks(tmp_path, monkeypatch):
     page, out = tmp_path / "page.md", tmp_path / "revival.json"
     page.write_text("# Title\n\n" + "\nold\n".join(__main__.MARKS) + "\n\nafter\n")
