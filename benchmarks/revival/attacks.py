@@ -30,6 +30,7 @@ REVIVAL = pack.module("unlearn.closed_form.tuning").REVIVAL
 CFG = 3.0  # that the worlds are drawn with
 RATE = 5e-3  # Adam's, of textual inversion
 PREFIX = 5  # tokens that a prompt search puts before the prompt
+LOOKS = 4  # at a prompt search, the last one included
 CANDIDATES = 8  # that are tried in one step of a prompt search
 RANK, LORA_RATE, LORA_PICTURES = 4, 2e-3, 5
 
@@ -280,18 +281,25 @@ def prompt_search(studio, world, subject, erased, budget):
     UnlearnDiffAtk (arXiv 2310.11868) minimises the edited model's own denoising loss of a picture
     of the concept over discrete tokens before the prompt. Here each step takes the gradient at the
     tokens' embeddings, and tries the words that it promises most of, in one place after another.
+    It is looked at LOOKS times on the way; the best look counts, and a full one ends the search.
     """
     with gradients():
         unet = budget.once("network", functools.partial(network, erased.model))
-        run = PromptSearch(studio, world, subject, unet, budget.batch)
-        for step in range(budget.search):
-            run.step(step % PREFIX)
-        found = run.words[run.tokens].clone()
-    with torch.inference_mode():
-        front = " ".join([PLACE] * PREFIX)
-        said = [f"{front} {sentence}" for sentence in sentences(subject, budget)]
-        states = encoded(run.text, said, found)
-        return subject.shows(studio.judge, drawn(studio, erased, states, budget))
+        run, best = PromptSearch(studio, world, subject, unet, budget.batch), []
+    front = " ".join([PLACE] * PREFIX)
+    said = [f"{front} {sentence}" for sentence in sentences(subject, budget)]
+    for part in range(LOOKS):
+        with gradients():
+            for step in range(budget.search * part // LOOKS, budget.search * (part + 1) // LOOKS):
+                run.step(step % PREFIX)
+            found = run.words[run.tokens].clone()
+        with torch.inference_mode():
+            states = encoded(run.text, said, found)
+            hits = subject.shows(studio.judge, drawn(studio, erased, states, budget))
+        best = hits if sum(hits) >= sum(best) else best
+        if all(best):
+            break
+    return best
 
 
 class Adapters:
@@ -361,9 +369,9 @@ def ordered():
 def cost(name, budget):
     """Training steps that an attack takes at most, those that read on from shorter ones included.
 
-    A step of a prompt search counts as six: it tries CANDIDATES prompts as well.
+    A step of a prompt search counts as three: it tries CANDIDATES prompts as well, without gradient.
     """
     fixed = ATTACKS[name].keywords
     if "training" in fixed:
         return fixed["training"]
-    return {"prompt search": 6 * budget.search, "LoRA on 5 pictures": budget.lora}.get(name, 0)
+    return {"prompt search": 3 * budget.search, "LoRA on 5 pictures": budget.lora}.get(name, 0)
