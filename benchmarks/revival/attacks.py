@@ -369,7 +369,7 @@ def ordered():
 def cost(name, budget):
     """Training steps that an attack takes at most, those that read on from shorter ones included.
 
-    A step of a prompt search counts as three: it tries CANDIDATES prompts as well, without gradient.
+    A step of a prompt search counts as three: it tries CANDIDATES prompts as well.
     """
     fixed = ATTACKS[name].keywords
     if "training" in fixed:
