@@ -19,11 +19,8 @@ Results are written after every measurement, and a later run goes on from there.
 """
 
 import argparse
-import datetime
 import json
 import os
-import platform
-import re
 import sys
 import time
 from pathlib import Path
@@ -33,6 +30,8 @@ import torch
 from testbed import pack
 from testbed.worlds import alike, catalogue
 
+from .. import records
+from ..records import chosen, load, processor, table, today
 from . import Erased, attacks, protocols, rows, scores, sweeps
 
 BASE = Path(os.environ.get("UNLEARN_BASE", ".host/base"))
@@ -93,45 +92,14 @@ def attacked(studio, world, erased, given):
         if given.inversion_steps
         else {}
     )
-    found["rece"] = attacks.rece(studio, name, erased, *how)
+    found["rece"] = attacks.rece(studio, world, name, erased, *how)
     return {column: scores.share(hits) for column, hits in found.items()}
 
 
-def processor():
-    """The processor's name, and how many cores of it there are."""
-    info = Path("/proc/cpuinfo")
-    found = re.search(r"model name\s*:\s*(.+)", info.read_text()) if info.exists() else None
-    name = found[1] if found else platform.processor() or platform.machine()
-    return f"{name}, {os.cpu_count()} cores"
-
-
-def today():
-    return datetime.datetime.now(datetime.timezone.utc).date().isoformat()
-
-
-def load(path, settings):
-    """Results so far; exits with a sentence where they were made with other settings."""
-    if not path.exists():
-        return {"settings": settings, "worlds": {}}
-    found = json.loads(path.read_text(encoding="utf-8"))
-    if found["settings"] != settings:
-        sys.exit(
-            f"{path} was made with other settings ({found['settings']}); use those, name another "
-            "file with --out, or remove it."
-        )
-    return found
-
-
 def save(results, path):
-    """Writes the results and their table; each file is replaced whole, never half written."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    for file, text in (
-        (path, json.dumps(results, indent=1) + "\n"),
-        (path.with_suffix(".md"), markdown(results)),
-    ):
-        part = file.with_name(f"{file.name}.part")
-        part.write_text(text, encoding="utf-8")
-        os.replace(part, file)
+    """Writes the results and their table."""
+    records.save(results, path)
+    records.write(path.with_suffix(".md"), markdown(results))
 
 
 def measured(results):
@@ -152,10 +120,6 @@ def cell(column, value):
     return (
         "{:.0f} ({:.0f} to {:.0f})" if column == "frechet" else "{:.2f} ({:.2f} to {:.2f})"
     ).format(*value)
-
-
-def table(head, lines):
-    return "\n".join(f"| {' | '.join(line)} |" for line in (head, ["---"] * len(head), *lines))
 
 
 def markdown(results):
@@ -306,14 +270,6 @@ def run_protocol(studio, world, protocol, wanted, results, given, say):
             f"{c} {cell(c, figures_of[c])}" for c in COLUMNS if c in figures_of
         )
         say(f"{world.name}: {protocol.name}, {row.id}: {said} [{time.time() - start:.0f} s]")
-
-
-def chosen(given, known, what):
-    """The names in a comma-separated option; exits with a sentence on one that is not known."""
-    listed = [n.strip() for n in given.split(",") if n.strip()] or list(known)
-    if wrong := [n for n in listed if n not in known]:
-        sys.exit(f"There is no {what} '{wrong[0]}'; there are {', '.join(known)}.")
-    return listed
 
 
 def options():

@@ -212,6 +212,29 @@ def test_out_of_memory_shrinks_the_batch_and_counts_nothing_twice(loaded, monkey
         torch.testing.assert_close(a.columns, b.columns, rtol=1e-3, atol=1e-3)
 
 
+def test_prompts_are_measured_under_the_states_that_are_given(loaded):
+    """What a CLIP says changes nothing; the states of another concept measure that one."""
+    _, clip, _ = loaded
+
+    def said(prompt):
+        ((states, more),) = clip.encode_from_tokens_scheduled(clip.tokenize(prompt))
+        return states, more
+
+    cat, house = (
+        [prompt.split(":", 1)[1] for prompt in measured(loaded).gathered[group].prompts]
+        for group in (CAT, types.Group("object", "house"))
+    )
+    own = {prompt: said(prompt) for prompt in cat}
+    swapped = {prompt: said(other) for prompt, other in zip(cat, house, strict=True)}
+    plain = measured(loaded).rankings
+    for a, b in zip(collect(loaded, encoded=own).rankings[0], plain[0], strict=True):
+        assert torch.equal(a.columns, b.columns)
+    for a, b, c in zip(
+        collect(loaded, encoded=swapped).rankings[0], plain[1], plain[0], strict=True
+    ):
+        assert torch.equal(a.columns, b.columns) and not torch.equal(a.columns, c.columns)
+
+
 def test_batches_do_not_matter(loaded, monkeypatch):
     most, whole = lockstep.LARGEST_BATCH, measured(loaded)
     monkeypatch.setattr(fia, "top_threshold", lambda *_: float("inf"))

@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import comfy.latent_formats
@@ -42,7 +42,8 @@ class SamplingPlan:
 
     texts: the prompts; seeds: of the noise of each; groups: lists of prompt numbers that are run
     one after another at each step; steps: of the whole DDIM schedule, of which only the first
-    `window` are run; size: of the pictures in pixels.
+    `window` are run; size: of the pictures in pixels; encoded: states of texts in place of what
+    the CLIP says.
     """
 
     texts: Sequence[str]
@@ -52,6 +53,7 @@ class SamplingPlan:
     window: int
     cfg: float
     size: int
+    encoded: Encoded = field(default_factory=dict)
 
 
 class Watch(Protocol):
@@ -223,7 +225,8 @@ def sample(model: Model, clip: Clip, plan: SamplingPlan, watch: Watch) -> int:
     """
     shape = latent_shape(model, plan.size)
     halves = 1 if plan.cfg == 1 else 2
-    positive, negative = _conditioning_of(model, clip, plan.texts, plan.size)
+    known = dict(plan.encoded)
+    positive, negative = _conditioning_of(model, clip, plan.texts, plan.size, known)
     sampling: Any = model.get_model_object("model_sampling")
     sigmas = comfy.samplers.calculate_sigmas(sampling, "normal", plan.steps)[: plan.window + 1]
     batch = BatchSize(_fitting(model, shape, halves))

@@ -28,7 +28,7 @@ def sample(model: Model, clip: Clip, plan: SamplingPlan, watch: Watch) -> int:
     family = architectures.of(model)
     if not isinstance(family, Transformer):
         return batched_sampling.sample(model, clip, plan, watch)
-    known = predictions.encoded_texts(clip, [*plan.texts, ""], {})
+    known = predictions.encoded_texts(clip, [*plan.texts, ""], dict(plan.encoded))
     form: Any = model.get_model_object("latent_format")
     shape = observed_text.latent_shape(family, plan.size // form.spacial_downscale_ratio)
     run = _Run(plan, watch, batched_sampling.seeded_noise(shape, plan.seeds))

@@ -45,13 +45,15 @@ def collect(
     *,
     folder: Path | None = None,
     node_id: str | None = None,
+    encoded: batched_sampling.Encoded | None = None,
     **settings: Any,
 ) -> tuple[SaliencyMap, str]:
     """(SaliencyMap, report text) of a ConceptSet. The model is not changed.
 
     settings: fields of SaliencySettings. folder: where the raw statistics of the score `paper` go
-    for a later merge, or None. Raises UnlearnError on a model without transformer blocks, a
-    compiled model, text that cannot be used, too little memory, a full disk, or NaN activations.
+    for a later merge, or None. encoded: prompt -> (states [1, n, d], extras) that the model reads
+    in place of what the CLIP says of it. Raises UnlearnError on a model without transformer blocks,
+    a compiled model, text that cannot be used, too little memory, a full disk, or NaN activations.
     """
     chosen = SaliencySettings(**settings)
     chosen = replace(
@@ -69,7 +71,7 @@ def collect(
     groups = prompts.build_groups(clip, concepts.concepts, chosen.prompts, chosen.first, own, check)
     statistics = _statistics(model, layers, groups, chosen, folder, node_id)
     watch = _Watch(model, layers, groups, statistics, chosen, node_id)
-    calls = _sample(model, clip, groups, chosen, watch)
+    calls = _sample(model, clip, groups, chosen, watch, encoded or {})
     watch.bar.begin("Choosing the strongest connections of each concept")
     gathered = _gathered(groups, statistics, chosen)
     by_name = {c.name: c for c in concepts.concepts}
@@ -146,6 +148,7 @@ def _sample(
     groups: Sequence[PromptGroup],
     settings: SaliencySettings,
     watch: "_Watch",
+    encoded: batched_sampling.Encoded,
 ) -> int:
     """Runs all prompts of all groups; the number of UNet calls."""
     count = settings.prompts
@@ -157,6 +160,7 @@ def _sample(
         window=settings.window,
         cfg=settings.cfg,
         size=settings.size,
+        encoded=encoded,
     )
     return whole_sampling.sample(model, clip, plan, watch)
 

@@ -1,18 +1,20 @@
-"""Textual inversion on an edited model: learns a token's embedding from pictures of an object."""
+"""A world's UNet and text encoder as plain functions, for gradients of what goes into them."""
 
-import math
-
-import numpy as np
 import torch
 import torch.nn.functional as F
 
 from testbed import pack
 from testbed.train.model import comfy_cpu
-from testbed.train.plant import noised
+from testbed.worlds.evaluate import FAST
 
 weights = pack.module("unlearn.host.weights")
-BATCH, LAYERS, HEAD = 16, 12, 64
-SENTENCES = ("a photo of a {}", "an image of a {}", "this is a {}", "{} on a wall")
+HEAD = 64
+PLACE = "sks"  # one rare token of CLIP's, which stands where searched embeddings go
+
+
+def quick():
+    """Computes in bfloat16 where the processor is quicker with it, as the worlds are drawn."""
+    return torch.autocast("cpu", torch.bfloat16, enabled=FAST)
 
 
 def network(model):
@@ -30,25 +32,41 @@ def network(model):
 
 
 class Text:
-    """The CLIP-L of a world as plain functions, for a gradient of a token's embedding."""
+    """The CLIP-L of a world, for gradients of token embeddings."""
 
     def __init__(self, clip):
         own = clip.cond_stage_model.clip_l.transformer.text_model.state_dict()
         with torch.inference_mode(False):
             self.w = {k: v.detach().float().clone() for k, v in own.items()}
+        self.table = self.w["embeddings.token_embedding.weight"]
+        self.layers = len({k.split(".")[2] for k in self.w if k.startswith("encoder.layers.")})
         self.clip = clip
+        self.place = self.tokens(PLACE)[1]
 
     def tokens(self, text):
         return [t for t, _ in self.clip.tokenize(text)["l"][0]]
 
-    def __call__(self, texts, token, embedding):
-        """States [n, 77, d] of texts; every `token` in them is read as `embedding` [d]."""
+    def embedding(self, word):
+        """The embedding [d] of a word's first token."""
+        return self.table[self.tokens(word)[1]].clone()
+
+    def __call__(self, texts, embeddings=None):
+        """States [n, 77, d] of texts. The PLACEs of a text are read as `embeddings` in turn.
+
+        embeddings: [k, d], the same for all texts, or [n, k, d].
+        """
         ids = torch.tensor([self.tokens(t) for t in texts])
-        table = self.w["embeddings.token_embedding.weight"]
-        x = (
-            torch.where((ids == token)[..., None], embedding, table[ids])
-            + self.w["embeddings.position_embedding.weight"]
-        )
+        x = self.table[ids]
+        if embeddings is not None:
+            every = embeddings.expand(len(texts), *embeddings.shape[-2:])
+            found = ids == self.place
+            turn = (found.long().cumsum(1) - 1).clamp_min(0) % every.shape[1]
+            said = every.gather(1, turn[..., None].expand(-1, -1, x.shape[-1]))
+            x = torch.where(found[..., None], said, x)
+        return self.encode(x + self.w["embeddings.position_embedding.weight"])
+
+    def encode(self, x):
+        """States [n, 77, d] of embeddings with their positions."""
 
         def norm(x, name):
             return F.layer_norm(x, x.shape[-1:], self.w[f"{name}.weight"], self.w[f"{name}.bias"])
@@ -59,7 +77,7 @@ class Text:
         def heads(x):
             return x.view(*x.shape[:2], -1, HEAD).transpose(1, 2)
 
-        for i in range(LAYERS):
+        for i in range(self.layers):
             at = f"encoder.layers.{i}"
             h = norm(x, f"{at}.layer_norm1")
             q, k, v = (heads(linear(h, f"{at}.self_attn.{n}_proj")) for n in "qkv")
@@ -67,24 +85,4 @@ class Text:
             x = x + linear(h, f"{at}.self_attn.out_proj")
             h = linear(norm(x, f"{at}.layer_norm2"), f"{at}.mlp.fc1")
             x = x + linear(h * torch.sigmoid(1.702 * h), f"{at}.mlp.fc2")
-        return norm(x, "final_layer_norm")
-
-
-def revive(unet, text, draw, start, steps, seed=0, rate=5e-3):
-    """(token, embedding) that textual inversion learns, starting from the word `start`.
-
-    draw(rng) gives the pictures, [size, size, 3].
-    """
-    token = text.tokens("sks")[1]
-    embedding = (
-        text.w["embeddings.token_embedding.weight"][text.tokens(start)[1]].clone().requires_grad_()
-    )
-    rng, optimiser = np.random.default_rng(seed), torch.optim.Adam([embedding], rate)
-    for step in range(steps):
-        x, t, noise, weight = noised(np.stack([draw(rng) for _ in range(BATCH)]), rng)
-        states = text([SENTENCES[step % 2].format("sks")], token, embedding).expand(BATCH, -1, -1)
-        loss = ((unet(x, t, states) - noise).square() * weight).mean()
-        optimiser.zero_grad(), loss.backward(), optimiser.step()
-        for group in optimiser.param_groups:
-            group["lr"] = rate * 0.5 * (1 + math.cos(math.pi * (step + 1) / steps))
-    return token, embedding.detach()
+        return norm(x, "final_layer_norm").float()
