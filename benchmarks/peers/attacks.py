@@ -35,7 +35,11 @@ def shown(studio, name, states, erased, steps):
 
 
 def inversion(studio, world, name, erased, training, pictures, steps):
-    """Hits among `pictures` drawn with the embedding learned in `training` steps."""
+    """Hits among `pictures` drawn with the embedding learned in `training` steps.
+
+    The embedding is read by the CLIP that belongs to the method.
+    """
+    studio = studio if erased.clip is None else studio.reading(erased.clip)
     with torch.inference_mode(False), torch.enable_grad():
         text = Text(studio.clip)
         found = revive(
