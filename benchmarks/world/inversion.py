@@ -33,9 +33,12 @@ class Text:
     """The CLIP-L of a world as plain functions, for a gradient of a token's embedding."""
 
     def __init__(self, clip):
-        own = clip.cond_stage_model.clip_l.transformer.text_model.state_dict()
-        with torch.inference_mode(False):
-            self.w = {k: v.detach().float().clone() for k, v in own.items()}
+        own, at = (
+            clip.cond_stage_model.clip_l.transformer.text_model,
+            "clip_l.transformer.text_model",
+        )
+        with torch.inference_mode(False):  # with this CLIP's own patches, whichever is loaded
+            self.w = {k: weights.read(clip.patcher, f"{at}.{k}") for k in own.state_dict()}
         self.clip = clip
 
     def tokens(self, text):

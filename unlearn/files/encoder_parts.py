@@ -1,22 +1,21 @@
 """The part of a patch that is for the text encoder, and putting it on a CLIP.
 
-In a patch the weights of a text encoder stand under `PREFIX`. No diffusion model has a module of
-that name, and readers of patch files that know nothing of text encoders accept it as a key: they
-load the file, and refuse to apply it because their model lacks the weight.
+In a patch the weights of a text encoder stand under `ENCODER_PREFIX`; the CLIP's patcher knows them
+without it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from ..errors import UnlearnError
 from ..host import patch_match, patching
 from ..host.model_types import Clip
 from ..provenance import TEXT_ENCODER, family
-from ..types import Fingerprint, UnlearnPatch
+from ..types import ENCODER_PREFIX, Fingerprint, UnlearnPatch
 
-PREFIX = "diffusion_model.unlearn_text_encoder."
 NO_CLIP = (
     "The input 'patches' brings a patch for the text encoder and no CLIP is connected; connect the "
     "clip of the checkpoint loader to 'clip' of Apply Unlearn Patch, and draw with the clip that "
@@ -26,17 +25,17 @@ NO_CLIP = (
 
 def is_encoder_key(key: str) -> bool:
     """Whether a weight key of a patch is one of the text encoder."""
-    return key.startswith(PREFIX)
+    return key.startswith(ENCODER_PREFIX)
 
 
 def patch_key(key: str) -> str:
     """The key in a patch of a weight that the CLIP's patcher calls `key`."""
-    return PREFIX + key
+    return ENCODER_PREFIX + key
 
 
 def clip_key(key: str) -> str:
     """What the CLIP's patcher calls the weight that has `key` in a patch."""
-    return key.removeprefix(PREFIX)
+    return key.removeprefix(ENCODER_PREFIX)
 
 
 def of_model(patch: UnlearnPatch) -> UnlearnPatch | None:
@@ -52,6 +51,19 @@ def of_encoder(patch: UnlearnPatch) -> UnlearnPatch | None:
     samples = {clip_key(key): sample for key, sample in part.fingerprint.samples.items()}
     edits = tuple((clip_key(key), edit) for key, edit in part.edits)
     return replace(part, edits=edits, fingerprint=Fingerprint(samples))
+
+
+def split(
+    stack: Mapping[str, UnlearnPatch],
+) -> tuple[dict[str, UnlearnPatch], dict[str, UnlearnPatch]]:
+    """(parts for the diffusion model, parts for the text encoder) of patches by input name."""
+    model = {name: of_model(patch) for name, patch in stack.items()}
+    encoder = {name: of_encoder(patch) for name, patch in stack.items()}
+    return _present(model), _present(encoder)
+
+
+def _present(parts: Mapping[str, UnlearnPatch | None]) -> dict[str, UnlearnPatch]:
+    return {name: part for name, part in parts.items() if part is not None}
 
 
 def as_part(patch: UnlearnPatch) -> UnlearnPatch:
@@ -115,3 +127,8 @@ def manifest(clip: Clip | None) -> tuple[dict, ...]:
     """The provenance of each patch that was applied to a CLIP, with its strength."""
     patcher = getattr(clip, "patcher", None)
     return () if patcher is None else patching.manifest(patcher)
+
+
+def manifest_as_json(clip: Clip | None) -> list[dict]:
+    """The manifest of a CLIP as lists and objects that JSON knows, for a file's metadata."""
+    return json.loads(json.dumps(manifest(clip), default=str))

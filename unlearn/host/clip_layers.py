@@ -85,7 +85,8 @@ class Sight(NamedTuple):
 
 
 class _Seen(BaseException):
-    """Ends a call of an encoder. No code between its layers and the caller takes it for an error."""
+    """Ends a call of an encoder. No code between its layers and the caller takes it for an
+    error."""
 
 
 def encoders(clip: Clip) -> tuple[Encoder, ...]:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 
 from ..errors import UnlearnError
-from ..types import Edit, Fingerprint, UnlearnPatch
+from ..types import ENCODER_PREFIX, Edit, Fingerprint, UnlearnPatch
 from ..wording import Findings
 from . import tuning, weights
 from .adapters import Delta, LowRank, Prune
@@ -87,6 +87,11 @@ def check_keys(model: Model, patch: UnlearnPatch, called: str = "model") -> None
     called: the input that brings it.
     """
     keys = {key for key, _ in patch.edits} | patch.fingerprint.samples.keys()
+    if any(key.startswith(ENCODER_PREFIX) for key in keys):
+        raise UnlearnError(
+            "The patch changes the text encoder too, which this node does not patch; connect it to "
+            "Apply Unlearn Patch together with a CLIP, and here a patch for the model alone."
+        )
     missing = sorted(key for key in keys if not weights.exists(model, key))
     if missing:
         raise UnlearnError(
