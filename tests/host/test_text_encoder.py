@@ -112,6 +112,24 @@ def test_a_concept_is_read_as_its_superclass_and_the_clip_stays(clip, plain, mod
     assert identity.identity(edited, [FOX]) != identity.identity(clip, [FOX])
 
 
+@torch.inference_mode()
+def test_an_embedding_with_the_words_of_a_concept_is_read_as_its_superclass(clip, model, patch):
+    """Vectors in the place of token numbers, as an embedding file brings them."""
+    edited = apply(model, patch, clip=clip)[2]
+    by_number = clip.tokenize(FOX)
+    by_vector = {}
+    for name, chunks in by_number.items():
+        encoder = getattr(clip.cond_stage_model, f"clip_{name}")
+        table = encoder.transformer.get_input_embeddings().weight
+        tokens = list(chunks[0])
+        place = 4  # start, a, photo, of, a, fox
+        tokens[place + 1] = (table[tokens[place + 1][0]].clone(), 1.0)
+        by_vector[name] = [tokens]
+    found, expected = (edited.encode_from_tokens(t) for t in (by_vector, by_number))
+    torch.testing.assert_close(found, expected)
+    assert not torch.allclose(found, clip.encode_from_tokens(by_vector), atol=1e-3)
+
+
 def test_the_report_says_what_comes_next(solved):
     said = solved[1]
     assert "fox" in said.splitlines()[0] and "CLIP-L, layer 1" in said and "CLIP-G" in said

@@ -12,7 +12,7 @@ stands in the concept's place, token for token, the change D of W minimises
     D = eta sum omega (r* - r) x^T (P + eta sum omega x x^T)^-1,
 
 with K the second moment of what W sees of all that is kept. Every UNet that reads the encoder
-forgets with it, and so does an embedding that the encoder reads as the concept.
+forgets with it.
 """
 
 from __future__ import annotations
