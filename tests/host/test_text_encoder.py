@@ -254,10 +254,30 @@ def test_another_clip_is_told(model, clip, patch):
             apply(model, patch, clip=tiny.Clip())
 
 
-def test_other_encoders_are_refused(model):
-    refused = "no CLIP-L or CLIP-G alone"
-    with torch.inference_mode(), pytest.raises(UnlearnError, match=refused):
-        run("TextEncoderSolve", clip=tiny.Clip(), concepts=LIST)
+def test_other_encoders_are_refused(clip):
+    """Made-up states, and a CLIP-L beside another encoder, as SD3 and Flux have it."""
+    both = torch.nn.Module()
+    both.clip_l = clip.cond_stage_model.clip_l
+    both.t5xxl = torch.nn.Module()
+    both.t5xxl.transformer = torch.nn.Module()
+    mixed = clip.clone()
+    mixed.cond_stage_model = both
+    for other in (tiny.Clip(), mixed):
+        with pytest.raises(UnlearnError, match="no CLIP-L or CLIP-G alone"):
+            run("TextEncoderSolve", clip=other, concepts=LIST)
+
+
+def test_an_empty_encoder_is_refused_and_an_empty_layer_passed_over():
+    """The emoji world's CLIP has layers of zeros between those that work."""
+    with torch.inference_mode():
+        clip = tiny.sdxl_clip(widths=WIDTHS)
+        layers_of = clip.cond_stage_model.clip_l.transformer.text_model.encoder.layers
+        for number in range(3):
+            layers_of[number].mlp.fc2.weight.zero_()
+            if number < 2:
+                assert clip_layers.encoders(clip)[0].layer == number + 1
+        with pytest.raises(UnlearnError, match="CLIP-L whose layers are all empty"):
+            clip_layers.encoders(clip)
 
 
 def test_nodes_that_patch_a_model_alone_refuse_it_in_one_sentence(model, clip, patch):

@@ -114,10 +114,11 @@ def encoders(clip: Clip) -> tuple[Encoder, ...]:
     )
 
 
-def _first_working(part: Any, name: str) -> int:
+def _first_working(encoder: Any, name: str) -> int:
     """The number of the first layer whose feed-forward part adds anything."""
-    for number, layer in enumerate(part.transformer.text_model.encoder.layers):
-        if all(bool(linear.weight.any()) for linear in (layer.mlp.fc1, layer.mlp.fc2)):
+    for number, layer in enumerate(encoder.transformer.text_model.encoder.layers):
+        # As floats, because fp8 has no `any` of its own.
+        if all(bool(part.weight.float().any()) for part in (layer.mlp.fc1, layer.mlp.fc2)):
             return number
     raise UnlearnError(
         f"The input 'clip' has a {CALLED[name]} whose layers are all empty; load an undamaged text "
