@@ -23,7 +23,8 @@ def multiplier(
     """M [d, d] float64 of W = W0 (I + M).
 
     erase = sum c c^T, move = sum (n - c) c^T and keep = sum k k^T, each [d, d]; scale is s_e and
-    preserve s_p.
+    preserve s_p. With move = sum y c^T [d_out, d] for any y it is the matrix [d_out, d] that gives
+    states c the outputs y, by the same least squares.
     Raises torch.linalg.LinAlgError when lam is not above 0 and the moments do not span the space.
     """
     g = (

@@ -12,6 +12,7 @@ from .refit_unlearn_patch import RefitUnlearnPatch
 from .saliency_sharing import LoadConceptSaliency, MergeConceptSaliency, SaveConceptSaliency
 from .scapre_solve import ScaPreSolve
 from .strength_sweep import UnlearnStrengthSweep
+from .text_encoder_solve import TextEncoderSolve
 from .unlearn_concepts import UnlearnConcepts
 from .wires import checked
 
@@ -34,5 +35,6 @@ _NODES = [
     DynamicMaskTrainer,
     RefitUnlearnPatch,
     UnlearnStrengthSweep,
+    TextEncoderSolve,
 ]
 NODES = [checked(node) for node in _NODES]

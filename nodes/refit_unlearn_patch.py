@@ -10,7 +10,7 @@ from comfy_api.latest import io
 from ..unlearn import provenance, wording
 from ..unlearn.closed_form import refit as closed_form
 from ..unlearn.errors import UnlearnError
-from ..unlearn.files import patch_overlap
+from ..unlearn.files import encoder_parts, patch_overlap
 from ..unlearn.host import patch_match
 from ..unlearn.host.model_types import Clip, Model, Vae
 from ..unlearn.pruning import refit as pruning
@@ -40,8 +40,8 @@ class RefitUnlearnPatch(io.ComfyNode):
             inputs=[
                 Patch.Input(
                     "patch",
-                    tooltip="From Load Unlearn Patch: a patch of ScaPre Solve, Fuse Neuron Masks "
-                    "or Dynamic Mask Trainer. It is not changed.",
+                    tooltip="From Load Unlearn Patch: a patch of any eraser of this pack. It is "
+                    "not changed.",
                 ),
                 io.Model.Input(
                     "model",
@@ -96,8 +96,11 @@ class RefitUnlearnPatch(io.ComfyNode):
         recipes = [provenance.recipe(record) for record in patch.provenance]
         for recipe in recipes:
             _check(recipe)
-        match = patch_match.match(model, patch)
-        patch_overlap.refuse_on_model(model, patch, match)
+        match = patch_match.Match(patch_match.SAME, 0.0)
+        of_model = encoder_parts.of_model(patch)
+        if of_model is not None:
+            match = patch_match.match(model, of_model)
+            patch_overlap.refuse_on_model(model, of_model, match)
         inputs = TrainingInputs(images=images, vae=vae, node_id=cls.hidden.unique_id)
         found, lines, reports = None, [_headline(recipes, match)], []
         for recipe in recipes:
@@ -124,7 +127,7 @@ def _check(recipe: provenance.Recipe) -> None:
     elif recipe.family == provenance.SCULPTING:
         trained, _, _ = sculpting.settings_of(recipe)
         _check_inputs(DynamicMaskTrainer, asdict(trained))
-    else:
+    elif recipe.family != provenance.TEXT_ENCODER:  # which has no settings
         raise UnlearnError(
             f"The input 'patch' was made by '{recipe.family}', which this version cannot do again; "
             "update ComfyUI-Unlearn, or make a new patch with one of its erasers."
@@ -148,7 +151,9 @@ def _refit(
         # A training starts from the patches before it, and its result contains them.
         started = TrainingInputs(found, inputs.images, inputs.vae, node_id=inputs.node_id)
         return sculpting.refit(model, clip, recipe, started)
-    if recipe.family == provenance.SCAPRE:
+    if recipe.family == provenance.TEXT_ENCODER:
+        made, report = closed_form.refit_encoder(clip, recipe, inputs.node_id)
+    elif recipe.family == provenance.SCAPRE:
         made, report = closed_form.refit(model, clip, recipe, inputs.node_id)
     else:
         made, report = pruning.refit(model, clip, recipe, inputs.node_id)

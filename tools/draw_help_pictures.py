@@ -154,6 +154,7 @@ FIRST = {
         },
         [shown("17", 0, IMAGES), shown("17", 2)],
     ),
+    "26": ("TextEncoderSolve", {"clip": ["1", 1], "concepts": ["2", 0]}, [shown("26", 1)]),
 }
 HELPERS = {  # not pictured
     "18": ("CLIPTextEncode", {"clip": ["1", 1], "text": f"an image of a {GONE[0]}"}),

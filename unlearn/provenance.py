@@ -14,6 +14,7 @@ from .types import Concept, ConceptSet
 from .version import VERSION
 
 SCAPRE, FIA, SCULPTING = "ScaPre", "FIA", "Sculpting Memory"
+TEXT_ENCODER = "Text Encoder"
 
 
 class Refitted(NamedTuple):
@@ -60,7 +61,7 @@ def record(
 
 def family(provenance: Mapping[str, Any]) -> str:
     """The method of a provenance without its variant; a method that is not known as it is."""
-    for name in (SCAPRE, FIA, SCULPTING):
+    for name in (SCAPRE, FIA, SCULPTING, TEXT_ENCODER):
         if provenance["method"] == name or provenance["method"].startswith(f"{name} "):
             return name
     return provenance["method"]

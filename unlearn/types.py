@@ -9,6 +9,12 @@ from typing import Any, Protocol
 import torch
 
 KINDS = ("object", "style", "explicit")
+ENCODER_PREFIX = "diffusion_model.unlearn_text_encoder."
+"""Begins the keys of a text encoder's weights in a patch.
+
+No diffusion model has a module of that name. Versions that know nothing of text encoders accept it
+as a key in a file, and refuse to apply it because their model lacks the weight.
+"""
 
 
 @dataclass(frozen=True)

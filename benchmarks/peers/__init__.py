@@ -26,9 +26,11 @@ class Erased(NamedTuple):
     nbytes: size of what must be stored to have this model again.
     negative: the text to use in place of the empty negative prompt.
     perp: whether the sampler must use perpendicular negative guidance with it.
+    clip: the CLIP that must read the prompts, None for the one that was given.
     """
 
     model: object
     nbytes: int
     negative: str = ""
     perp: bool = False
+    clip: object = None

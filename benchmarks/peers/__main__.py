@@ -53,9 +53,11 @@ def erase(method, studio, rounds, seed):
     """Erased after all rounds, each from the last one's model; bytes and negatives add up."""
     done, size = Erased(studio.model, 0), 8 * studio.judge.world.size
     for concepts in rounds:
-        new = method.erase(done.model, studio.clip, concepts, seed=seed, size=size)
+        clip = done.clip or studio.clip
+        new = method.erase(done.model, clip, concepts, seed=seed, size=size)
         negative = ", ".join(filter(None, (done.negative, new.negative)))
-        done = Erased(new.model, done.nbytes + new.nbytes, negative, done.perp or new.perp)
+        perp, clip = done.perp or new.perp, new.clip or done.clip
+        done = Erased(new.model, done.nbytes + new.nbytes, negative, perp, clip)
     return done
 
 

@@ -12,7 +12,10 @@ def _given(world, name, pictures, steps):
 
 
 def inversion(studio, world, name, erased, training, pictures, steps):
-    """Hits among `pictures` drawn with the embedding learned in `training` steps."""
+    """Hits among `pictures` drawn with the embedding learned in `training` steps.
+
+    The embedding is read by the CLIP that belongs to the method.
+    """
     subject, budget = _given(world, name, pictures, steps)
     return attacks.inversion(studio, world, subject, erased, budget, training=training)
 

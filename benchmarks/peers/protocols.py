@@ -364,6 +364,8 @@ class Drawn(NamedTuple):
 @torch.inference_mode()
 def draw(studio, protocol, erased=None, steps=8, seed=SEED):
     """Drawn by the unedited model of a studio, or as Erased has it."""
+    if erased is not None and erased.clip is not None:
+        studio = studio.reading(erased.clip)
     shots = protocol.shots
     how = (
         {}

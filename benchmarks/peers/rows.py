@@ -15,15 +15,17 @@ import torch
 from . import __path__, _information, _shared
 
 OURS, OFFICIAL, SWEEP, SAME = "ours", "official", "sweep", "same information"
-EARLIER = "earlier"
+EARLIER, PACK = "earlier", "pack"
 GROUPS = {
     OFFICIAL: "Official settings",
     SWEEP: "Best of a sweep",
     SAME: "Same information as ours",
+    PACK: "Other methods of the pack",
     EARLIER: "As earlier versions of this benchmark set them",
 }
 NO_METHODS = {"__main__", "attacks", "protocols", "rows", "scores", "sweeps"}
 UNCHANGED = ("negative_prompt", "perp_neg")  # they have no setting, so old results hold
+OF_PACK = ("text_encoder",)  # erasers of the pack that are no diffusion model's
 
 
 class Row(NamedTuple):
@@ -68,6 +70,9 @@ def known(steps=None):
     for peer in peers():
         if peer == OURS or peer in UNCHANGED:
             found[peer] = Row(peer, peer, OURS if peer == OURS else OFFICIAL)
+            continue
+        if peer in OF_PACK:
+            found[peer] = Row(peer, peer, PACK)
             continue
         module = importlib.import_module(f"{__package__}.{peer}")
         if steps and hasattr(module, "official_steps"):

@@ -61,11 +61,20 @@ class Budget:
 
 
 def attack(name, **fixed):
-    """Registers an attack under a name; fixed: further arguments of the function."""
+    """Registers an attack under a name; fixed: further arguments of the function.
+
+    Text is read by the CLIP that belongs to the edited model, where there is one.
+    """
 
     def register(function):
-        ATTACKS[name] = functools.partial(function, **fixed)
-        return function
+        @functools.wraps(function)
+        def reading(studio, world, subject, erased, budget, **more):
+            if erased.clip is not None:
+                studio = budget.once("studio", functools.partial(studio.reading, erased.clip))
+            return function(studio, world, subject, erased, budget, **more)
+
+        ATTACKS[name] = functools.partial(reading, **fixed)
+        return reading
 
     return register
 

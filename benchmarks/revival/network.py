@@ -35,9 +35,10 @@ class Text:
     """The CLIP-L of a world, for gradients of token embeddings."""
 
     def __init__(self, clip):
-        own = clip.cond_stage_model.clip_l.transformer.text_model.state_dict()
-        with torch.inference_mode(False):
-            self.w = {k: v.detach().float().clone() for k, v in own.items()}
+        own = clip.cond_stage_model.clip_l.transformer.text_model
+        at = "clip_l.transformer.text_model"
+        with torch.inference_mode(False):  # with this CLIP's own patches, whichever is loaded
+            self.w = {k: weights.read(clip.patcher, f"{at}.{k}") for k in own.state_dict()}
         self.table = self.w["embeddings.token_embedding.weight"]
         self.layers = len({k.split(".")[2] for k in self.w if k.startswith("encoder.layers.")})
         self.clip = clip

@@ -573,6 +573,21 @@ def asked_for(monkeypatch, *args):
     return [r.id for r in __main__.wanted_rows(__main__.options())]
 
 
+def test_each_round_reads_the_clip_that_the_round_before_left():
+    """A method may give a CLIP; what it leaves alone is the one that was given."""
+    given = []
+
+    def erase(model, clip, concepts, seed, size):
+        given.append(clip)
+        return Erased(model, 1, clip=f"{clip}+" if concepts else None)
+
+    method = rows.Method("m", erase)
+    world = Namespace(size=8)
+    studio = Namespace(model="m", clip="c", judge=Namespace(world=world))
+    done = __main__.erase(method, studio, (1, 0, 1), 0)
+    assert given == ["c", "c+", "c+"] and done.clip == "c++" and done.nbytes == 3
+
+
 def test_rows_are_named_on_the_command_line(monkeypatch):
     assert asked_for(monkeypatch, "--methods", "ours,uce") == ["ours", "uce official"]
     named = asked_for(monkeypatch, "--methods", "uce sweep, uce same information")
@@ -583,7 +598,7 @@ def test_rows_are_named_on_the_command_line(monkeypatch):
         *(f"{p} same information" for p in ("mace_cfr", "oce", "rece", "speed", "uce")),
     ]
     every = asked_for(monkeypatch)
-    assert len(every) == 1 + 2 + 5 + 5 * 3 and "sculpting official" in every
+    assert len(every) == 1 + 1 + 2 + 5 + 5 * 3 and "sculpting official" in every
     short = asked_for(monkeypatch, "--methods", "esd", "--training-steps", "50")
     assert short == ["esd, 50 steps"]
     with pytest.raises(SystemExit, match="no method 'usce'"):

@@ -655,6 +655,16 @@ def difference(model, erased):
     return {key for key, d in found.items() if d > 0}
 
 
+def test_the_text_encoder_row_gives_a_clip_and_leaves_the_model_alone():
+    with torch.inference_mode():
+        model, clip = tiny.model(), tiny.sdxl_clip(widths=(64, 128))
+        row = rows.known()["text_encoder"]
+        erased = rows.method(row, FEW).erase(model, clip, FEW, seed=0, size=64)
+    assert erased.model is model and not difference(model, erased.model)
+    assert erased.clip is not clip and len(erased.clip.patcher.patches) == 2 and erased.nbytes > 0
+    assert not clip.patcher.patches and row.group == "pack"
+
+
 TUNED = [name for name, row in rows.known().items() if row.group in (rows.SWEEP, rows.SAME)]
 
 

@@ -1,5 +1,6 @@
 """Samples a world through ComfyUI's own loader, encoder and sampler, and asks the judge."""
 
+import copy
 from typing import NamedTuple
 
 import torch
@@ -61,6 +62,13 @@ class Studio:
         self.rows = 0  # of the states of a text, where those behind the last word are not kept
         # Text -> pooled vector, of a model that reads it as SDXL does.
         self.pooled = {} if self.model.model.adm_channels else None
+
+    def reading(self, clip):
+        """This studio with another CLIP, and with no states that were read before."""
+        other = copy.copy(self)
+        other.clip, other.states = clip, {}
+        other.pooled = None if self.pooled is None else {}
+        return other
 
     @torch.inference_mode()
     def encode(self, texts):

@@ -91,8 +91,13 @@ def test_what_cannot_be_used_is_said_before_any_work(refuse, says):
 
 @pytest.mark.parametrize("patches", [{}, {"patch0": None}])
 def test_apply_without_a_patch_gives_out_the_model_itself(patches):
-    model, said = running(nodes.ApplyUnlearnPatch).execute(MODEL, patches, 1.0, "error").result
-    assert model is MODEL and "No patch is connected; the model passes through" in said
+    applied = running(nodes.ApplyUnlearnPatch).execute(MODEL, patches, 1.0, "error")
+    model, said, clip = applied.result
+    assert (
+        model is MODEL
+        and clip is None
+        and "No patch is connected; the model passes through" in said
+    )
 
 
 def test_apply_leaves_for_files_what_it_did(loaded):
@@ -104,7 +109,7 @@ def test_apply_leaves_for_files_what_it_did(loaded):
     patched, said = (
         running(nodes.ApplyUnlearnPatch, extra_pnginfo=extra)
         .execute(loaded[0], {"patch0": patch}, 0.5, "error")
-        .result
+        .result[:2]
     )
     assert extra == {"workflow": {}, "unlearn": {"7": [{**patch.provenance[0], "strength": 0.5}]}}
     assert patching.manifest(patched)[0]["strength"] == 0.5

@@ -50,7 +50,7 @@ def apply_node(model, *stack, mismatch="warn", **how):
     """(model, report) of Apply Unlearn Patch."""
     node = nodes["ApplyUnlearnPatch"].PREPARE_CLASS_CLONE(None)
     patches = {f"patch{i}": patch for i, patch in enumerate(stack)}
-    return node.execute(model, patches, 1.0, mismatch, **how).result
+    return node.execute(model, patches, 1.0, mismatch, **how).result[:2]
 
 
 @pytest.fixture(scope="module")

@@ -39,7 +39,7 @@ def apply(model, *stack, strength=1.0, **how):
     """(model, report) of Apply Unlearn Patch."""
     node = nodes["ApplyUnlearnPatch"].PREPARE_CLASS_CLONE(None)
     patches = {f"patch{i}": patch for i, patch in enumerate(stack)}
-    return node.execute(model, patches, strength, "warn", **how).result
+    return node.execute(model, patches, strength, "warn", **how).result[:2]
 
 
 def applied(model):
@@ -165,5 +165,5 @@ def test_the_first_socket_may_be_empty(model):
     """A muted or bypassed node in front of it leaves it out, or leaves None."""
     node, patch = nodes["ApplyUnlearnPatch"].PREPARE_CLASS_CLONE(None), patch_of(model, "fox")
     for patches in ({"patch1": patch}, {"patch0": None, "patch1": patch}):
-        patched, report = node.execute(model, patches, 1.0, "warn").result
+        patched, report = node.execute(model, patches, 1.0, "warn").result[:2]
         assert applied(patched) == [["fox"]] and "WARNING" not in report

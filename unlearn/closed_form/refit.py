@@ -7,7 +7,7 @@ from ..errors import UnlearnError
 from ..host.model_types import Clip, Model
 from ..provenance import Recipe, Refitted
 from ..types import UnlearnPatch
-from . import tuning, variants
+from . import text_encoder, tuning, variants
 from .solve import SolveSettings, solve
 
 
@@ -47,3 +47,11 @@ def refit(
     settings, notes = settings_of(recipe)
     patch, _, report = solve(model, clip, recipe.concepts, settings, node_id=node_id, folder=folder)
     return patch, Refitted((report,), (*notes, *recipe.other_constants(tuning.IN_PROVENANCE)))
+
+
+def refit_encoder(
+    clip: Clip, recipe: Recipe, node_id: str | None = None
+) -> tuple[UnlearnPatch, Refitted]:
+    """As `refit`, of a recipe for the text encoder. The CLIP is not changed."""
+    patch, report = text_encoder.solve(clip, recipe.concepts, node_id=node_id)
+    return patch, Refitted((report,), recipe.other_constants(tuning.OF_ENCODER))

@@ -256,6 +256,51 @@ It changes no result. Not measured (2026-11-29)."""
 SOLVED_BYTES = 2**28
 """Bytes that these may take. It changes no result. Not measured (2026-11-29)."""
 
+ENCODER_ERASE = 100.0
+"""How hard the edit of the text encoder makes its rows right, relative to all that is kept (eta).
+
+The value of 'erase' of the variant anchored; no other was tried (2026-11-29)."""
+
+ENCODER_ANCHOR = 0.05
+"""How strongly every direction is held there (lambda), in units of the mean squared input.
+
+The value of 'anchor' of the variant anchored; no other was tried (2026-11-29)."""
+
+ENCODER_PRESERVE = 1.0
+"""How strongly everything that is kept is held there (beta). No other was tried (2026-11-29)."""
+
+ENCODER_OWN = 4.0
+"""Weight of a concept's own tokens, relative to those after it, in a sentence. No unit.
+
+No other was tried (2026-11-29)."""
+
+ENCODER_BLOCK = 16
+"""Sentences whose layer inputs are in memory at a time. It bounds memory; not measured
+(2026-11-29)."""
+
+ENCODER_LEFT = 0.3
+"""Share of a concept left at the end token above which the report warns. Not measured
+(2026-11-29)."""
+
+ENCODER_DRIFT_WARNING = 0.25
+"""Relative movement of kept prompts' states above which the report warns.
+
+Not measured: eight objects of sprites and glyphs moved them by 0.11 (2026-11-29)."""
+
+OF_ENCODER: dict[str, float | int | str] = {
+    **analysis.IN_PROVENANCE,
+    "neutral_weight": NEUTRAL_WEIGHT,
+    "words_weight": WORDS_WEIGHT,
+    "dense_energy": DENSE_ENERGY,
+    "erase": ENCODER_ERASE,
+    "anchor": ENCODER_ANCHOR,
+    "preserve": ENCODER_PRESERVE,
+    "own": ENCODER_OWN,
+    "pad_samples": PAD_SAMPLES,
+    "kept_pad_samples": KEPT_PAD_SAMPLES,
+}
+"""What affects the edit of the text encoder, as it stands in its provenance."""
+
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 """Quantiles of the Informax weights that the report shows."""
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -23,6 +23,7 @@ from ..host.progress import Progress
 from ..types import Edit, UnlearnPatch
 from ..version import VERSION
 from ..wording import Findings
+from . import encoder_parts
 
 PRECISION = {"float16": torch.float16, "float32": torch.float32}
 OF_EXPORT = "of Save Unlearn Patch as LoRA"
@@ -57,25 +58,33 @@ def export(
     a weight. For each weight [d_out, d_in] there are `lora_up` [d_out, r], `lora_down` [r, d_in] in
     `dtype`, and `alpha` = r. The model is not changed.
 
+    What is for the text encoder gets the keys that LoRA loaders know for CLIP. It is of low rank,
+    so no CLIP is needed.
+
     Raises UnlearnError on keys that do not match, on a model that has the patch already, and where
     `dtype` cannot hold the numbers.
     """
-    match = patch_match.match(model, patch)
-    _refuse_patched(model, patch)
+    of_model, of_encoder = encoder_parts.of_model(patch), encoder_parts.of_encoder(patch)
+    match = patch_match.Match(patch_match.SAME, 0.0)
+    if of_model is not None:
+        match = patch_match.match(model, of_model)
+        _refuse_patched(model, of_model)
     if not patch.edits:
         raise UnlearnError(
             "The input 'patch' changes nothing, so there is no LoRA to save; connect the patch of "
             "an eraser such as ScaPre Solve."
         )
-    stacks: dict[str, list[Edit]] = {}
-    for key, edit in patch.edits:
-        stacks.setdefault(key, []).append(edit)
-    names = architectures.of(model).lora_names()
+    stacks = _stacks(of_model)
+    names = architectures.of(model).lora_names() if stacks else {}
+    encoder_stacks = _stacks(of_encoder)
+    names |= encoder_names(encoder_stacks)
+    stacks |= encoder_stacks
     bar = Progress(len(stacks), node_id)
     tensors: dict[str, torch.Tensor] = {}
     written = []
     for key, edits in stacks.items():
-        up, down, result = _of_weight(key, weights.read(model, key), edits, rank, dtype)
+        weight = _no_weight(edits) if key in encoder_stacks else weights.read(model, key)
+        up, down, result = _of_weight(key, weight, edits, rank, dtype)
         written.append(result)
         name = names[key]
         tensors[f"{name}.lora_up.weight"] = up
@@ -83,6 +92,43 @@ def export(
         tensors[f"{name}.alpha"] = torch.tensor(float(result.rank))
         bar.step()
     return tensors, _metadata(patch, written), _report(patch, written, tensors, rank, match)
+
+
+def _stacks(patch: UnlearnPatch | None) -> dict[str, list[Edit]]:
+    """The edits of each weight, first to last."""
+    stacks: dict[str, list[Edit]] = {}
+    for key, edit in () if patch is None else patch.edits:
+        stacks.setdefault(key, []).append(edit)
+    return stacks
+
+
+def _no_weight(edits: Sequence[Edit]) -> torch.Tensor:
+    """Zeros in the place of a weight that is not there, for edits that do not read it.
+
+    Raises UnlearnError for others.
+    """
+    if not all(isinstance(edit, LowRank) for edit in edits):
+        raise UnlearnError(
+            "The input 'patch' changes the text encoder by other than low-rank edits, which cannot "
+            "be a LoRA without its CLIP; save it with Save Unlearn Patch."
+        )
+    return torch.zeros(edits[0].shape)
+
+
+def encoder_names(keys: Iterable[str]) -> dict[str, str]:
+    """Key of a CLIP's weight -> its name in a LoRA, as kohya's scripts write it and loaders read.
+
+    One encoder is `lora_te`; of two CLIP-L is `lora_te1` and CLIP-G `lora_te2`.
+    """
+    keys = list(keys)
+    both = len({key.partition(".")[0] for key in keys}) > 1
+    numbers = {"clip_l": "1", "clip_g": "2"} if both else {}
+    found = {}
+    for key in keys:
+        encoder, _, rest = key.partition(".transformer.")
+        path = rest.removesuffix(".weight").replace(".", "_")
+        found[key] = f"lora_te{numbers.get(encoder, '')}_{path}"
+    return found
 
 
 def _refuse_patched(model: Model, patch: UnlearnPatch) -> None:

@@ -11,6 +11,7 @@ from ..host.adapters import Delta, LowRank, Prune
 from ..host.model_types import Model
 from ..types import UnlearnPatch
 from ..wording import Findings
+from . import encoder_parts
 
 NOT_SHOWN = (None, "", [], {})  # settings with these values say nothing
 
@@ -33,13 +34,19 @@ def describe(
     weights = len({key for key, _ in patch.edits})
     lines.append(f"{len(patch.edits)} edits of {weights} weights, {patch.nbytes / 2**20:.2f} MB")
     told.details += lines
-    if model is not None:
-        match = patch_match.match(model, patch)
+    of_model, of_encoder = encoder_parts.of_model(patch), encoder_parts.of_encoder(patch)
+    if of_encoder is not None:
+        told.details.append(
+            f"{len(of_encoder.edits)} of the edits are for the text encoder; connect its CLIP to "
+            "Apply Unlearn Patch too."
+        )
+    if model is not None and of_model is not None:
+        match = patch_match.match(model, of_model)
         match.tell(told)
         if not told.warnings:
             verdict += " It fits this model."
             told.details.append("It was made for this very model.")
-    elif not about_file:
+    elif not about_file and of_model is not None:
         told.details.append("Connect a model here to see whether the patch was made for it.")
     told.advice.append("Next: connect the patch to Apply Unlearn Patch.")
     return told.report(verdict)

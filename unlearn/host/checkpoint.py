@@ -35,10 +35,10 @@ def save(
 
     Returns the file's name in the output folder, and how many patches its metadata names. The
     metadata key `unlearn` holds JSON; under `saved` is a list with the provenance and strength of
-    every patch applied. Bypass edits are put into the weights of the file. (Stock save nodes write
-    only what Apply Unlearn Patch left in the workflow's metadata in the same run.) The file also
-    has what loaders need to sample an SDXL as this MODEL does, and 16 bits for quantised weights
-    with low-rank edits.
+    every patch applied to the MODEL and then to the CLIP. Bypass edits are put into the weights of
+    the file. (Stock save nodes write only what Apply Unlearn Patch left in the workflow's metadata
+    in the same run.) The file also has what loaders need to sample an SDXL as this MODEL does, and
+    16 bits for quantised weights with low-rank edits.
 
     Raises UnlearnError for a MODEL without a patch or with weights that ComfyUI cannot save, a
     prefix that leads out of the output folder, and a file that cannot be written.
@@ -46,6 +46,8 @@ def save(
     from comfy_extras.nodes_model_merging import save_checkpoint
 
     record = patching.manifest_as_json(model)
+    if clip is not None and getattr(clip, "patcher", None) is not None:
+        record += patching.manifest_as_json(clip.patcher)
     if not record:
         raise UnlearnError(
             "The input 'model' has no unlearn patch on it; connect the model from Apply Unlearn "

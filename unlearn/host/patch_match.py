@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 
 from ..errors import UnlearnError
-from ..types import Edit, Fingerprint, UnlearnPatch
+from ..types import ENCODER_PREFIX, Edit, Fingerprint, UnlearnPatch
 from ..wording import Findings
 from . import tuning, weights
 from .adapters import Delta, LowRank, Prune
@@ -81,21 +81,29 @@ class Match:
             raise UnlearnError(self._base_warning())
 
 
-def check_keys(model: Model, patch: UnlearnPatch) -> None:
-    """Raises UnlearnError naming the weights that the MODEL lacks or has in another shape."""
+def check_keys(model: Model, patch: UnlearnPatch, called: str = "model") -> None:
+    """Raises UnlearnError naming the weights that the MODEL lacks or has in another shape.
+
+    called: the input that brings it.
+    """
     keys = {key for key, _ in patch.edits} | patch.fingerprint.samples.keys()
+    if any(key.startswith(ENCODER_PREFIX) for key in keys):
+        raise UnlearnError(
+            "The patch changes the text encoder too, which this node does not patch; connect it to "
+            "Apply Unlearn Patch together with a CLIP, and here a patch for the model alone."
+        )
     missing = sorted(key for key in keys if not weights.exists(model, key))
     if missing:
         raise UnlearnError(
-            f"The input 'model' lacks {len(missing)} of the weights the patch changes, such as "
-            f"'{missing[0]}'; use a model of the kind the patch was made for, or make the patch "
-            "again with Refit Unlearn Patch."
+            f"The input '{called}' lacks {len(missing)} of the weights the patch changes, such as "
+            f"'{missing[0]}'; use a {called} of the kind the patch was made for, or make the patch "
+            f"again{' with Refit Unlearn Patch' * (called == 'model')}."
         )
     for key, edit in patch.edits:
         shape = weights.shape(model, key)
         if shape != edit.shape:
             raise UnlearnError(
-                f"The input 'model' has weight '{key}' of shape {list(shape)} where the patch "
+                f"The input '{called}' has weight '{key}' of shape {list(shape)} where the patch "
                 f"expects {list(edit.shape)}; use the architecture the patch was made for."
             )
 
@@ -108,10 +116,15 @@ def match(model: Model, patch: UnlearnPatch) -> Match:
     return matches(model, [patch])[0]
 
 
-def matches(model: Model, patches: Sequence[UnlearnPatch]) -> tuple[Match, ...]:
-    """How each of several patches goes with a MODEL, whose weights are sampled once."""
+def matches(
+    model: Model, patches: Sequence[UnlearnPatch], called: str = "model"
+) -> tuple[Match, ...]:
+    """How each of several patches goes with a MODEL, whose weights are sampled once.
+
+    called: the input that brings it. It may be the patcher of a CLIP.
+    """
     for patch in patches:
-        check_keys(model, patch)
+        check_keys(model, patch, called)
     keys = dict.fromkeys(key for patch in patches for key in patch.fingerprint.samples)
     found = weights.fingerprint(model, keys)
     return tuple(_match(model, patch, found) for patch in patches)
