@@ -161,7 +161,7 @@ def test_the_compact_file_is_small_and_reads_back(world):
 
 def test_all_models_and_encoders_together_are_small():
     shipped = (path.stat().st_size for path in catalogue.HERE.rglob("*.safetensors"))
-    assert sum(shipped) <= 90e6
+    assert sum(shipped) <= 101e6
 
 
 def test_nibbles_read_back_within_half_a_step():
