@@ -13,35 +13,41 @@ import math
 
 import torch
 
+from ..analysis.forecast import WeightGrams
 from . import tuning
 from .layer_edit import LayerEdit
-from .overshoot import OvershootFit
+from .overshoot import retained
+from .token_statistics import Statistics
 
 
-def factor(edit: LayerEdit, fit: OvershootFit, limit: float) -> float:
+def factor(edit: LayerEdit, stats: Statistics, grams: WeightGrams, limit: float) -> float:
     """The factor on 'erase', at most 1, at which what is kept moves by `limit` at most.
 
-    fit: tells how far an edit moves what is kept, and how much it leaves in studied sentences.
-    The factor is larger where more than tuning.FIRM_LEFT of a concept would be left. 1 for an edit
-    that cannot be made less firm.
+    stats: of the solve. grams: of the layers before it. The factor is larger where more than
+    tuning.FIRM_LEFT of a concept would be left in the studied sentences. 1 for an edit that cannot
+    be made less firm.
     """
-    if edit.less_firm is None or fit.drift(fit.base) <= limit:
+    if edit.less_firm is None or drift(edit, stats, grams) <= limit:
         return 1.0
     low, high = math.log(tuning.LEAST_FIRM), 0.0
     for _ in range(tuning.FIRM_ITERATIONS):
         middle = (low + high) / 2
-        m = _multiplier(edit, math.exp(middle))
-        if fit.drift(m) > limit and float(fit.remaining_studied(m).max()) <= tuning.FIRM_LEFT:
+        softer = edit.less_firm(math.exp(middle))
+        left = retained(grams, stats.concepts.T, _multiplier(softer))
+        if drift(softer, stats, grams) > limit and float(left.max()) <= tuning.FIRM_LEFT:
             high = middle
         else:
             low = middle
-    within = fit.drift(_multiplier(edit, math.exp(low))) <= limit
+    within = drift(edit.less_firm(math.exp(low)), stats, grams) <= limit
     return math.exp(low if within else high)
 
 
-def _multiplier(edit: LayerEdit, firmness: float) -> torch.Tensor:
-    """M [d, d] of an edit with 'erase' times `firmness`."""
-    found = edit.less_firm(firmness).right_multiplier if edit.less_firm else edit.right_multiplier
-    if found is None:
+def drift(edit: LayerEdit, stats: Statistics, grams: WeightGrams) -> float:
+    """How far an edit moves what is kept, relative, root mean square."""
+    return grams.after_shared_edit(_multiplier(edit)).drift(stats.drift_gram)
+
+
+def _multiplier(edit: LayerEdit) -> torch.Tensor:
+    if edit.right_multiplier is None:
         raise ValueError("a LayerEdit with less_firm has a right_multiplier too")
-    return found
+    return edit.right_multiplier

@@ -21,6 +21,17 @@ NORMAL = tuning.STRENGTHS["normal"]
 LEAST_SHOWN = 0.005  # shares below it are shown as 0 %
 
 
+def retained(grams: WeightGrams, rows: torch.Tensor, multiplier: torch.Tensor) -> torch.Tensor:
+    """What W0 (I + M) leaves of each row [n] of rows [n, d], counted from before earlier patches.
+
+    grams: of the layers before the edit. multiplier: M [d, d].
+    """
+    before, cross = grams.base_gram, grams.base_cross
+    if before is None or cross is None:  # no earlier patches on the model
+        before = cross = grams.before
+    return retention(rows, before, cross + cross @ multiplier)
+
+
 class OvershootFit:
     """Finds the share by which each concept is pushed.
 
@@ -66,19 +77,9 @@ class OvershootFit:
 
     def remaining(self, multiplier: torch.Tensor) -> torch.Tensor:
         """What W0 (I + M) leaves of each checked concept [k], the mean over its sentences."""
-        left = self._retention(self.differences, multiplier)
+        left = retained(self.grams, self.differences, multiplier)
         sums = torch.zeros(len(self.checked), dtype=torch.float64)
         return sums.index_add(0, self._index, left) / self._count
-
-    def remaining_studied(self, multiplier: torch.Tensor) -> torch.Tensor:
-        """What W0 (I + M) leaves of each concept [m] in the studied sentences, all tokens."""
-        return self._retention(self.stats.concepts.T, multiplier)
-
-    def _retention(self, rows: torch.Tensor, multiplier: torch.Tensor) -> torch.Tensor:
-        before, cross = self.grams.base_gram, self.grams.base_cross
-        if before is None or cross is None:  # no earlier patches on the model
-            before = cross = self.grams.before
-        return retention(rows, before, cross + cross @ multiplier)
 
     def drift(self, multiplier: torch.Tensor) -> float:
         """How far W0 (I + M) moves what is kept, relative, root mean square."""

@@ -55,7 +55,6 @@ class SolveSession:
         self.grams, self.keep, self._solve = grams, tuple(keep), solve
         self.firmness = 1.0
         self._forecast: WeightForecast | None = None
-        self._new_sentences: tuple[torch.Tensor, torch.Tensor] | None = None
 
     def solve(self, stats: Statistics) -> LayerEdit:
         """The variant's edit."""
@@ -87,37 +86,19 @@ class SolveSession:
             )
         return self._forecast
 
-    def _fit(
-        self, found: Solution, progress: Progress | None, strength: tuning.Strength
-    ) -> OvershootFit | None:
-        """What tells how much an edit leaves and moves; None where nothing can be told."""
-        operator = found.edit.solution_operator
-        if operator is None or not self.group.plan.checked:
-            return None
-        if self._new_sentences is None:
-            self._new_sentences = token_statistics.in_new_sentences(
-                self.group.plan, self.group.fetch, progress
-            )
-        kinds = self.group.plan.kinds
-        return OvershootFit(
-            found.stats, kinds, self.grams, operator, *self._new_sentences, strength
-        )
-
-    def within_drift(
-        self, found: Solution, limit: float, progress: Progress | None = None
-    ) -> Solution:
+    def within_drift(self, found: Solution, limit: float) -> Solution:
         """The solution with 'erase' lowered, now and in later solves, so that what is kept moves by
         `limit` at most; see firmness.py. The same where layers read a CLIP's own states."""
-        fit = self._fit(found, progress, tuning.STRENGTHS["normal"])
-        if fit is None or self.group.located is None or self.group.pooled:
+        if self.group.located is None or self.group.pooled or found.edit.less_firm is None:
             return found
-        self.firmness = firmness.factor(found.edit, fit, limit)
-        if self.firmness == 1 or found.edit.less_firm is None:
+        self.firmness = firmness.factor(found.edit, found.stats, self.grams, limit)
+        if self.firmness == 1:
             return found
+        moved = firmness.drift(found.edit, found.stats, self.grams)
         note = (
             f"'erase' was lowered to {self.firmness:.0e} of itself, because otherwise what is kept "
-            f"would move by {fit.drift(fit.base):.0%}. What is left of a concept in sentences not "
-            "studied may be more."
+            f"would move by {moved:.0%}. What is left of a concept in sentences not studied may be "
+            "more."
         )
         return found.again(found.edit.less_firm(self.firmness), found.stats, note)
 
@@ -135,9 +116,15 @@ class SolveSession:
         may move, both at the strength 'normal'. Nothing is solved again where the edit has
         `for_target`, and nothing is pushed where the plan has no sentences to check it in.
         """
-        fit = self._fit(found, progress, tuning.STRENGTHS[strength]) if most > 0 else None
-        if fit is None:
+        operator = found.edit.solution_operator
+        if operator is None or most <= 0 or not self.group.plan.checked:
             return found
+        concepts, differences = token_statistics.in_new_sentences(
+            self.group.plan, self.group.fetch, progress
+        )
+        kinds = self.group.plan.kinds
+        how = tuning.STRENGTHS[strength]
+        fit = OvershootFit(found.stats, kinds, self.grams, operator, concepts, differences, how)
         shares, notes, back = fit.fit(most, drift)
         found = replace(found, may_come_back=back)
         stats = found.stats.overshot(shares)

@@ -337,7 +337,7 @@ def _solution(
         return found
     drift = getattr(settings.chosen, "drift", 1.0)
     how = tuning.STRENGTHS[settings.strength]
-    found = session.within_drift(found, how.drift * drift, progress)
+    found = session.within_drift(found, how.drift * drift)
     found = session.overshoot(found, settings.overshoot, drift, progress, settings.strength)
     if not session.group.pooled:
         found = aftermath.hold_listed(session, found)
