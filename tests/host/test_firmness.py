@@ -9,6 +9,7 @@ from testbed import pack, trial
 from testbed.train import tiny_transformer
 from testbed.worlds import catalogue, checkpoint
 
+families = pack.module("unlearn.host.architectures")
 anchored = pack.module("unlearn.closed_form.variants.anchored")
 forecast = pack.module("unlearn.analysis.forecast")
 firmness = pack.module("unlearn.closed_form.firmness")
@@ -100,3 +101,13 @@ def test_drift_bounds_the_whole_edit_of_a_transformer(wan):
         moved[drift] = float(said) / 100
         assert ("'erase' was lowered" in report) == (drift < 1)
     assert moved[0.1] <= 0.105 < moved[1.0]
+
+
+@pytest.mark.parametrize("exact", [True, False])
+def test_nothing_is_pushed_past_zero_where_text_is_mixed_with_the_picture_behind(
+    wan, monkeypatch, exact
+):
+    monkeypatch.setattr(type(families.of(wan.model)), "exact", exact)
+    few = {"templates": ("{concept}", "a photo of a {concept}"), "prior": False, "expand": False}
+    report = trial.solve("fox", "cat\nwolf", model=wan.model, clip=wan.clip, drift=1.0, **few)[1]
+    assert ("past zero" in report) == exact

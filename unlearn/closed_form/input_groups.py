@@ -29,7 +29,8 @@ class InputGroup:
     plan, fetch: fetch(prompts of the plan) gives text -> states [n, d], in which the positions of
     these prompts stand. pooled: whether the states are pooled text vectors, one for each prompt.
     located: gives the Prompts of a template with a concept in it, None where CLIP's positions hold.
-    name: of the group, in reports.
+    name: of the group, in reports. exact: whether attention reads what these layers give, and text
+    enters through them alone.
     """
 
     layers: LayerWeights
@@ -38,6 +39,7 @@ class InputGroup:
     pooled: bool = False
     located: Located | None = None
     name: str = ""
+    exact: bool = True
 
     def check_width(self) -> None:
         """Raises UnlearnError when the text encoder does not go with the model."""

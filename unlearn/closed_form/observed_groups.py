@@ -48,7 +48,8 @@ def groups(model: Model, states: ObservedStates, plan: SentencePlan) -> list[Inp
         layers = LayerWeights(model, group.layers, basis)
         fetch = functools.partial(_get, states, group, basis)
         find = functools.partial(observed_forecast.located, states, group)
-        found.append(InputGroup(layers, own, fetch, group.pooled, find, group.name))
+        exact = states.family.exact
+        found.append(InputGroup(layers, own, fetch, group.pooled, find, group.name, exact))
     return found
 
 

@@ -114,7 +114,9 @@ class SolveSession:
 
         most: the largest share of itself by which a concept is pushed; drift: how far what is kept
         may move, both at the strength 'normal'. Nothing is solved again where the edit has
-        `for_target`, and nothing is pushed where the plan has no sentences to check it in.
+        `for_target`, and nothing is pushed where the plan has no sentences to check it in. Nor where
+        text is mixed with the picture behind the layers: what is pushed there turns into something
+        else (docs/results/transformers.md).
         """
         operator = found.edit.solution_operator
         if operator is None or most <= 0 or not self.group.plan.checked:
@@ -125,7 +127,7 @@ class SolveSession:
         kinds = self.group.plan.kinds
         how = tuning.STRENGTHS[strength]
         fit = OvershootFit(found.stats, kinds, self.grams, operator, concepts, differences, how)
-        shares, notes, back = fit.fit(most, drift)
+        shares, notes, back = fit.fit(most if self.group.exact else 0.0, drift)
         found = replace(found, may_come_back=back)
         stats = found.stats.overshot(shares)
         if found.edit.for_target is None:
