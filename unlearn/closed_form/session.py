@@ -114,7 +114,7 @@ class SolveSession:
 
         most: the largest share of itself by which a concept is pushed; drift: how far what is kept
         may move, both at the strength 'normal'. Nothing is solved again where the edit has
-        `for_target`, and nothing is pushed where the plan has no sentences to check it in. Nor where
+        `for_target`. Nothing is pushed where the plan has no sentences to check it in, nor where
         text is mixed with the picture behind the layers: what is pushed there turns into something
         else (docs/results/transformers.md).
         """
