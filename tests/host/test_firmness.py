@@ -89,18 +89,26 @@ def wan(tmp_path_factory):
     return tiny_transformer.studio("wan", folder / "tiny.safetensors")
 
 
-def test_drift_bounds_the_whole_edit_of_a_transformer(wan):
+def test_drift_bounds_the_whole_edit_of_a_transformer_where_what_is_kept_is_known(wan):
     few = {"templates": ("{concept}", "a photo of a {concept}"), "prior": False, "expand": False}
-    few |= {"overshoot": 0.0}  # without a push what is left is the whole edit
-    moved = {}
-    for drift in (1.0, 0.1):
-        report = trial.solve(
-            "fox", "cat\nwolf", model=wan.model, clip=wan.clip, drift=drift, **few
-        )[1]
-        said = report.split("Kept prompts move by ")[1].split("%")[0]
-        moved[drift] = float(said) / 100
-        assert ("'erase' was lowered" in report) == (drift < 1)
-    assert moved[0.1] <= 0.105 < moved[1.0]
+    few |= {"overshoot": 0.0}  # without a push what is moved is by the edit itself
+    twelve = catalogue.EMOJI.order[1:13]
+
+    def moved(keep, drift):
+        """How far kept prompts move, and whether the report says that 'erase' was lowered."""
+        kept = "\n".join(keep)
+        how = {"model": wan.model, "clip": wan.clip, "drift": drift, **few}
+        report = trial.solve("fox", kept, **how)[1]
+        said = float(report.split("Kept prompts move by ")[1].split("%")[0]) / 100
+        return said, "'erase' was lowered" in report
+
+    free, lowered = moved(twelve, 1.0)
+    assert not lowered
+    bounded, lowered = moved(twelve, 0.9 * free)
+    assert lowered and bounded <= 0.9 * free + 0.001
+    # Eleven are filled up by a common noun that nothing holds.
+    free, _ = moved(twelve[1:], 1.0)
+    assert moved(twelve[1:], 0.9 * free) == (free, False)
 
 
 @pytest.mark.parametrize("exact", [True, False])

@@ -14,6 +14,7 @@ import torch
 from .. import provenance
 from ..analysis import forecast
 from ..analysis.forecast import WeightGrams, WordImpact
+from ..concepts.sentences import COMMON
 from ..errors import UnlearnError, quoted
 from ..files.text_cache import TextStateCache, default_folder
 from ..host import architectures, patching, text_encoding, weights
@@ -336,8 +337,10 @@ def _solution(
             return found if session.group.pooled else found.again(found.edit, stats, note)
         return found
     drift = getattr(settings.chosen, "drift", 1.0)
-    how = tuning.STRENGTHS[settings.strength]
-    found = session.within_drift(found, how.drift * drift)
+    # Where the drift is told from common words that nothing holds, it says nothing of what is kept.
+    if settings.prior or len(session.keep) >= len(COMMON):
+        how = tuning.STRENGTHS[settings.strength]
+        found = session.within_drift(found, how.drift * drift)
     found = session.overshoot(found, settings.overshoot, drift, progress, settings.strength)
     if not session.group.pooled:
         found = aftermath.hold_listed(session, found)
