@@ -68,10 +68,10 @@ def attack(name, **fixed):
 
     def register(function):
         @functools.wraps(function)
-        def reading(studio, world, subject, erased, budget, **more):
+        def reading(studio, world, subject, erased, budget, *given, **more):
             if erased.clip is not None:
                 studio = budget.once("studio", functools.partial(studio.reading, erased.clip))
-            return function(studio, world, subject, erased, budget, **more)
+            return function(studio, world, subject, erased, budget, *given, **more)
 
         ATTACKS[name] = functools.partial(reading, **fixed)
         return reading
