@@ -365,23 +365,83 @@ def interrupted(monkeypatch, number, step):
     return lambda: monkeypatch.setattr(rounds.Trainer, "_backward", real)
 
 
+@pytest.mark.parametrize("resist", [0, 2])
 @pytest.mark.parametrize("number,step", [(0, 1), (0, 4), (1, 0), (1, 5)])
-def test_a_run_that_was_cut_off_goes_on_to_the_bit(small, monkeypatch, tmp_path, number, step):
+def test_a_run_that_was_cut_off_goes_on_to_the_bit(
+    small, monkeypatch, tmp_path, number, step, resist
+):
     import comfy.model_management as mm
 
     monkeypatch.setattr(tuning, "MEASURE_EVERY", 1)  # so that the rate changes, too
     monkeypatch.setattr(saved_run, "path", lambda name: tmp_path / f"{name}.safetensors")
-    whole = train(small, TWO)
+    whole = train(small, TWO, resist=resist)
     again = interrupted(monkeypatch, number, step)
     with pytest.raises(mm.InterruptProcessingException):
-        train(small, TWO, resume="run")
+        train(small, TWO, resume="run", resist=resist)
     again()
     assert (tmp_path / "run.safetensors").is_file()
     with pytest.raises(UnlearnError, match="another model, other concepts or other settings"):
-        train(small, TWO, resume="run", learning_rate=3e-3)
-    resumed = train(small, TWO, resume="run")
+        train(small, TWO, resume="run", resist=resist, learning_rate=3e-3)
+    resumed = train(small, TWO, resume="run", resist=resist)
     assert resumed[0] == whole[0] and resumed[1] == whole[1]
     assert not list(tmp_path.iterdir())
+
+
+def searched(small, resist):
+    """(Trainer after one step's search on a concept, latents, noise levels, their noise)."""
+    trainer = trainer_of(*small, resist=resist)
+    trainer.open_round(0)
+    trainer.step = SMALL["warmup"]
+    net, task = trainer.network, trainer.data.plan.tasks[0]
+    latents, own, _ = trainer._random_pictures(task)
+    sigma = teachers.spread_levels(net, len(latents), trainer.generator)
+    x = net.noised(latents, teachers.noise_like(latents, trainer.generator), sigma)
+    trainer.adversary.restart_some(0, own)
+    return trainer, x, sigma, net.denoising_target(latents, x, sigma)
+
+
+def test_the_search_finds_states_that_draw_the_concept_better(small):
+    with torch.inference_mode(False), torch.enable_grad():
+        trainer, x, sigma, noise = searched(small, resist=3)
+        net, adversary = trainer.network, trainer.adversary
+        weights_before = [w.detach().clone() for w in trainer.weights]
+        start = adversary.states.clone()
+
+        def loss():
+            said = net.predict(net.student, x, sigma, adversary.texts, adversary.states)
+            return float((said - noise).square().sum().detach())
+
+        before = loss()
+        assert before == pytest.approx(
+            float((net.predict(net.student, x, sigma, adversary.texts) - noise).square().sum())
+        )
+        for _ in range(4):
+            adversary.search(x, sigma, noise)
+        assert loss() < before
+        assert torch.equal(adversary.states[:, 0], start[:, 0])  # every text begins alike
+        assert not torch.equal(adversary.states[:, 1:], start[:, 1:])
+        assert all(map(torch.equal, trainer.weights, weights_before))
+        assert all(w.grad is None for w in trainer.weights)
+
+
+def test_slots_of_the_search_begin_again_in_turn(small, monkeypatch):
+    monkeypatch.setattr(tuning, "SEARCHED_FOR", 4)
+    with torch.inference_mode(False), torch.enable_grad():
+        adversary = searched(small, resist=1)[0].adversary
+        again = []
+        monkeypatch.setattr(type(adversary), "restart", lambda self, slot, text: again.append(slot))
+        for step in range(9):
+            again.append("/")
+            adversary.restart_some(step, [1, 1])
+    assert again == ["/", 0, 1, "/", "/", 1, "/", "/", 0, "/", "/", 1, "/", "/", 0]
+
+
+def test_what_was_found_is_overwritten_too_and_the_round_takes_all_its_steps(small):
+    patch, losses, _, report = train(small, resist=2, stop_at=0.99)
+    plain_patch, plain, *_ = train(small, stop_at=0.99)
+    assert len(losses["loss"]) == SMALL["steps"] > 0
+    assert "resist" in losses and "resist" not in plain
+    assert patch != plain_patch
 
 
 def test_a_damaged_training_file_is_named(small, monkeypatch, tmp_path):
@@ -739,7 +799,13 @@ def test_compiled_models_are_refused(small):
 
 
 @pytest.mark.parametrize(
-    "which,matrices", [("cross-attention", 4), ("keys and values", 2), ("all attention", 8)]
+    "which,matrices",
+    [
+        ("cross-attention", 4),
+        ("keys and values", 2),
+        ("all attention", 8),
+        ("attention and feed-forward", 9),
+    ],
 )
 def test_trainable_matrices(small, which, matrices):
     found = networks.layers(small[0], which)

@@ -359,11 +359,17 @@ class Network:
         return h.hexdigest()
 
     def predict(
-        self, branch: Branch, x: torch.Tensor, sigma: torch.Tensor, text_ids: Sequence[int]
+        self,
+        branch: Branch,
+        x: torch.Tensor,
+        sigma: torch.Tensor,
+        text_ids: Sequence[int],
+        context: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """The output of a branch, float32 [b, c, h, w]: the noise, or v, as the model has it.
 
-        x: latents [b, c, h, w] at the noise levels sigma [b], under one text each.
+        x: latents [b, c, h, w] at the noise levels sigma [b], under one text each. context: token
+        states [b, n, d] in place of the texts' own, or None.
         """
         given = {}
         for name, tensor in self.conds.items():
@@ -375,12 +381,26 @@ class Network:
         xc = self.sampling.calculate_input(sigma, x).to(self.dtype)
         if "c_concat" in given:
             xc = torch.cat([xc, given.pop("c_concat")], 1)
-        context = given.pop("c_crossattn")
+        own_states = given.pop("c_crossattn")
+        context = own_states if context is None else context.to(own_states)
         t = self.sampling.timestep(sigma).float().to(self.device)
         options = dict(self._options)
         return branch(
             xc, t, context=context, control=None, transformer_options=options, **given
         ).float()
+
+    def states(
+        self, text_ids: Sequence[int], other: Sequence[torch.Tensor | None]
+    ) -> torch.Tensor | None:
+        """Token states [b, n, d] of texts, some replaced by `other`; None where all are their own.
+
+        other: for each text its states [n, d], or None.
+        """
+        if all(state is None for state in other):
+            return None
+        own = self.conds["c_crossattn"][list(text_ids)].to(self.device, self.dtype)
+        pairs = zip(own, other, strict=True)
+        return torch.stack([a if b is None else b.to(a) for a, b in pairs])
 
     @torch.no_grad()
     def predict_in_batches(

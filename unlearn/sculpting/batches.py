@@ -17,12 +17,16 @@ class Term(NamedTuple):
 
 
 class Rows(NamedTuple):
-    """Latents x [n, ...] at noise levels sigma [n] under texts, with the terms over all of them."""
+    """Latents x [n, ...] at noise levels sigma [n] under texts, with the terms over all of them.
+
+    states: token states [n, t, d] in place of the texts' own, or None.
+    """
 
     x: torch.Tensor
     sigma: torch.Tensor
     text_ids: Sequence[int]
     terms: tuple[Term, ...]
+    states: torch.Tensor | None = None
 
 
 class PlacedTerm(NamedTuple):
@@ -41,9 +45,11 @@ class Batch:
         self.sigma = torch.cat([part.sigma for part in parts])
         self.text_ids = [text_id for part in parts for text_id in part.text_ids]
         self.placed: list[PlacedTerm] = []
+        self.states: list[torch.Tensor | None] = []  # for each row
         first = 0
         for part in parts:
             end = first + len(part.x)
+            self.states += [None] * len(part.x) if part.states is None else [*part.states]
             self.placed += [PlacedTerm(term, first, end) for term in part.terms]
             first = end
 
@@ -66,6 +72,7 @@ class Chunk:
         self.x = batch.x[first:end]
         self.sigma = batch.sigma[first:end]
         self.text_ids = batch.text_ids[first:end]
+        self.states = batch.states[first:end]
         index, targets, weights = [], [], []
         self.lengths: list[int] = []
         for term, start, stop in batch.placed:

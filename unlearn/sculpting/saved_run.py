@@ -51,6 +51,8 @@ def identity(trainer: Trainer) -> str:
     data, network = trainer.data, trainer.network
     h = hashlib.blake2b(data.model_digest.encode(), digest_size=16)
     settings = {k: v for k, v in asdict(trainer.settings).items() if k not in FREE}
+    if not settings["resist"]:
+        del settings["resist"]  # files of older versions do not know it
     earlier = network.earlier.digest if network.earlier is not None else None
     described = [settings, data.plan, earlier, str(network.dtype)]
     h.update(json.dumps(described, default=str, sort_keys=True).encode())
@@ -102,6 +104,9 @@ def _tensors(trainer: Trainer) -> dict[str, torch.Tensor]:
             tensors[f"{i}.mask"] = trainer.masks[i]
     for key, value in trainer.network.teacher_weights.items():
         tensors[f"teacher.{key}"] = value
+    if trainer.adversary is not None:
+        states, texts = trainer.adversary.before_step
+        tensors["adversary.states"], tensors["adversary.texts"] = states, torch.tensor(texts)
     return tensors
 
 
@@ -188,6 +193,13 @@ def _restore(
     _restore_weights(trainer, tensors)
     for key, value in trainer.network.teacher_weights.items():
         value.copy_(_fitting(tensors, f"teacher.{key}", value.shape))
+    if trainer.adversary is not None:
+        adversary = trainer.adversary
+        adversary.states.copy_(_fitting(tensors, "adversary.states", adversary.states.shape))
+        texts = _fitting(tensors, "adversary.texts", (len(adversary.texts),)).tolist()
+        if any(not 0 <= text < len(trainer.network.texts) for text in texts):
+            raise ValueError("the texts of the search")
+        adversary.texts = texts
     trainer.generator.set_state(tensors["generator"])
 
 

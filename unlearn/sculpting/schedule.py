@@ -29,10 +29,14 @@ class Phase:
 
 @dataclass(frozen=True)
 class Schedule:
-    """The rules of a round with at most `steps` steps, which ends when `stop_at` is left."""
+    """The rules of a round with at most `steps` steps, which ends when `stop_at` is left.
+
+    whole: the round takes all its steps, however little is left.
+    """
 
     steps: int
     stop_at: float
+    whole: bool = False
 
     def length(self, phase: Phase) -> int:
         """How many steps the round has as things stand."""
@@ -49,7 +53,7 @@ class Schedule:
         if left > self.stop_at ** (step / self.steps):  # slower than evenly over all steps
             faster = min(phase.lr_scale * tuning.LR_GROWTH, tuning.LR_SCALE_LIMIT)
             return replace(phase, lr_scale=faster, overwriting=True)
-        if left > self.stop_at:
+        if left > self.stop_at or self.whole:
             return replace(phase, overwriting=True)
         length = max(tuning.COOLDOWN_LEAST, int(tuning.COOLDOWN_SHARE * step))
         cooldown = (step, min(self.steps, step + length))

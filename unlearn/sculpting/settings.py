@@ -46,6 +46,7 @@ class TrainingSettings:
     precision: str = "auto"  # of activations
     checkpointing: bool = False  # compute activations twice instead of keeping them
     preview_every: int = 0  # steps between two previews; 0 for none
+    resist: int = 0  # steps of searching for states that revive the concept, in each step
     low_rank: int = 0  # rank of the patch; 0 keeps every trained weight
     on_cancel: str = "discard"  # one of ON_CANCEL
     seed: int = 0
@@ -84,7 +85,8 @@ class TrainingSettings:
     def rows_per_step(self) -> int:
         """Most rows in one training step."""
         superclass = self.batch if self.align or self.distil else 0
-        return self.batch + superclass + (self.held if self.replays else 0)
+        searched = self.batch if self.resist else 0
+        return self.batch + searched + superclass + (self.held if self.replays else 0)
 
 
 DEFAULTS: dict[str, Any] = asdict(TrainingSettings())

@@ -22,6 +22,7 @@ from ..host.architectures import cross_attention
 from ..host.memory import BatchSize
 from ..host.training_network import Network
 from . import tuning
+from .adversary import Adversary
 from .batches import Batch, Rows, Term
 from .plan import ForgetTask
 from .report import TrainingResult
@@ -63,7 +64,10 @@ class Trainer:
         self.settings = settings
         self.bar = bar
         self.node_id = node_id
-        self.schedule = Schedule(settings.steps, settings.stop_at)
+        self.schedule = Schedule(settings.steps, settings.stop_at, whole=settings.resist > 0)
+        self.adversary: Adversary | None = None
+        if settings.resist:
+            self.adversary = Adversary(network, settings.batch, settings.resist)
         self.weights = list(network.trainable.values())
         self.importance = [torch.zeros_like(w, requires_grad=False) for w in self.weights]
         self.touched = [
@@ -168,6 +172,8 @@ class Trainer:
         while self.step < s.warmup + self.schedule.length(self.phase):
             # Whatever interrupts the step from here on, it can be taken again from this state.
             self.generator_state = self.generator.get_state()
+            if self.adversary is not None:
+                self.adversary.remember()
             before_step()
             per_step = (time.time() - start) / max(1, self.step - first)
             phase = self._next_phase(task, per_step)
@@ -246,13 +252,21 @@ class Trainer:
             if prediction is not None and s.distil:
                 terms.append(Term("distil", prediction, s.distil / s.batch))
             found.append(Rows(y, sigma, text_ids, tuple(terms)))
-        if overwriting or not (found or teacher.retained):
+        searching = self.adversary is not None
+        if overwriting or searching or not (found or teacher.retained):
             x = net.noised(latents, noise_like(latents, self.generator), sigma)
             target = net.predict_in_batches(
                 net.student, x, sigma, other, self.batch_size, most_rows(s)
             )
-            term = Term("overwrite", target, task.concept.weight / s.batch)
-            found.insert(0, Rows(x, sigma, own, (term,)))
+            weight = task.concept.weight / s.batch
+            if overwriting:
+                found.insert(0, Rows(x, sigma, own, (Term("overwrite", target, weight),)))
+            if self.adversary is not None:
+                self.adversary.restart_some(step, own)
+                self.adversary.search(x, sigma, net.denoising_target(latents, x, sigma))
+                term = Term("resist", target, weight)
+                states = self.adversary.states.clone()
+                found.append(Rows(x, sigma, own, (term,), states))
         if teacher.retained is not None:
             retained = teacher.retained.of_step(step, s.held)
             assert retained.prediction is not None  # `replay` distils
@@ -280,7 +294,8 @@ class Trainer:
             w.grad = None
         net, sums = self.network, []
         for chunk in batch.chunks(rows):
-            prediction = net.predict(net.student, chunk.x, chunk.sigma, chunk.text_ids)
+            context = net.states(chunk.text_ids, chunk.states)
+            prediction = net.predict(net.student, chunk.x, chunk.sigma, chunk.text_ids, context)
             total, errors = kernel.objective(prediction[chunk.index], chunk.target, chunk.weights)
             self.scaler.scale(total).backward()
             sums.append(torch.cat([total.detach()[None], chunk.by_term(errors)]))

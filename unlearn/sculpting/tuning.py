@@ -45,6 +45,14 @@ OVERWRITE_ABOVE = 0.9
 # have full length. Not measured; 2026-11-21.
 RAMP_STEPS = 10
 
+# --- What is searched for while a concept is overwritten ------------------------------------------
+
+# Length of a step of the search, as a share of the root mean square of the states. Not measured.
+SEARCH_STEP = 0.05
+
+# Training steps after which a search begins again. Not measured.
+SEARCHED_FOR = 20
+
 # A total loss from which training is given up. Predictions have a variance of about one, so a loss
 # far above one means that the network is broken. Not measured; 2026-11-21.
 EXPLODED_LOSS = 100.0

@@ -37,6 +37,10 @@ _TRAINABLE = {
     "cross-attention": (("attn2",), ("to_q", "to_k", "to_v", "to_out")),
     "keys and values": (("attn2",), ("to_k", "to_v")),
     "all attention": (("attn1", "attn2"), ("to_q", "to_k", "to_v", "to_out")),
+    "attention and feed-forward": (
+        ("attn1", "attn2", "ff"),
+        ("to_q", "to_k", "to_v", "to_out", "net.2"),
+    ),
 }
 _POOLED = "diffusion_model.label_emb.0.0.weight"
 _POOLED_LABEL = "pooled text"

@@ -1,0 +1,70 @@
+"""Searching, while a concept is trained away, for the text states that bring it back best.
+
+Whoever looks for an erased concept looks for text that still draws it: an embedding learned from
+pictures, a prompt found by search. All of these reach the network as token states. So an adversary
+searches the states themselves, a few steps of gradient descent at a time, and what it finds is
+overwritten like the concept's own sentences (adversarial training; for text encoders AdvUnlearn,
+arXiv 2405.15234).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from ...kernels import sculpting as kernel
+from ..host.training_network import Network
+from . import tuning
+
+
+class Adversary:
+    """States [slots, n, d] of one concept, float32 on the network's device.
+
+    The first token of a text is the same in all, so it is never changed.
+    """
+
+    def __init__(self, network: Network, slots: int, steps: int) -> None:
+        """slots: rows that are searched at once. steps: of descent in each training step."""
+        self.network = network
+        self.steps = steps
+        self.texts = [0] * slots
+        one = network.conds["c_crossattn"][:1]
+        self.states = one.float().repeat(slots, 1, 1).to(network.device)
+        self.remember()
+
+    def remember(self) -> None:
+        """Notes the present state, from which a training step can be taken again."""
+        self.before_step = (self.states.clone(), list(self.texts))
+
+    def restart(self, slot: int, text_id: int) -> None:
+        """Lets a slot begin again from a text of the network."""
+        self.texts[slot] = text_id
+        self.states[slot] = self.network.conds["c_crossattn"][text_id].to(self.states)
+
+    def restart_some(self, step: int, text_ids: Sequence[int]) -> None:
+        """Before a training step: slots begin again in turn, all of them at the first step.
+
+        text_ids: a text for each slot.
+        """
+        for slot, text_id in enumerate(text_ids):
+            turn = (step - slot * tuning.SEARCHED_FOR // len(text_ids)) % tuning.SEARCHED_FOR
+            if step == 0 or turn == 0:
+                self.restart(slot, text_id)
+
+    def search(self, x: torch.Tensor, sigma: torch.Tensor, noise: torch.Tensor) -> None:
+        """Changes the states so that the student denoises pictures of the concept better.
+
+        x: latents [slots, ...] at noise levels sigma [slots]. noise: the outputs that denoise them.
+        Each step moves every number by the same length, as in projected gradient descent
+        (arXiv 1706.06083), a share of the states' root mean square.
+        """
+        for _ in range(self.steps):
+            states = self.states.detach().requires_grad_()
+            prediction = self.network.predict(
+                self.network.student, x, sigma, self.texts, context=states
+            )
+            loss = kernel.squared_error(prediction, noise).sum()
+            (gradient,) = torch.autograd.grad(loss, states)
+            length = tuning.SEARCH_STEP * self.states.square().mean().sqrt()
+            self.states[:, 1:] -= length * gradient[:, 1:].sign()
