@@ -124,19 +124,18 @@ class Table:
 
     def attacked(self, attack, row, name):
         """The hits of one attack."""
-        model, world = Erased(self.case.model(row), 0), self.case.world
+        erased, world = self.case.erased(row), self.case.world
         subject, budget = self.known[name], self.budget(row)
-        return attacks.ATTACKS[attack](self.case.studio, world, subject, model, budget)
+        return attacks.ATTACKS[attack](self.case.studio, world, subject, erased, budget)
 
     def figures(self, row):
         """forgot, kept and overall of a row without an attack, and the bytes of its patches."""
         how, case = (self.case.studio, protocol(self.case, self.given.judged)), self.case
         if self.before is None:
             self.before = protocols.draw(*how, None, self.given.steps)
-        erased = Erased(case.model(row), 0)
+        erased = case.erased(row)
         after = protocols.draw(*how, erased, self.given.steps)
-        size = sum(patch.nbytes for patch in case.patches(row))
-        return scores.rates(self.before.marks, after.marks) | {"bytes": size}
+        return scores.rates(self.before.marks, after.marks) | {"bytes": erased.nbytes}
 
 
 def costs(table):

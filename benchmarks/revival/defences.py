@@ -12,7 +12,7 @@ import torch
 
 from testbed import pack
 
-from ..peers import _information, protocols
+from ..peers import Erased, _information, protocols
 from ..world import dynamic_mask, fia
 from .attacks import reviver
 from .subjects import CONTROL, of_world
@@ -21,6 +21,8 @@ adapters = pack.module("unlearn.host.adapters")
 complement = pack.module("kernels.complement").complement
 layers = pack.module("unlearn.host.architectures")
 masks = pack.module("unlearn.pruning.masks")
+encoder = pack.module("unlearn.closed_form.text_encoder")
+parts = pack.module("unlearn.files.encoder_parts")
 patch_file = pack.module("unlearn.files.patch_file")
 patching = pack.module("unlearn.host.patching")
 saliency = pack.module("unlearn.pruning.collection")
@@ -35,6 +37,8 @@ weights = pack.module("unlearn.host.weights")
 UNEDITED, SCAPRE, FIA = "none", "ScaPre", "Forget-It-All"
 AS_REVIVED = "ScaPre + pruned as revived"
 TRAINER, STACK = "Dynamic Mask Trainer", "all three stacked"
+SEARCHING, TEXT = "Dynamic Mask Trainer, searching", "text encoder"
+SEARCH = {"resist": 3, "trainable": "attention and feed-forward"}
 PRUNED = {"granularity": "connection", "r2": 0.03}
 HELD = 0.99  # share of the energy of kept outputs whose directions no projection touches
 WRITTEN = 0.95  # share of the energy of what the concept writes beside them that is projected out
@@ -101,8 +105,17 @@ class Case:
 
     @torch.inference_mode()
     def on(self, model, patches):
-        """A MODEL with patches, one after another."""
-        return functools.reduce(lambda m, patch: patching.apply(m, patch)[0], patches, model)
+        """A MODEL with patches, one after another, but for what is of the text encoder."""
+        of_model = [part for part in map(parts.of_model, patches) if part is not None]
+        return functools.reduce(lambda m, patch: patching.apply(m, patch)[0], of_model, model)
+
+    @torch.inference_mode()
+    def erased(self, name):
+        """Erased of a defence; with a CLIP where it edits the text encoder."""
+        patches = self.patches(name)
+        of_clip = [part for part in map(parts.of_encoder, patches) if part is not None]
+        clip = functools.reduce(parts.apply, of_clip, self.studio.clip) if of_clip else None
+        return Erased(self.model(name), sum(patch.nbytes for patch in patches), clip=clip)
 
     def patch(self, method, model, edits):
         """An UnlearnPatch of edits [(weight key, edit)] of a MODEL."""
@@ -183,10 +196,13 @@ def forget_it_all(case):
     return (masks.fuse(maps, **PRUNED)[0],)
 
 
-def trained(case, earlier=None):
-    """The patch of Dynamic Mask Trainer; earlier: what it starts from and contains."""
+def trained(case, earlier=None, **other):
+    """The patch of Dynamic Mask Trainer; earlier: what it starts from and contains.
+
+    other: settings in place of those of `dev.py bench dynamic_mask`.
+    """
     more = {"size": 8 * case.world.size, "variant": "replay", "seed": SEED}
-    how = sculpting_settings.TrainingSettings(**{**dynamic_mask.LEARNING, **more})
+    how = sculpting_settings.TrainingSettings(**{**dynamic_mask.LEARNING, **more, **other})
     inputs = sculpting.TrainingInputs(earlier=earlier)
     s = case.studio
     return sculpting.train(s.model, s.clip, case.concepts, how, inputs).patch
@@ -197,6 +213,42 @@ def trained(case, earlier=None):
 def trainer(case):
     """Dynamic Mask Trainer, as `dev.py bench dynamic_mask` trains the worlds."""
     return (trained(case),)
+
+
+@defence(SEARCHING)
+@torch.inference_mode()
+def searching(case):
+    """It also searches for states that revive a concept, and overwrites what it finds."""
+    return (trained(case, **SEARCH),)
+
+
+@defence(f"{SCAPRE}, then {SEARCHING}")
+@torch.inference_mode()
+def searching_behind(case):
+    """The same from ScaPre's edit on."""
+    (solved,) = case.patches(SCAPRE)
+    return (trained(case, solved, **SEARCH),)
+
+
+@defence(TEXT)
+@torch.inference_mode()
+def text_encoder(case):
+    """The first layer of the text encoder alone, as Erase in Text Encoder edits it."""
+    return (encoder.solve(case.studio.clip, case.concepts)[0],)
+
+
+@defence(f"{SCAPRE} + {TEXT}")
+@torch.inference_mode()
+def both_ends(case):
+    """The keys and values, and the text encoder."""
+    return (*case.patches(SCAPRE), *case.patches(TEXT))
+
+
+@defence(f"{AS_REVIVED} + {TEXT}")
+@torch.inference_mode()
+def pruned_and_encoder(case):
+    """ScaPre, pruned as revived, and the text encoder: three places."""
+    return (*case.patches(AS_REVIVED), *case.patches(TEXT))
 
 
 @defence(STACK)

@@ -416,12 +416,23 @@ def test_the_search_finds_states_that_draw_the_concept_better(small):
             float((net.predict(net.student, x, sigma, adversary.texts) - noise).square().sum())
         )
         for _ in range(4):
-            adversary.search(x, sigma, noise)
+            adversary.search(x, sigma, noise, trainer.batch_size)
         assert loss() < before
         assert torch.equal(adversary.states[:, 0], start[:, 0])  # every text begins alike
         assert not torch.equal(adversary.states[:, 1:], start[:, 1:])
         assert all(map(torch.equal, trainer.weights, weights_before))
         assert all(w.grad is None for w in trainer.weights)
+
+
+def test_the_search_does_not_depend_on_how_many_slots_fit(small):
+    found = []
+    with torch.inference_mode(False), torch.enable_grad():
+        for most in (10**9, 1):
+            trainer, *given = searched(small, resist=2)
+            trainer.adversary.search(*given, memory.BatchSize(most))
+            found.append(trainer.adversary.states)
+    # The sign of a gradient of nearly nothing may be rounding.
+    assert float(torch.isclose(*found, rtol=1e-4, atol=1e-5).float().mean()) > 0.98
 
 
 def test_slots_of_the_search_begin_again_in_turn(small, monkeypatch):

@@ -10,10 +10,12 @@ arXiv 2405.15234).
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 
 from ...kernels import sculpting as kernel
+from ..host.memory import BatchSize
 from ..host.training_network import Network
 from . import tuning
 
@@ -52,19 +54,33 @@ class Adversary:
             if step == 0 or turn == 0:
                 self.restart(slot, text_id)
 
-    def search(self, x: torch.Tensor, sigma: torch.Tensor, noise: torch.Tensor) -> None:
+    def search(
+        self, x: torch.Tensor, sigma: torch.Tensor, noise: torch.Tensor, batch_size: BatchSize
+    ) -> None:
         """Changes the states so that the student denoises pictures of the concept better.
 
         x: latents [slots, ...] at noise levels sigma [slots]. noise: the outputs that denoise them.
+        batch_size: how many slots go through the network at once.
         Each step moves every number by the same length, as in projected gradient descent
         (arXiv 1706.06083), a share of the states' root mean square.
         """
         for _ in range(self.steps):
-            states = self.states.detach().requires_grad_()
-            prediction = self.network.predict(
-                self.network.student, x, sigma, self.texts, context=states
-            )
-            loss = kernel.squared_error(prediction, noise).sum()
-            (gradient,) = torch.autograd.grad(loss, states)
             length = tuning.SEARCH_STEP * self.states.square().mean().sqrt()
-            self.states[:, 1:] -= length * gradient[:, 1:].sign()
+            at, moved = 0, self.states.clone()
+            while at < len(x):
+                work = partial(self._gradient, x[at:], sigma[at:], noise[at:], at)
+                n, gradient = batch_size.run(len(x) - at, work)
+                moved[at : at + n, 1:] -= length * gradient[:, 1:].sign()
+                at += n
+            self.states = moved
+
+    def _gradient(
+        self, x: torch.Tensor, sigma: torch.Tensor, noise: torch.Tensor, first: int, n: int
+    ) -> torch.Tensor:
+        """The gradient [n, t, d] of the denoising loss by the states of n slots from `first` on."""
+        states = self.states[first : first + n].detach().requires_grad_()
+        texts = self.texts[first : first + n]
+        student = self.network.student
+        prediction = self.network.predict(student, x[:n], sigma[:n], texts, context=states)
+        loss = kernel.squared_error(prediction, noise[:n]).sum()
+        return torch.autograd.grad(loss, states)[0]

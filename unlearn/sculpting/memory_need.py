@@ -97,7 +97,8 @@ def drawing_seconds(settings: TrainingSettings, pictures: int, row: RowCost) -> 
 def training_seconds(settings: TrainingSettings, rounds: int, row: RowCost) -> float:
     """How long so many rounds of training take at most."""
     s = settings
-    passes = s.steps * s.rows_per_step * tuning.TEACHER_TIME + s.warmup * s.batch
+    searched = s.steps * s.resist * s.batch
+    passes = s.steps * s.rows_per_step * tuning.TEACHER_TIME + s.warmup * s.batch + searched
     return rounds * passes * row.seconds
 
 

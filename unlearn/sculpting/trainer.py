@@ -263,7 +263,8 @@ class Trainer:
                 found.insert(0, Rows(x, sigma, own, (Term("overwrite", target, weight),)))
             if self.adversary is not None:
                 self.adversary.restart_some(step, own)
-                self.adversary.search(x, sigma, net.denoising_target(latents, x, sigma))
+                noise = net.denoising_target(latents, x, sigma)
+                self.adversary.search(x, sigma, noise, self.batch_size)
                 term = Term("resist", target, weight)
                 states = self.adversary.states.clone()
                 found.append(Rows(x, sigma, own, (term,), states))

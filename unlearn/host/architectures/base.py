@@ -12,7 +12,8 @@ from ..text_encoding import Prompt
 
 Role = Literal["key", "value", "key and value", "query", "output", "entry", "feed-forward"]
 # The choices of which matrices are trained, as the node Dynamic Mask Trainer names them.
-TRAINABLE = ("cross-attention", "keys and values", "all attention", "attention and feed-forward")
+TRAINABLE = ("cross-attention", "keys and values", "all attention")
+WIDEST = "attention and feed-forward"  # of UNets; no node offers it before it is measured
 
 
 class Layer(NamedTuple):

@@ -17,7 +17,7 @@ from ...errors import UnlearnError
 from .. import weights
 from ..model_types import Model
 from ..text_encoding import Prompt
-from .base import Architecture, Layer, Role, Spans, kind
+from .base import WIDEST, Architecture, Layer, Role, Spans, kind
 
 _BLOCK = (
     r"^diffusion_model\.(input|middle|output)_blocks?\.(\d+)(?:\.\d+)?\.transformer_blocks\.(\d+)\."
@@ -37,7 +37,7 @@ _TRAINABLE = {
     "cross-attention": (("attn2",), ("to_q", "to_k", "to_v", "to_out")),
     "keys and values": (("attn2",), ("to_k", "to_v")),
     "all attention": (("attn1", "attn2"), ("to_q", "to_k", "to_v", "to_out")),
-    "attention and feed-forward": (
+    WIDEST: (
         ("attn1", "attn2", "ff"),
         ("to_q", "to_k", "to_v", "to_out", "net.2"),
     ),
