@@ -226,6 +226,9 @@ class Fake:
             raise ValueError("it needs a GPU.")
         return name
 
+    def erased(self, name):
+        return Erased(self.model(name), 0)
+
 
 def test_a_run_goes_on_where_the_last_one_stopped(tmp_path, monkeypatch):
     given = Namespace(pictures=2, steps=2, judged=2, fresh=False, out=tmp_path / "revival.json")
@@ -260,6 +263,18 @@ def test_a_run_goes_on_where_the_last_one_stopped(tmp_path, monkeypatch):
     text = __main__.markdown(json.loads(given.out.read_text()))
     assert "| fake | 0.50 |  |" in text and "abc1234" in text
     assert f"### control: {subjects.CONTROL}" in text and "broken" not in text
+
+
+def test_a_defence_of_the_text_encoder_gives_a_clip_and_leaves_the_model(studio, tmp_path):
+    case = defences.Case(studio, tmp_path)
+    concepts = defences.text.parse("fox -> animal")
+    case.known[defences.TEXT] = (defences.encoder.solve(studio.clip, concepts)[0],)
+    erased = case.erased(defences.TEXT)
+    assert erased.model is studio.model and erased.clip is not studio.clip
+    assert erased.nbytes == case.known[defences.TEXT][0].nbytes > 0
+    said = [s.encode(["a photo of a fox"]) for s in (studio, studio.reading(erased.clip))]
+    assert not torch.equal(*said)
+    assert case.erased(defences.UNEDITED).clip is None
 
 
 def test_the_lengths_of_a_training_cost_one_training():

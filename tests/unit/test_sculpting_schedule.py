@@ -119,6 +119,7 @@ def test_losses_by_term_are_weighted_sums():
     [
         ({}, 4 + 4 + 8),
         ({"variant": "intended"}, 4 + 4),
+        ({"resist": 2}, 4 + 4 + 4 + 8),
         ({"align": 0.0, "distil": 0.0}, 4 + 8),
         ({"variant": "released", "align": 0.0, "distil": 0.0}, 4),
     ],

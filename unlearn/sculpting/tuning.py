@@ -124,6 +124,8 @@ IN_PROVENANCE: dict[str, float | int | str] = {
     "cooldown_at": COOLDOWN_AT,
     "overwrite_above": OVERWRITE_ABOVE,
     "ramp_steps": RAMP_STEPS,
+    "search_step": SEARCH_STEP,
+    "searched_for": SEARCHED_FOR,
     "exploded_loss": EXPLODED_LOSS,
     "teacher_steps": TEACHER_STEPS,
     "teacher_uses": TEACHER_USES,
