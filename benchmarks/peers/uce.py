@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 import torch
 
-from . import _shared, uce_transformer
+from . import _shared, _uce_transformer
 
 NAME = "UCE"
 kernel, scapre = _shared.uce, _shared.scapre
@@ -123,8 +123,8 @@ def same_edits(model, known, setting, seed=0):
 @torch.inference_mode()
 def erase(model, clip, concepts, seed=0, size=64):
     kind = _shared.kind_of(concepts)
-    if uce_transformer.is_transformer(model):
-        found = uce_transformer.edits(model, clip, concepts, OFFICIAL[kind])
+    if _uce_transformer.is_transformer(model):
+        found = _uce_transformer.edits(model, clip, concepts, OFFICIAL[kind])
     else:
         found = edits(model, read(clip, concepts, kind), OFFICIAL[kind], seed)
     return _shared.erased(model, NAME, concepts, found)

@@ -8,6 +8,7 @@ import torch
 from benchmarks.peers import (
     _information,
     _shared,
+    _uce_transformer,
     conceptprune,
     esd,
     mace_cfr,
@@ -21,7 +22,6 @@ from benchmarks.peers import (
     slider,
     speed,
     uce,
-    uce_transformer,
 )
 from testbed import tiny
 from testbed.train import tiny_transformer
@@ -749,12 +749,12 @@ def test_uce_on_a_transformer_is_its_equation_on_what_the_layers_see(transformer
     concepts = types.ConceptSet(
         (types.Concept("fox", superclass="animal"), types.Concept("house")), ("cat",)
     )
-    found = uce_transformer.edits(shown.model, shown.clip, concepts, uce.OFFICIAL["few"])
+    found = _uce_transformer.edits(shown.model, shown.clip, concepts, uce.OFFICIAL["few"])
     family = _shared.layers.of(shown.model)
     assert [key for key, _ in found] == [layer.key for layer in family.cross_attention_layers()]
-    states = uce_transformer.observed.ObservedStates(family, shown.clip)
+    states = _uce_transformer.observed.ObservedStates(family, shown.clip)
     said = {
-        t: uce_transformer.blocks_of(states, states.groups[0], t)[0]
+        t: _uce_transformer.blocks_of(states, states.groups[0], t)[0]
         for t in ("fox", "animal", "house", "", "cat")
     }
     pairs = [
