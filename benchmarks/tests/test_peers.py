@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from benchmarks.peers import (
+    Erased,
     _information,
     _shared,
     _uce_transformer,
@@ -313,7 +314,7 @@ def test_oce_reads_sentences_but_for_many_concepts():
 def test_negative_prompts_name_every_concept(peer, perp):
     concepts = types.ConceptSet((types.Concept("fox", aliases=("vixen",)), types.Concept("house")))
     model = object()
-    assert peer.erase(model, None, concepts) == (model, 0, "fox, vixen, house", perp)
+    assert peer.erase(model, None, concepts) == Erased(model, 0, "fox, vixen, house", perp)
 
 
 def test_conceptprune_literal():
