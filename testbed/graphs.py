@@ -890,13 +890,13 @@ def _patched(loaded, patches, prompt, room, x, negative=""):
     applied = {f"patches.patch{k}": [i, 0] for k, i in enumerate(patches)}
     more = 26 * (len(patches) - 1)  # height of the sockets
     node, size = room
-    without = "ConditioningZeroOut", "No Negative Prompt", (x, 405 + more, 340, 60)
-    against = "CLIPTextEncode", "Negative Prompt", (x, 405 + more, 340, 102)
+    without = "ConditioningZeroOut", "No Negative Prompt", (x, 440 + more, 340, 60)
+    against = "CLIPTextEncode", "Negative Prompt", (x, 440 + more, 340, 102)
     return {
         "5": (
             "ApplyUnlearnPatch",
             "Apply Unlearn Patch",
-            (x, 0, 340, 210 + more),
+            (x, 0, 340, 240 + more),
             {
                 "model": loaded.model,
                 **applied,
@@ -908,13 +908,13 @@ def _patched(loaded, patches, prompt, room, x, negative=""):
         "6": (
             "CLIPTextEncode",
             "Prompt",
-            (x, 255 + more, 340, 102),
+            (x, 290 + more, 340, 102),
             {"clip": loaded.clip, "text": prompt},
         ),
         "7": (*without, {"conditioning": ["6", 0]})
         if negative is None
         else (*against, {"clip": loaded.clip, "text": negative}),
-        "8": (node, "Picture Size", (x, 555 + more, 340, 118 + 28 * ("length" in size)), size),
+        "8": (node, "Picture Size", (x, 590 + more, 340, 118 + 28 * ("length" in size)), size),
     }
 
 
