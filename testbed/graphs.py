@@ -632,7 +632,7 @@ def export_and_reload():
         "11": (
             "SaveUnlearnedCheckpoint",
             "Save Unlearned Checkpoint",
-            (1080, 252, 300, 134),
+            (1080, 295, 300, 134),
             whole,
         ),
         "12": ("LoadUnlearnPatch", "Load Unlearn Patch", (400, 900, 300, 130), name),
@@ -710,7 +710,7 @@ def safe_for_children():
             whole,
         ),
     }
-    report = _report(["3", 1], ["3", 2], beside=(860, 735, 340, 305))
+    report = _report(["3", 1], ["3", 2], beside=(860, 775, 340, 265))
     nodes = _before_and_after(erasers, ["3"], prompt) | report
     nodes["1"] = _loader(CHECKPOINT, (0, 545, 380, 98))
     return Drawing(nodes, note, (0, 0, 380, 500), muted=("18",))
@@ -1131,7 +1131,7 @@ def _of_family(template, prompt, note):
         "4": ("ScaPreSolve", "ScaPre Solve", (420, 0, 400, 560), solve),
         **_patched(loaded, ["4"], prompt, template.room, x, template.negative),
         **_drawn_twice(loaded, how, x + 380, template.fps),
-        **_report(["4", 1], ["4", 2], (420, 620, 400, 420), (860, 770, 340, 270)),
+        **_report(["4", 1], ["4", 2], (420, 620, 400, 420), (860, 810, 340, 230)),
     }
     kind, title, (x, y, *size), inputs = nodes["8"]
     nodes["8"] = (kind, title, (x, y + 20, *size), inputs)  # below the wire to the first decoder
