@@ -628,7 +628,7 @@ def export_and_reload():
             (740, 0, 300, 150),
             {"patch": ["7", 0], "name": "my_patch"},
         ),
-        "10": ("SaveUnlearnLoRA", "Save Unlearn Patch as LoRA", (740, 350, 300, 200), lora),
+        "10": ("SaveUnlearnLoRA", "Save Unlearn Patch as LoRA", (740, 390, 300, 200), lora),
         "11": (
             "SaveUnlearnedCheckpoint",
             "Save Unlearned Checkpoint",
@@ -710,8 +710,11 @@ def safe_for_children():
             whole,
         ),
     }
-    report = _report(["3", 1], ["3", 2], beside=(860, 775, 340, 265))
+    report = _report(["3", 1], ["3", 2], beside=(860, 955, 340, 165))
     nodes = _before_and_after(erasers, ["3"], prompt) | report
+    for i in ("7", "8"):  # below the wire to the first decoder
+        kind, title, (x, y, *size), inputs = nodes[i]
+        nodes[i] = (kind, title, (x, y + 50, *size), inputs)
     nodes["1"] = _loader(CHECKPOINT, (0, 545, 380, 98))
     return Drawing(nodes, note, (0, 0, 380, 500), muted=("18",))
 
@@ -874,15 +877,15 @@ def _checkpoint(name):
     return Loaded({"1": _loader(name, (0, 275, 380, 102))})
 
 
-def _before_and_after(erasers, patches, prompt, checkpoint=CHECKPOINT, side=512, x=860):
+def _before_and_after(erasers, patches, prompt, checkpoint=CHECKPOINT, side=512):
     """The nodes around the erasers: a loader, the patches applied, one prompt before and after.
 
-    `patches` are ids of nodes that give a patch; `x` is the first column.
+    `patches` are ids of nodes that give a patch.
     """
     loaded = _checkpoint(checkpoint)
     room = "EmptyLatentImage", {"width": side, "height": side, "batch_size": 1}
-    around = _patched(loaded, patches, prompt, room, x)
-    return {**loaded.nodes, **erasers, **around, **_drawn_twice(loaded, SAMPLER, x + 380)}
+    around = _patched(loaded, patches, prompt, room, 860)
+    return {**loaded.nodes, **erasers, **around, **_drawn_twice(loaded, SAMPLER, 1240)}
 
 
 def _patched(loaded, patches, prompt, room, x, negative=""):
@@ -914,7 +917,12 @@ def _patched(loaded, patches, prompt, room, x, negative=""):
         "7": (*without, {"conditioning": ["6", 0]})
         if negative is None
         else (*against, {"clip": loaded.clip, "text": negative}),
-        "8": (node, "Picture Size", (x, 590 + more, 340, 118 + 28 * ("length" in size)), size),
+        "8": (
+            node,
+            "Picture Size",
+            (x, 590 + more, 340, 118 + 28 * ("length" in size)),
+            size,
+        ),
     }
 
 

@@ -1,12 +1,13 @@
 """The artist's list: read, refused with one sentence, and written back."""
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from testbed import pack
 
 text = pack.module("unlearn.concepts.notation")
+pasted = pack.module("unlearn.concepts.pasted")
 sentences = pack.module("unlearn.concepts.sentences")
 types = pack.module("unlearn.types")
 UnlearnError = pack.module("unlearn.errors").UnlearnError
@@ -97,6 +98,7 @@ def test_a_concept_survives_the_round_trip(c):
 @given(concept)
 @settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 def test_a_concept_that_was_written_down_reads_alike_when_pasted(c):
+    assume(c.superclass.casefold() not in pasted._NOTHING)  # such a line is refused
     found = text.parse(text.format_concept(c))
     double = len({name.casefold() for name in c.names}) < len(c.names)
     assert double or found.concepts == (c,), text.format_concept(c)
