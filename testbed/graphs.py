@@ -710,11 +710,11 @@ def safe_for_children():
             whole,
         ),
     }
-    report = _report(["3", 1], ["3", 2], beside=(860, 955, 340, 165))
+    report = _report(["3", 1], ["3", 2], beside=(860, 735, 340, 305))
     nodes = _before_and_after(erasers, ["3"], prompt) | report
-    for i in ("7", "8"):  # below the wire to the first decoder
+    for i in ("5", "6", "7", "8"):  # higher, so that no wire to a decoder runs behind a title
         kind, title, (x, y, *size), inputs = nodes[i]
-        nodes[i] = (kind, title, (x, y + 50, *size), inputs)
+        nodes[i] = (kind, title, (x, y - (45 if i == "5" else 35), *size), inputs)
     nodes["1"] = _loader(CHECKPOINT, (0, 545, 380, 98))
     return Drawing(nodes, note, (0, 0, 380, 500), muted=("18",))
 
