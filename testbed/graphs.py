@@ -1148,12 +1148,12 @@ def _of_family(template, prompt, note):
 
 AT_THE_ENTRY = (
     "Text enters here through one layer, where it is erased, and is then mixed with the picture. "
-    "So compare pictures, and raise *erase* tenfold where something comes back. Pictures of this "
+    "So compare pictures, and raise *drift* to 0.3 where something comes back. Real models of this "
     "family have not been measured."
 )
 EXACT = (
-    "Text enters here through keys and values alone, so what is erased there is gone. Pictures of "
-    "this family have not been measured."
+    "Text enters here through keys and values alone, so what is erased there is gone. Raise "
+    "*drift* to 0.3 where something comes back. Real models of this family have not been measured."
 )
 
 

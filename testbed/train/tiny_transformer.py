@@ -6,7 +6,9 @@ They take a few steps of the training that the full models take (transformer.py)
 import argparse
 import functools
 
-from testbed.worlds import catalogue, meaning
+import torch
+
+from testbed.worlds import catalogue, checkpoint, meaning
 
 from . import emoji, transformer
 
@@ -43,6 +45,15 @@ def training(kind, folder, rounded_from=1.0):
     )
     made = type("Tiny", (transformer.Training,), {"sizes": SIZES[kind]})
     return made(given, table(kind), groups())
+
+
+def made(kind, folder):
+    """The Studio of a tiny model after one step of training, in a folder."""
+    with torch.inference_mode(False):
+        run = training(kind, folder)
+        run.advance()
+        run.write(checkpoint.load_judge(catalogue.EMOJI.file))
+    return studio(kind, folder / "tiny.safetensors")
 
 
 def studio(kind, path):

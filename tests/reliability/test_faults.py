@@ -16,6 +16,7 @@ import os
 import random
 import signal
 import time
+import traceback
 from types import SimpleNamespace
 
 import pytest
@@ -448,24 +449,42 @@ def test_a_full_disk_does_not_stop_a_solve(bench, tmp_path, tally):
     )
 
 
-def in_a_process_killed_after(seconds, work, begun=lambda: True):
+def in_a_process_killed_after(seconds, work):
     """Runs work() in a copy of this process until it is killed; True when it was done before.
 
-    begun: the seconds count from when this becomes true.
+    What work() raises is printed, and fails the test.
     """
     child = os.fork()
     if child == 0:
+        code = 1
         try:
             torch.set_num_threads(1)
             work()
+            code = 0
+        except BaseException:
+            traceback.print_exc()
         finally:
-            os._exit(0)
-    while not begun():
-        if os.waitpid(child, os.WNOHANG)[0]:
-            return True
-        time.sleep(0.002)
+            os._exit(code)
     time.sleep(seconds)
     os.kill(child, signal.SIGKILL)
+    ended = os.waitpid(child, 0)[1]
+    assert not os.WIFEXITED(ended) or os.WEXITSTATUS(ended) == 0, "see what the copy printed"
+    return os.WIFEXITED(ended)
+
+
+def a_copy_can_train():
+    """Whether gradients work in a copy of this process.
+
+    They do not once autograd has started threads for a second device, as test_far_device does.
+    """
+    child = os.fork()
+    if child == 0:
+        code = 1
+        with contextlib.suppress(RuntimeError):
+            with torch.inference_mode(False), torch.enable_grad():
+                torch.ones(1, requires_grad=True).sum().backward()
+            code = 0
+        os._exit(code)
     return os.waitpid(child, 0)[1] == 0
 
 
@@ -542,16 +561,15 @@ def test_killed_while_training(bench, tally, one_thread):
     def work():
         train(bench, resume="run")
 
-    for share in (0.5, 0.7, 0.9, 0.6, 0.8):
+    for share in (0.5, 0.7, 0.9, 0.6, 0.8) if a_copy_can_train() else ():
         in_a_process_killed_after(seconds * share * r.uniform(0.8, 1.2), work)
         tally("faults")
-    if not saved():  # on a busy machine the clock may have missed every step
+    if not saved():  # no copy was killed, or the clock missed every step on a busy machine
         with pytest.MonkeyPatch.context() as m, contextlib.suppress(Cut):
             save = saved_run.save
             m.setattr(saved_run, "save", lambda *given: (save(*given), cut())[1])
             work()
-    if not saved():
-        pytest.skip("no step of this training was ever on disk, see the log of the node")
+        tally("faults")
     assert saved()
     assert train(bench, resume="run") == whole
     for p in folder.iterdir():

@@ -1,7 +1,10 @@
 """What a variant does to every layer, and what it is made from."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 
@@ -21,6 +24,17 @@ from .token_statistics import (
 LayerFunction = Callable[[torch.Tensor], torch.Tensor]
 
 
+class Components(NamedTuple):
+    """M [d, d] = left diag(gains(f)) right of an edit with 'erase' times f.
+
+    left [d, r], right [r, d]; gains: f -> [r]. All are float64.
+    """
+
+    left: torch.Tensor
+    right: torch.Tensor
+    gains: Callable[[float], torch.Tensor]
+
+
 @dataclass(frozen=True)
 class LayerEdit:
     """An edit of every layer, either of one low-rank form with a factor that all layers share, or
@@ -38,6 +52,7 @@ class LayerEdit:
     for_target: the same solution for another T, without solving again. Without it the variant is
         called again.
     less_firm: the same solution with 'erase' times a factor up to 1, without solving again.
+    components: M of these solutions, one beside the other. Both or neither are given.
     """
 
     up: LayerFunction | None = None
@@ -46,8 +61,9 @@ class LayerEdit:
     lost: float = 0.0
     right_multiplier: torch.Tensor | None = None
     solution_operator: torch.Tensor | None = None
-    for_target: Callable[[torch.Tensor], "LayerEdit"] | None = None
-    less_firm: Callable[[float], "LayerEdit"] | None = None
+    for_target: Callable[[torch.Tensor], LayerEdit] | None = None
+    less_firm: Callable[[float], LayerEdit] | None = None
+    components: Components | None = None
 
 
 @dataclass(frozen=True)

@@ -21,17 +21,6 @@ NORMAL = tuning.STRENGTHS["normal"]
 LEAST_SHOWN = 0.005  # shares below it are shown as 0 %
 
 
-def retained(grams: WeightGrams, rows: torch.Tensor, multiplier: torch.Tensor) -> torch.Tensor:
-    """What W0 (I + M) leaves of each row [n] of rows [n, d], counted from before earlier patches.
-
-    grams: of the layers before the edit. multiplier: M [d, d].
-    """
-    before, cross = grams.base_gram, grams.base_cross
-    if before is None or cross is None:  # no earlier patches on the model
-        before = cross = grams.before
-    return retention(rows, before, cross + cross @ multiplier)
-
-
 class OvershootFit:
     """Finds the share by which each concept is pushed.
 
@@ -77,7 +66,10 @@ class OvershootFit:
 
     def remaining(self, multiplier: torch.Tensor) -> torch.Tensor:
         """What W0 (I + M) leaves of each checked concept [k], the mean over its sentences."""
-        left = retained(self.grams, self.differences, multiplier)
+        before, cross = self.grams.base_gram, self.grams.base_cross
+        if before is None or cross is None:  # no earlier patches on the model
+            before = cross = self.grams.before
+        left = retention(self.differences, before, cross + cross @ multiplier)
         sums = torch.zeros(len(self.checked), dtype=torch.float64)
         return sums.index_add(0, self._index, left) / self._count
 

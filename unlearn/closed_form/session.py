@@ -9,7 +9,8 @@ from ...kernels import rece
 from ..analysis.forecast import WeightForecast, WeightGrams, WordImpact
 from ..host.model_types import Clip
 from ..host.progress import Progress
-from . import firmness, token_statistics, tuning
+from . import token_statistics, tuning
+from .firmness import FirmnessFit
 from .input_groups import InputGroup
 from .layer_edit import LayerEdit
 from .overshoot import OvershootFit
@@ -89,18 +90,21 @@ class SolveSession:
     def within_drift(self, found: Solution, limit: float) -> Solution:
         """The solution with 'erase' lowered, now and in later solves, so that what is kept moves by
         `limit` at most; see firmness.py. The same where layers read a CLIP's own states."""
-        if self.group.located is None or self.group.pooled or found.edit.less_firm is None:
+        less_firm, components = found.edit.less_firm, found.edit.components
+        if self.group.located is None or self.group.pooled:
             return found
-        self.firmness = firmness.factor(found.edit, found.stats, self.grams, limit)
+        if less_firm is None or components is None:
+            return found
+        fit = FirmnessFit(components, found.stats, self.grams)
+        self.firmness = fit.factor(limit)
         if self.firmness == 1:
             return found
-        moved = firmness.drift(found.edit, found.stats, self.grams)
         note = (
-            f"'erase' was lowered to {self.firmness:.0e} of itself, because otherwise what is kept "
-            f"would move by {moved:.0%}. What is left of a concept in sentences not studied may be "
-            "more."
+            f"'erase' was divided by {1 / self.firmness:,.0f}, because what is kept would have "
+            f"moved by {fit.drift(1.0):.0%}. So more of a concept is left; raise 'drift' to leave "
+            "less."
         )
-        return found.again(found.edit.less_firm(self.firmness), found.stats, note)
+        return found.again(less_firm(self.firmness), found.stats, note)
 
     def overshoot(
         self,

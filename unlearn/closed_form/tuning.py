@@ -95,8 +95,8 @@ left of one of four objects, pictures showed them as rarely as before, and look-
 instead of 0.72 (2026-11-29)."""
 
 FIRM_ITERATIONS = 16
-"""Halvings of the interval in which the factor on 'erase' is searched. They bring it to 0.02 % of
-the range of its logarithm. Not measured (2026-11-29)."""
+"""Halvings of the interval in which the factor on 'erase' is searched. They bring its logarithm
+to 0.0015 % of the range. Not measured (2026-11-29)."""
 
 LEAST_FIRM = 1e-6
 """The smallest factor on 'erase' that is tried. Not measured (2026-11-29)."""

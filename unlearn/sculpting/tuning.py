@@ -47,10 +47,11 @@ RAMP_STEPS = 10
 
 # --- What is searched for while a concept is overwritten ------------------------------------------
 
-# Length of a step of the search, as a share of the root mean square of the states. Not measured.
+# Length of a step of the search, as a share of the root mean square of the states. Not measured;
+# 2026-11-29.
 SEARCH_STEP = 0.05
 
-# Training steps after which a search begins again. Not measured.
+# Training steps after which a search begins again. Not measured; 2026-11-29.
 SEARCHED_FOR = 20
 
 # A total loss from which training is given up. Predictions have a variance of about one, so a loss

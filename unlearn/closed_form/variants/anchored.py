@@ -9,7 +9,7 @@ from ....kernels import complement, scapre
 from ...errors import UnlearnError
 from .. import tuning
 from ..informax_weights import InformaxWeights
-from ..layer_edit import LayerEdit, SolveContext
+from ..layer_edit import Components, LayerEdit, SolveContext
 from ..token_statistics import Statistics
 from .registry import number, switch, variant
 
@@ -111,7 +111,7 @@ class _Solved:
         length = v.norm(dim=0).clamp_min(TINY)
         # The rows of `down` have length 1, so that `up` has the size of weights and fits float16.
         down = (v / length).T
-        gain = (self.erase / (1 + self.erase * mu)) * length
+        gain = self._gains(1.0) * length
         operator = (v * gain) @ down
         tv = target_shift @ v
 
@@ -127,7 +127,12 @@ class _Solved:
             solution_operator=operator,
             for_target=self.edit,
             less_firm=partial(self._less_firm, target_shift),
+            components=Components(tv, v.T, self._gains),
         )
+
+    def _gains(self, factor: float) -> torch.Tensor:
+        erase = factor * self.erase
+        return erase / (1 + erase * self.mu)
 
     def _less_firm(self, target_shift: torch.Tensor, factor: float) -> LayerEdit:
         return replace(self, erase=factor * self.erase).edit(target_shift)
