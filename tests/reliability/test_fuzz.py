@@ -206,6 +206,7 @@ class Run:
             [torch.zeros(4, 3, dtype=d) for _ in self.weights] for d in (torch.float32, torch.bool)
         )
         self.batch_size = SimpleNamespace(rows=10**9)
+        self.adversary = None
         self.losses, self.mask_turnover, self.left, self.steps = (
             [{"loss": 0.5}],
             [0.1],
