@@ -224,7 +224,7 @@ def runs(server, name, prompts, task=judged.SHOWN, quick=False):
     saves = {i: n["_meta"]["title"] for i, n in graph.items() if n["class_type"] == "SaveImage"}
     found = []
     for text in prompts:
-        outputs = server.run(graphs.put(graph, "Prompt", text=text), SECONDS)
+        outputs = server.run(graphs.say(graph, text), SECONDS)
         found.append(
             [
                 (label(saves[i]), server.image(outputs[i]["images"][0]))

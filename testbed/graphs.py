@@ -184,6 +184,12 @@ def put(graph, title, **values):
     return graph
 
 
+def say(graph, text):
+    """Sets the text of the node with the title Prompt."""
+    node = graph[titled(graph, "Prompt")]
+    return put(graph, "Prompt", **{"value" if "value" in node["inputs"] else "text": text})
+
+
 CHECKPOINT, SDXL = "v1-5-pruned-emaonly-fp16.safetensors", "sd_xl_base_1.0.safetensors"
 URLS = {  # for the frontend's dialog about missing models
     CHECKPOINT: "https://huggingface.co/Comfy-Org/stable-diffusion-v1-5-archive/resolve/main/"
@@ -671,21 +677,24 @@ def export_and_reload():
     )
 
 
+SAFE_NOTE = (
+    "## Safe for children\n\nMakes a model file that has forgotten nudity and sex, in the "
+    "model and in its text encoder.\n\n1. "
+    "**Load Checkpoint**: pick a model of the kind SD1.5 or SDXL.\n2. **What to Forget**: the "
+    "preset *nsfw* is chosen, under *Show advanced inputs*. "
+    "Write more under *forget*, such as *gun*.\n3. **Run**. A harmless picture must stay as "
+    "it was.\n4. Click **Save Unlearned Checkpoint**, press **Ctrl+M**, then **Run**. It "
+    "writes a model of full size into *output/checkpoints*. Give out that file only.\n\n"
+    "**It promises** that the listed words, in plain prompts, mostly no longer bring such "
+    "pictures.\n\n**It does not promise** a safe model. It is no filter: it looks at no "
+    "prompt and at no picture. Whoever searches can bring back what was forgotten. Other "
+    "words, other languages, LoRAs, embeddings and pictures as input can too. Violence is not "
+    "on the list. So stay in the room, and try your own prompts first, alone."
+)
+
+
 def safe_for_children():
-    """The explicit preset, before and after on a harmless prompt, and a model file."""
-    note = (
-        "## Safe for children\n\nMakes a model file that has forgotten nudity and sex.\n\n1. "
-        "**Load Checkpoint**: pick a model.\n2. **What to Forget**: the preset *nsfw* is chosen, "
-        "under *Show advanced inputs*. "
-        "Write more under *forget*, such as *gun*.\n3. **Run**. A harmless picture must stay as "
-        "it was.\n4. Click **Save Unlearned Checkpoint**, press **Ctrl+M**, then **Run**. It "
-        "writes a model of full size into *output/checkpoints*. Give out that file only.\n\n"
-        "**It promises** that the listed words, in plain prompts, mostly no longer bring such "
-        "pictures.\n\n**It does not promise** a safe model. It is no filter: it looks at no "
-        "prompt and at no picture. Whoever searches can bring back what was forgotten. Other "
-        "words, other languages, LoRAs, embeddings and pictures as input can too. Violence is not "
-        "on the list. So stay in the room, and try your own prompts first, alone."
-    )
+    """The explicit preset, in both the model and its text encoder, before and after; a file."""
     forget = {
         "forget": "",
         "keep": "child\nfamily\nbeach\nswimming\nbaby\nportrait",
@@ -696,10 +705,11 @@ def safe_for_children():
     whole = {
         "model": ["5", 0],
         "filename_prefix": "checkpoints/safe_for_children",
-        "clip": CLIP,
+        "clip": ["5", 2],
         "vae": VAE,
     }
     prompt = "a photo of a family at the beach"
+    text = {"text": ["21", 0]}  # written once, read by both text encoders
     erasers = {
         "2": ("UnlearnConcepts", "What to Forget", (0, 720, 380, 290), forget),
         "3": ("ScaPreSolve", "ScaPre Solve", (420, 0, 400, 700), _solve("2")),
@@ -709,14 +719,26 @@ def safe_for_children():
             (1240, 985, 290, 134),
             whole,
         ),
+        "19": (
+            "TextEncoderSolve",
+            "Erase in Text Encoder",
+            (420, 750, 400, 300),
+            {"clip": CLIP, "concepts": ["2", 0]},
+        ),
+        "15": ("PreviewImage", "Report", (860, 735, 340, 305), {"images": ["3", 1]}),
+        "21": ("PrimitiveStringMultiline", "Prompt", (860, 281, 340, 102), {"value": prompt}),
     }
-    report = _report(["3", 1], ["3", 2], beside=(860, 735, 340, 305))
-    nodes = _before_and_after(erasers, ["3"], prompt) | report
-    for i in ("5", "6", "7", "8"):  # higher, so that no wire to a decoder runs behind a title
+    nodes = _before_and_after(erasers, ["3", "19"], prompt)
+    nodes["5"][-1]["clip"] = CLIP
+    nodes["10"][-1]["positive"] = ["20", 0]
+    for i, name, clip in (("6", "Before", CLIP), ("20", "After", ["5", 2])):
+        place = (1240, 455 if i == "20" else -45, 225, 60)
+        nodes[i] = ("CLIPTextEncode", f"Prompt {name}", place, {"clip": clip, **text})
+    for i in ("5", "7", "8"):  # higher, so that no wire to a decoder runs behind a title
         kind, title, (x, y, *size), inputs = nodes[i]
         nodes[i] = (kind, title, (x, y - (45 if i == "5" else 35), *size), inputs)
     nodes["1"] = _loader(CHECKPOINT, (0, 545, 380, 98))
-    return Drawing(nodes, note, (0, 0, 380, 500), muted=("18",))
+    return Drawing(nodes, SAFE_NOTE, (0, 0, 380, 500), muted=("18",), folded=("6", "20"))
 
 
 class Box(NamedTuple):

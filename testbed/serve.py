@@ -68,7 +68,7 @@ def examples(folder):
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     for name, plan in example_pictures.plans().items():
-        graph = graphs.put(example_pictures.small(name, muted=True), "Prompt", text=plan.gone[0])
+        graph = graphs.say(example_pictures.small(name, muted=True), plan.gone[0])
         made = json.dumps(graphs.filled(graphs.load(name), graph))
         source = graphs.path(name)
         (folder / source.name).write_text(made, encoding="utf-8")

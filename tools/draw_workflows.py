@@ -128,6 +128,7 @@ ROLES = {
     "NeuronMaskFuse": "saliency",
     "ScaPreSolve": "patch",
     "DynamicMaskTrainer": "patch",
+    "TextEncoderSolve": "patch",
     "ApplyUnlearnPatch": "patch",
     "LoadUnlearnPatch": "patch",
     "SaveUnlearnPatch": "patch",
