@@ -37,8 +37,8 @@ weights = pack.module("unlearn.host.weights")
 UNEDITED, SCAPRE, FIA = "none", "ScaPre", "Forget-It-All"
 AS_REVIVED = "ScaPre + pruned as revived"
 TRAINER, STACK = "Dynamic Mask Trainer", "all three stacked"
-SEARCHING, TEXT = "Dynamic Mask Trainer, searching", "text encoder"
-SEARCH = {"resist": 3, "trainable": "attention and feed-forward"}
+SEARCHED, TEXT = ", then trained against search", "text encoder"
+SEARCH = {"resist": 3, "trainable": "attention and feed-forward", "hold": 10.0}
 PRUNED = {"granularity": "connection", "r2": 0.03}
 HELD = 0.99  # share of the energy of kept outputs whose directions no projection touches
 WRITTEN = 0.95  # share of the energy of what the concept writes beside them that is projected out
@@ -65,7 +65,7 @@ class Case:
     """
 
     def __init__(self, studio, folder=None):
-        self.studio, self.folder, self.known, self.made = studio, folder, {}, {}
+        self.studio, self.folder, self.known = studio, folder, {}
         self.world, subjects = studio.judge.world, of_world(studio.judge.world)
         self.subjects = [s for name, s in subjects.items() if name != CONTROL]
         self.objects = tuple(s.name for s in self.subjects if s.kind == "object")
@@ -82,12 +82,6 @@ class Case:
                 self.known[name] = tuple(DEFENCES[name](self))
                 self._keep(name)
         return self.known[name]
-
-    def once(self, key, make):
-        """What `make()` gave at the first call with this key, for defences that share it."""
-        if key not in self.made:
-            self.made[key] = make()
-        return self.made[key]
 
     def _files(self, name):
         return Path(self.folder).glob(f"{_slug(name)}.[0-9].safetensors")
@@ -215,19 +209,24 @@ def trainer(case):
     return (trained(case),)
 
 
-@defence(SEARCHING)
-@torch.inference_mode()
-def searching(case):
-    """It also searches for states that revive a concept, and overwrites what it finds."""
-    return (trained(case, **SEARCH),)
+def trained_against_search(case, start):
+    """A defence's patches, trained on while states that revive a concept are searched."""
+    first, *others = case.patches(start)
+    return (trained(case, sum(others, first), **SEARCH),)
 
 
-@defence(f"{SCAPRE}, then {SEARCHING}")
+@defence(f"{SCAPRE}{SEARCHED}")
 @torch.inference_mode()
-def searching_behind(case):
-    """The same from ScaPre's edit on."""
-    (solved,) = case.patches(SCAPRE)
-    return (trained(case, solved, **SEARCH),)
+def scapre_and_search(case):
+    """From ScaPre's edit on."""
+    return trained_against_search(case, SCAPRE)
+
+
+@defence(f"{AS_REVIVED}{SEARCHED}")
+@torch.inference_mode()
+def pruned_and_search(case):
+    """From ScaPre's edit and its pruning on."""
+    return trained_against_search(case, AS_REVIVED)
 
 
 @defence(TEXT)
@@ -242,13 +241,6 @@ def text_encoder(case):
 def both_ends(case):
     """The keys and values, and the text encoder."""
     return (*case.patches(SCAPRE), *case.patches(TEXT))
-
-
-@defence(f"{AS_REVIVED} + {TEXT}")
-@torch.inference_mode()
-def pruned_and_encoder(case):
-    """ScaPre, pruned as revived, and the text encoder: three places."""
-    return (*case.patches(AS_REVIVED), *case.patches(TEXT))
 
 
 @defence(STACK)
@@ -281,12 +273,14 @@ def outputs_to_remove(w, read):
     return free @ vectors[:, :rank]
 
 
-def projected(case, roles):
-    """ScaPre's patch, and one that projects what the concepts write out of keys or values."""
+@defence("ScaPre + values projected")
+@torch.inference_mode()
+def values_projected(case):
+    """ScaPre's patch, and one that projects what the concepts write out of the values."""
     edited, edits = case.model(SCAPRE), []
     read = _information.read(case.studio.clip, case.concepts)
     for layer in layers.cross_attention(case.studio.model):
-        if layer.role in roles:
+        if layer.role == "value":
             u = outputs_to_remove(weights.read(case.studio.model, layer.key).double(), read)
             down = u.T @ weights.read(edited, layer.key).double()
             edits.append((layer.key, adapters.LowRank.of(-u.float(), down.float())))
@@ -294,53 +288,15 @@ def projected(case, roles):
     return (*case.patches(SCAPRE), case.patch(name, case.studio.model, edits))
 
 
-@defence("ScaPre + values projected")
+@defence(AS_REVIVED)
 @torch.inference_mode()
-def values_projected(case):
-    """What the concepts write through the values is projected out, on top of ScaPre."""
-    return projected(case, ("value",))
-
-
-@defence("ScaPre + keys and values projected")
-@torch.inference_mode()
-def both_projected(case):
-    """The same of keys and values."""
-    return projected(case, ("key", "value"))
-
-
-def pruned_as_revived(case, share):
+def pruned_as_revived(case):
     """ScaPre's patch, and a pruning by the saliency of the embedding that revives, not of the name.
 
     A name says nothing to the edited model. RECE's embedding draws the concept again, so under it
-    the units are active that draw the concept, whatever it is called. share: of each layer's
-    connections that a concept may choose.
+    the units are active that draw the concept, whatever it is called.
     """
     edited = case.model(SCAPRE)
-
-    def maps():
-        matrix = reviver(case.studio.model, edited)
-        return [measured(case, edited, one, matrix) for one in saliencies(case)]
-
-    how = {**PRUNED, "r2": share}
-    return (*case.patches(SCAPRE), masks.fuse(case.once("as revived", maps), **how)[0])
-
-
-@defence(AS_REVIVED)
-@torch.inference_mode()
-def pruned_little(case):
-    """As pruned_as_revived says, of as many connections as Forget-It-All's row."""
-    return pruned_as_revived(case, PRUNED["r2"])
-
-
-@defence(f"{AS_REVIVED} 0.1")
-@torch.inference_mode()
-def pruned_more(case):
-    """Of a tenth of the connections for each concept."""
-    return pruned_as_revived(case, 0.1)
-
-
-@defence(f"{AS_REVIVED} + values projected")
-@torch.inference_mode()
-def pruned_and_projected(case):
-    """Both: the pruning is of other layers than the projection."""
-    return (*case.patches("ScaPre + values projected"), case.patches(AS_REVIVED)[-1])
+    matrix = reviver(case.studio.model, edited)
+    maps = [measured(case, edited, one, matrix) for one in saliencies(case)]
+    return (*case.patches(SCAPRE), masks.fuse(maps, **PRUNED)[0])
