@@ -18,6 +18,7 @@ from testbed import device, pack, shapes
 training = pack.module("unlearn.sculpting.train")
 architectures = pack.module("unlearn.host.architectures")
 networks = pack.module("unlearn.host.training_network")
+batches = pack.module("unlearn.sculpting.batches")
 plans = pack.module("unlearn.sculpting.plan")
 rounds = pack.module("unlearn.sculpting.trainer")
 saved_run = pack.module("unlearn.sculpting.saved_run")
@@ -451,8 +452,33 @@ def test_what_was_found_is_overwritten_too_and_the_round_takes_all_its_steps(sma
     patch, losses, _, report = train(small, resist=2, stop_at=0.99)
     plain_patch, plain, *_ = train(small, stop_at=0.99)
     assert len(losses["loss"]) == SMALL["steps"] > 0
-    assert "resist" in losses and "resist" not in plain
+    assert {"resist", "lead away"} <= set(losses) and not {"resist", "lead away"} & set(plain)
     assert patch != plain_patch
+
+
+def test_pictures_of_the_concept_are_led_away_at_little_noise_under_every_other_text(small):
+    with torch.inference_mode(False), torch.enable_grad():
+        trainer, x, sigma, _ = searched(small, resist=1)
+        net, task = trainer.network, trainer.data.plan.tasks[0]
+        latents, own, _ = trainer._random_pictures(task)
+        drawn = batches.Rows(x, sigma, own, ())
+        searched_rows, others = trainer._led_away(task, latents, drawn, 0.5)
+        mean = trainer.data.other[task.concept.name].mean(0, keepdim=True)
+        own_ids = {net.text_id[text] for text, _ in task.pairs}
+        assert not own_ids & set(others.text_ids) and set(searched_rows.text_ids) <= own_ids
+        assert others.states is None and torch.equal(searched_rows.states, trainer.adversary.states)
+        middle = float(net.levels([1 - tuning.LED_AWAY_BELOW])[0])
+        assert float(others.sigma.max()) <= middle < float(searched_rows.sigma.max())
+        for rows in (searched_rows, others):
+            (term,) = rows.terms
+            assert term.weight == 0.5
+            away = net.sampling.calculate_denoised(rows.sigma, term.target, rows.x) - latents
+            size = (away.square().mean((1, 2, 3)), (mean - latents).square().mean((1, 2, 3)))
+            assert torch.allclose(
+                size[0].sqrt(), torch.minimum(rows.sigma, size[1].sqrt()), rtol=1e-2
+            )
+            along = torch.cosine_similarity(away.flatten(1), (mean - latents).flatten(1))
+            assert float(along.min()) > 0.999
 
 
 def test_a_damaged_training_file_is_named(small, monkeypatch, tmp_path):

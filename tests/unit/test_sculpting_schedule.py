@@ -119,7 +119,7 @@ def test_losses_by_term_are_weighted_sums():
     [
         ({}, 4 + 4 + 8),
         ({"variant": "intended"}, 4 + 4),
-        ({"resist": 2}, 4 + 4 + 4 + 8),
+        ({"resist": 2}, 4 + 4 + 4 + 4 + 8),
         ({"align": 0.0, "distil": 0.0}, 4 + 8),
         ({"variant": "released", "align": 0.0, "distil": 0.0}, 4),
     ],
@@ -132,7 +132,7 @@ def test_provenance_holds_every_constant_that_affects_a_result():
     """A constant that is added to tuning.py must be recorded, or named here as harmless."""
     harmless = {"PREVIEW_STEPS", "SAVE_EVERY", "CACHED_LATENT_BYTES", "LOW_RANK_WARNING"}
     harmless |= {"TEACHER_TIME", "RETAINED_SHARES"}  # the shares are recorded one by one
-    harmless |= {"STRENGTHS"}  # the settings that it changes are recorded as changed
+    harmless |= {"STRENGTHS", "AGAINST_SEARCH", "SEARCH_STEPS"}  # what they change is recorded
     constants = {name for name in vars(tuning) if name.isupper()} - {"IN_PROVENANCE"}
     recorded = tuning.IN_PROVENANCE
     assert {name for name in constants if name.lower() not in recorded} == harmless

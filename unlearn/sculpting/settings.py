@@ -7,6 +7,7 @@ from typing import Any
 
 from ...kernels.sculpting import MEASURES
 from ..errors import UnlearnError, quoted
+from ..host.architectures.base import WIDEST
 from . import tuning
 
 VARIANTS = ("replay", "intended", "released")
@@ -66,6 +67,17 @@ class TrainingSettings:
             changed[name] = round(value) if isinstance(getattr(self, name), int) else value
         return replace(self, **changed)
 
+    def against_search(self) -> TrainingSettings:
+        """These settings, with a search in each step for what brings a concept back.
+
+        Whole attention and feed-forward layers are trained, and more weight is on what is kept.
+        """
+        more: dict[str, Any] = {
+            name: type(getattr(self, name))(getattr(self, name) * factor)
+            for name, factor in tuning.AGAINST_SEARCH.items()
+        }
+        return replace(self, **more, resist=tuning.SEARCH_STEPS, trainable=WIDEST)
+
     @property
     def replays(self) -> bool:
         """Whether everything that is to stay is trained on too."""
@@ -85,7 +97,7 @@ class TrainingSettings:
     def rows_per_step(self) -> int:
         """Most rows in one training step."""
         superclass = self.batch if self.align or self.distil else 0
-        searched = self.batch if self.resist else 0
+        searched = 2 * self.batch if self.resist else 0
         return self.batch + searched + superclass + (self.held if self.replays else 0)
 
 

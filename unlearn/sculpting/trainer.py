@@ -237,6 +237,44 @@ class Trainer:
         own = [text_id[text] for text, _ in pairs]
         return latents, own, [text_id[text] for _, text in pairs]
 
+    def _led_away(
+        self, task: ForgetTask, latents: torch.Tensor, drawn: Rows, weight: float
+    ) -> list[Rows]:
+        """Rows that lead pictures of the concept away from it, whatever the text says.
+
+        drawn: the pictures `latents` with noise, under the concept's texts. They are led away under
+        the states that a search finds at each noise level, and under texts of all else at low ones,
+        where a picture of the concept is told from others.
+        """
+        assert self.adversary is not None
+        net, g, n = self.network, self.generator, len(latents)
+        x, sigma, own = drawn.x, drawn.sigma, drawn.text_ids
+        self.adversary.restart_some(self.step - self.settings.warmup, own)
+        self.adversary.search(x, sigma, net.denoising_target(latents, x, sigma), self.batch_size)
+        away = Term("resist", self._away(task, latents, x, sigma), weight)
+        searched = drawn._replace(terms=(away,), states=self.adversary.states.clone())
+        fractions = (torch.arange(n) + torch.rand(n, generator=g)) / n
+        low = net.levels(1 - tuning.LED_AWAY_BELOW * fractions)
+        z = net.noised(latents, noise_like(latents, g), low)
+        own_texts = {text for text, _ in task.pairs}
+        others = [i for text, i in net.text_id.items() if text not in own_texts]
+        away = Term("lead away", self._away(task, latents, z, low), weight)
+        return [searched, Rows(z, low, [others[i] for i in pick(len(others), n, g)], (away,))]
+
+    def _away(
+        self, task: ForgetTask, latents: torch.Tensor, x: torch.Tensor, sigma: torch.Tensor
+    ) -> torch.Tensor:
+        """The outputs that denoise x to the mean of the superclass' pictures, not to `latents`.
+
+        At noise weaker than the way is long it is only a part of the way. So these outputs differ
+        from those that denoise x by the size of the noise at most.
+        """
+        mean = self.data.other[task.concept.name].mean(0, keepdim=True).to(x.device)
+        way = (mean - latents).flatten(1)
+        share = sigma / way.square().mean(1).sqrt().clamp_min(1e-12)
+        toward = (share.clamp(max=1)[:, None] * way).view_as(latents)
+        return self.network.denoising_target(latents + toward, x, sigma)
+
     def _step_rows(self, task: ForgetTask, teacher: TeacherPool, overwriting: bool) -> list[Rows]:
         """The rows of a step: SM-1 while it is overwritten, SM-2 and SM-3, and what is retained."""
         s, net, step = self.settings, self.network, self.step - self.settings.warmup
@@ -261,13 +299,8 @@ class Trainer:
             weight = task.concept.weight / s.batch
             if overwriting:
                 found.insert(0, Rows(x, sigma, own, (Term("overwrite", target, weight),)))
-            if self.adversary is not None:
-                self.adversary.restart_some(step, own)
-                noise = net.denoising_target(latents, x, sigma)
-                self.adversary.search(x, sigma, noise, self.batch_size)
-                term = Term("resist", target, weight)
-                states = self.adversary.states.clone()
-                found.append(Rows(x, sigma, own, (term,), states))
+            if searching:
+                found += self._led_away(task, latents, Rows(x, sigma, own, ()), weight)
         if teacher.retained is not None:
             retained = teacher.retained.of_step(step, s.held)
             assert retained.prediction is not None  # `replay` distils

@@ -54,6 +54,17 @@ SEARCH_STEP = 0.05
 # Training steps after which a search begins again. Not measured; 2026-11-29.
 SEARCHED_FOR = 20
 
+# Steps of the search in each training step. Sprite world, fox, 2026-11-29; others were not compared.
+SEARCH_STEPS = 3
+
+# Factors on settings while it is searched.
+# Sprite world, fox, 2026-11-29: see "Tries" in docs/results/revival.md.
+AGAINST_SEARCH: dict[str, float] = {"hold": 8.0, "held": 2.0, "steps": 1.5}
+
+# Share of the schedule, that of the least noise, at which it is led away under all other texts too.
+# Sprite world, fox, 2026-11-29: with 0.3, 200 steps of inversion brought back 0.94, with 0.5 0.06.
+LED_AWAY_BELOW = 0.5
+
 # A total loss from which training is given up. Predictions have a variance of about one, so a loss
 # far above one means that the network is broken. Not measured; 2026-11-21.
 EXPLODED_LOSS = 100.0
@@ -127,6 +138,7 @@ IN_PROVENANCE: dict[str, float | int | str] = {
     "ramp_steps": RAMP_STEPS,
     "search_step": SEARCH_STEP,
     "searched_for": SEARCHED_FOR,
+    "led_away_below": LED_AWAY_BELOW,
     "exploded_loss": EXPLODED_LOSS,
     "teacher_steps": TEACHER_STEPS,
     "teacher_uses": TEACHER_USES,
