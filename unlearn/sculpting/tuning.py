@@ -54,7 +54,7 @@ SEARCH_STEP = 0.05
 # Training steps after which a search begins again. Not measured; 2026-11-29.
 SEARCHED_FOR = 20
 
-# Steps of the search in each training step. Sprite world, fox, 2026-11-29; others were not compared.
+# Steps of the search in each training step. Other numbers were not compared; 2026-11-29.
 SEARCH_STEPS = 3
 
 # Factors on settings while it is searched.
