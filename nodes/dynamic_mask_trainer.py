@@ -80,7 +80,7 @@ class DynamicMaskTrainer(io.ComfyNode):
                 *_mask_inputs(),
                 *_loss_inputs(),
                 *_running_inputs(),
-                *_strength_input(),
+                *_later_inputs(),
             ],
             outputs=[
                 Patch.Output("patch", tooltip="Connect to Apply Unlearn Patch."),
@@ -111,11 +111,14 @@ class DynamicMaskTrainer(io.ComfyNode):
         resume: str = "",
         templates: str = "",
         strength: str = "normal",
+        resist_search: bool = False,
         **given: Any,
     ) -> io.NodeOutput:
         length = {name: value for name, value in preset.items() if name != "preset"}
         settings = TrainingSettings(**{**given, **(length or PRESETS[preset["preset"]])})
         settings = settings.at(strength)
+        if resist_search:
+            settings = settings.against_search()
         finite(**{name: float(getattr(settings, name)) for name in FLOATS})
         if settings.variant not in VARIANTS:
             raise UnlearnError(
@@ -374,8 +377,8 @@ def _running_inputs() -> list[io.Input]:
     ]
 
 
-def _strength_input() -> list[io.Input]:
-    """It comes last, because workflows store values by position."""
+def _later_inputs() -> list[io.Input]:
+    """They come last, because workflows store values by position."""
     return [
         io.Combo.Input(
             "strength",
@@ -385,5 +388,14 @@ def _strength_input() -> list[io.Input]:
             tooltip="How hard it forgets. Try 'normal' first, 'strong' when a concept comes back, "
             "and 'gentle' when kept things change. It changes the numbers of the preset, also "
             "those of 'custom'.",
+        ),
+        io.Boolean.Input(
+            "resist_search",
+            default=False,
+            optional=True,
+            tooltip="Makes a concept harder to bring back by searching for words. It trains the "
+            "whole attention and feed-forward layers, takes several times as long, gives a large "
+            "patch and changes kept things more. Enough search still wins. Try off first.",
+            advanced=True,
         ),
     ]

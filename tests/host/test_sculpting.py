@@ -913,6 +913,14 @@ def test_the_stock_loss_graph_draws_the_losses(small):
     ] == ["object: fox -> animal"]
 
 
+def test_resist_search_trains_whole_attention_and_feed_forward_layers(small):
+    patch, losses, *_ = execute(small, resist_search=True, trainable="keys and values").args
+    changed = {part for key, _ in patch.edits for part in ("attn1", "attn2", ".ff.") if part in key}
+    assert changed == {"attn1", "attn2", ".ff."}
+    assert "lead away" in losses and patch.provenance[0]["settings"]["resist"] > 0
+    assert "lead away" not in execute(small).args[1]
+
+
 def test_what_has_no_text_cross_attention_is_named():
     with pytest.raises(
         UnlearnError, match=r"'model' \(Linear\) has no text cross-attention that this pack knows"

@@ -151,3 +151,12 @@ def test_a_strength_changes_the_settings_that_are_recorded():
     assert strong.steps > plain.steps and type(strong.steps) is int
     with pytest.raises(UnlearnError, match="'strength' is 'mighty'; choose one of gentle, normal"):
         plain.at("mighty")
+
+
+def test_against_a_search_more_is_trained_and_what_is_kept_weighs_more():
+    plain = settings_of.TrainingSettings(steps=15, trainable="keys and values")
+    harder = plain.against_search()
+    assert harder.resist == tuning.SEARCH_STEPS > 0 == plain.resist
+    assert harder.trainable == "attention and feed-forward"
+    assert (harder.hold, harder.held, harder.steps) == (8 * plain.hold, 2 * plain.held, 22)
+    assert [type(n) for n in (harder.held, harder.steps)] == [int, int]

@@ -13,7 +13,7 @@ from ..text_encoding import Prompt
 Role = Literal["key", "value", "key and value", "query", "output", "entry", "feed-forward"]
 # The choices of which matrices are trained, as the node Dynamic Mask Trainer names them.
 TRAINABLE = ("cross-attention", "keys and values", "all attention")
-WIDEST = "attention and feed-forward"  # of UNets; no node offers it before it is measured
+WIDEST = "attention and feed-forward"  # of UNets; what is trained against a search
 
 
 class Layer(NamedTuple):
