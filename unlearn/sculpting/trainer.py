@@ -266,12 +266,12 @@ class Trainer:
     ) -> torch.Tensor:
         """The outputs that denoise x to the mean of the superclass' pictures, not to `latents`.
 
-        At noise weaker than the way is long it is only a part of the way. So these outputs differ
-        from those that denoise x by the size of the noise at most.
+        At weak noise it is only a part of the way, so that these outputs differ from those that
+        denoise x by LED_AWAY_BY times the size of the noise at most.
         """
         mean = self.data.other[task.concept.name].mean(0, keepdim=True).to(x.device)
         way = (mean - latents).flatten(1)
-        share = sigma / way.square().mean(1).sqrt().clamp_min(1e-12)
+        share = tuning.LED_AWAY_BY * sigma / way.square().mean(1).sqrt().clamp_min(1e-12)
         toward = (share.clamp(max=1)[:, None] * way).view_as(latents)
         return self.network.denoising_target(latents + toward, x, sigma)
 

@@ -61,6 +61,10 @@ SEARCH_STEPS = 3
 # Sprite world, fox, 2026-11-29: see "Tries" in docs/results/revival.md.
 AGAINST_SEARCH: dict[str, float] = {"hold": 8.0, "held": 2.0, "steps": 1.5}
 
+# How far a picture of the concept is led away at most, as a multiple of the noise in it.
+# Sprite world, fox, 2026-11-29: see "Tries" in docs/results/revival.md.
+LED_AWAY_BY = 1.5
+
 # Share of the schedule, that of the least noise, at which it is led away under all other texts too.
 # Sprite world, fox, 2026-11-29: with 0.3, 200 steps of inversion brought back 0.94, with 0.5 0.06.
 LED_AWAY_BELOW = 0.5
@@ -138,6 +142,7 @@ IN_PROVENANCE: dict[str, float | int | str] = {
     "ramp_steps": RAMP_STEPS,
     "search_step": SEARCH_STEP,
     "searched_for": SEARCHED_FOR,
+    "led_away_by": LED_AWAY_BY,
     "led_away_below": LED_AWAY_BELOW,
     "exploded_loss": EXPLODED_LOSS,
     "teacher_steps": TEACHER_STEPS,
