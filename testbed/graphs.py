@@ -689,7 +689,8 @@ SAFE_NOTE = (
     "pictures.\n\n**It does not promise** a safe model. It is no filter: it looks at no "
     "prompt and at no picture. Whoever searches can bring back what was forgotten. Other "
     "words, other languages, LoRAs, embeddings and pictures as input can too. Violence is not "
-    "on the list. So stay in the room, and try your own prompts first, alone."
+    "on the list. So stay in the room, and try your own prompts first, alone. Figures: "
+    "*docs/promises.md* in this pack's folder."
 )
 
 
