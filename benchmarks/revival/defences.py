@@ -38,7 +38,6 @@ UNEDITED, SCAPRE, FIA = "none", "ScaPre", "Forget-It-All"
 AS_REVIVED = "ScaPre + pruned as revived"
 TRAINER, STACK = "Dynamic Mask Trainer", "all three stacked"
 SEARCHED, TEXT = ", then trained against search", "text encoder"
-SEARCH = {"resist": 3, "trainable": "attention and feed-forward", "hold": 10.0}
 PRUNED = {"granularity": "connection", "r2": 0.03}
 HELD = 0.99  # share of the energy of kept outputs whose directions no projection touches
 WRITTEN = 0.95  # share of the energy of what the concept writes beside them that is projected out
@@ -190,13 +189,14 @@ def forget_it_all(case):
     return (masks.fuse(maps, **PRUNED)[0],)
 
 
-def trained(case, earlier=None, **other):
-    """The patch of Dynamic Mask Trainer; earlier: what it starts from and contains.
+def trained(case, earlier=None, resist_search=False):
+    """The patch of Dynamic Mask Trainer, with the settings of `dev.py bench dynamic_mask`.
 
-    other: settings in place of those of `dev.py bench dynamic_mask`.
+    earlier: what it starts from and contains. resist_search: as the node's input.
     """
     more = {"size": 8 * case.world.size, "variant": "replay", "seed": SEED}
-    how = sculpting_settings.TrainingSettings(**{**dynamic_mask.LEARNING, **more, **other})
+    how = sculpting_settings.TrainingSettings(**{**dynamic_mask.LEARNING, **more})
+    how = how.against_search() if resist_search else how
     inputs = sculpting.TrainingInputs(earlier=earlier)
     s = case.studio
     return sculpting.train(s.model, s.clip, case.concepts, how, inputs).patch
@@ -212,7 +212,7 @@ def trainer(case):
 def trained_against_search(case, start):
     """A defence's patches, trained on while states that revive a concept are searched."""
     first, *others = case.patches(start)
-    return (trained(case, sum(others, first), **SEARCH),)
+    return (trained(case, sum(others, first), resist_search=True),)
 
 
 @defence(f"{SCAPRE}{SEARCHED}")
