@@ -395,7 +395,8 @@ def _later_inputs() -> list[io.Input]:
             optional=True,
             tooltip="Makes a concept harder to bring back by searching for words. It trains the "
             "whole attention and feed-forward layers, takes several times as long, gives a large "
-            "patch and changes kept things more. Enough search still wins. Try off first.",
+            "patch and changes kept things more. A long search still brings it back. Try off "
+            "first.",
             advanced=True,
         ),
     ]

@@ -2,9 +2,9 @@
 
 Whoever looks for an erased concept looks for text that still draws it: an embedding learned from
 pictures, a prompt found by search. All of these reach the network as token states. So an adversary
-searches the states themselves, a few steps of gradient descent at a time, and what it finds is
-overwritten like the concept's own sentences (adversarial training; for text encoders AdvUnlearn,
-arXiv 2405.15234).
+searches the states themselves, a few steps of gradient descent at a time. Under what it finds,
+the trainer leads pictures of the concept away from it (adversarial training; for text encoders
+AdvUnlearn, arXiv 2405.15234).
 """
 
 from __future__ import annotations
