@@ -66,7 +66,7 @@ AGAINST_SEARCH: dict[str, float] = {"hold": 4.0, "held": 3.0, "steps": 1.5}
 LED_AWAY_BY = 1.0
 
 # Share of the schedule, that of the least noise, at which it is led away under all other texts too.
-# Sprite world, fox, 2026-11-29: with 0.3, 200 steps of inversion brought back 0.94, with 0.5 0.06.
+# Sprite world, fox, 2026-11-29: with 0.3, 200 steps of inversion brought back 0.94, with 0.5 0.75.
 LED_AWAY_BELOW = 0.5
 
 # A total loss from which training is given up. Predictions have a variance of about one, so a loss
