@@ -60,16 +60,17 @@ class Budget:
         return self.memo[key]
 
 
-def attack(name, **fixed):
+def attack(name, edited_clip=True, **fixed):
     """Registers an attack under a name; fixed: further arguments of the function.
 
-    Text is read by the CLIP that belongs to the edited model, where there is one.
+    edited_clip: whether text is read by the CLIP that belongs to the edited model, where there is
+    one. Else it is read by that of the unedited model.
     """
 
     def register(function):
         @functools.wraps(function)
         def reading(studio, world, subject, erased, budget, *given, **more):
-            if erased.clip is not None:
+            if edited_clip and erased.clip is not None:
                 studio = budget.once("studio", functools.partial(studio.reading, erased.clip))
             return function(studio, world, subject, erased, budget, *given, **more)
 
@@ -198,10 +199,13 @@ def reviver(model, edited):
     return kernel.revive(after, cross, torch.eye(len(before)), lam).float()
 
 
-@attack("RECE's embedding")
+@attack("RECE's embedding", edited_clip=False)
 @torch.inference_mode()
 def rece(studio, world, subject, erased, budget):
-    """RECE's closed-form search, of every token state of sentences with the name."""
+    """RECE's closed-form search, of every token state of sentences with the name.
+
+    Who searches so has the unedited model, and so the states that its text encoder gives.
+    """
     found = budget.once("reviver", functools.partial(reviver, studio.model, erased.model))
     back = studio.encode(sentences(subject, budget)) @ found
     return subject.shows(studio.judge, drawn(studio, erased, back, budget))
