@@ -32,6 +32,7 @@ class TrainingSettings:
     learning_rate: float = 2e-5
     pictures: int = 16  # drawn of each concept, and as many of its superclass
     sampling_steps: int = 20  # for these pictures
+    kept_pictures: int = 1  # drawn of each line of the keep list
     captions: int = 16  # everyday captions that are retained
     cfg: float = 7.5  # guidance for these pictures
     size: int = 0  # side of the pictures in pixels; 0 for the model's own

@@ -177,7 +177,7 @@ def _pictures(plan: TrainingPlan, settings: TrainingSettings, own: bool) -> int:
     tasks, pictures = len(plan.tasks), 0
     if settings.replays:
         tasks += len(plan.earlier_tasks)
-        pictures += len(plan.kept) + len(plan.captions)
+        pictures += settings.kept_pictures * len(plan.kept) + len(plan.captions)
     pictures += 2 * settings.pictures * tasks
     return pictures - own * settings.pictures * len(plan.tasks)
 

@@ -79,7 +79,8 @@ class TrainingData:
             self._draw_task(task, None, bar)
         self.kept = self.captions = torch.zeros(0, *self.shape)
         if settings.replays:
-            self.kept = self._draw_plainly([drawn for drawn, _ in plan.kept], bar)
+            each = settings.kept_pictures
+            self.kept = self._draw_plainly([d for d, _ in plan.kept for _ in range(each)], bar)
             self.captions = self._draw_plainly(list(plan.captions), bar)
 
     def _draw_task(
@@ -154,8 +155,10 @@ class TrainingData:
             name = task.concept.name
             pictures = torch.cat([self.own[name], self.other[name]])
             kinds["earlier"].append(([text for text, _ in task.pairs], pictures))
+        each = self.settings.kept_pictures
         kinds["keep"] = [
-            (texts, self.kept[i : i + 1]) for i, (_, texts) in enumerate(self.plan.kept)
+            (texts, self.kept[i * each : (i + 1) * each])
+            for i, (_, texts) in enumerate(self.plan.kept)
         ]
         kinds["prior"] = [
             ([text], self.captions[i : i + 1]) for i, text in enumerate(self.plan.captions)

@@ -59,11 +59,11 @@ SEARCH_STEPS = 3
 
 # Factors on settings while it is searched.
 # Sprite world, fox, 2026-11-29: see "Tries" in docs/results/revival.md.
-AGAINST_SEARCH: dict[str, float] = {"hold": 4.0, "held": 3.0, "steps": 1.5}
+AGAINST_SEARCH: dict[str, float] = {"hold": 10.0, "held": 2.0, "steps": 3.0, "kept_pictures": 4.0}
 
 # How far a picture of the concept is led away at most, as a multiple of the noise in it.
-# Sprite world, fox, 2026-11-29: try 19 of docs/results/revival.md. Others were not measured.
-LED_AWAY_BY = 1.0
+# Sprite world, fox, 2026-11-29: see "Tries" in docs/results/revival.md.
+LED_AWAY_BY = 1.8
 
 # Share of the schedule, that of the least noise, at which it is led away under all other texts too.
 # Sprite world, fox, 2026-11-29: with 0.3, 200 steps of inversion brought back 0.94, with 0.5 0.75.
