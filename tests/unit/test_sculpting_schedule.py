@@ -158,5 +158,6 @@ def test_against_a_search_more_is_trained_and_what_is_kept_weighs_more():
     harder = plain.against_search()
     assert harder.resist == tuning.SEARCH_STEPS > 0 == plain.resist
     assert harder.trainable == "attention and feed-forward"
-    assert (harder.hold, harder.held, harder.steps) == (4 * plain.hold, 3 * plain.held, 22)
-    assert [type(n) for n in (harder.held, harder.steps)] == [int, int]
+    assert (harder.hold, harder.held) == (10 * plain.hold, 2 * plain.held)
+    assert (harder.steps, harder.kept_pictures) == (45, 4)
+    assert {type(n) for n in (harder.held, harder.steps, harder.kept_pictures)} == {int}
