@@ -18,7 +18,6 @@ from testbed import device, pack, shapes
 training = pack.module("unlearn.sculpting.train")
 architectures = pack.module("unlearn.host.architectures")
 networks = pack.module("unlearn.host.training_network")
-batches = pack.module("unlearn.sculpting.batches")
 plans = pack.module("unlearn.sculpting.plan")
 rounds = pack.module("unlearn.sculpting.trainer")
 saved_run = pack.module("unlearn.sculpting.saved_run")
@@ -388,9 +387,9 @@ def test_a_run_that_was_cut_off_goes_on_to_the_bit(
     assert not list(tmp_path.iterdir())
 
 
-def searched(small, resist):
+def searched(small, resist, concepts=CONCEPTS):
     """(Trainer after one step's search on a concept, latents, noise levels, their noise)."""
-    trainer = trainer_of(*small, resist=resist)
+    trainer = trainer_of(*small, concepts, resist=resist)
     trainer.open_round(0)
     trainer.step = SMALL["warmup"]
     net, task = trainer.network, trainer.data.plan.tasks[0]
@@ -458,11 +457,11 @@ def test_what_was_found_is_overwritten_too_and_the_round_takes_all_its_steps(sma
 
 def test_pictures_of_the_concept_are_led_away_at_little_noise_under_every_other_text(small):
     with torch.inference_mode(False), torch.enable_grad():
-        trainer, x, sigma, _ = searched(small, resist=1)
+        trainer = searched(small, resist=1)[0]
         net, task = trainer.network, trainer.data.plan.tasks[0]
-        latents, own, _ = trainer._random_pictures(task)
-        drawn = batches.Rows(x, sigma, own, ())
-        searched_rows, others = trainer._led_away(task, latents, drawn, 0.5)
+        # One picture, so that it is known which one is led away.
+        trainer.data.own[task.concept.name] = latents = trainer.data.own[task.concept.name][:1]
+        searched_rows, others = trainer._led_away(task, trainer.adversary)
         mean = trainer.data.other[task.concept.name].mean(0, keepdim=True)
         own_ids = {net.text_id[text] for text, _ in task.pairs}
         assert not own_ids & set(others.text_ids) and set(searched_rows.text_ids) <= own_ids
@@ -471,13 +470,30 @@ def test_pictures_of_the_concept_are_led_away_at_little_noise_under_every_other_
         assert float(others.sigma.max()) <= middle < float(searched_rows.sigma.max())
         for rows in (searched_rows, others):
             (term,) = rows.terms
-            assert term.weight == 0.5
+            assert term.weight == task.concept.weight / len(rows.x)
             away = net.sampling.calculate_denoised(rows.sigma, term.target, rows.x) - latents
             length, whole = (way.square().mean((1, 2, 3)).sqrt() for way in (away, mean - latents))
             most = torch.minimum(tuning.LED_AWAY_BY * rows.sigma, whole)
             assert torch.allclose(length, most, rtol=1e-2)
             along = torch.cosine_similarity(away.flatten(1), (mean - latents).flatten(1))
             assert float(along.min()) > 0.999
+
+
+def test_concepts_forgotten_earlier_stay_led_away(small, monkeypatch):
+    monkeypatch.setattr(tuning, "SEARCHED_FOR", 4)
+    with torch.inference_mode(False), torch.enable_grad():
+        trainer = searched(small, 1, TWO)[0]
+        first, second = trainer.data.plan.tasks
+        assert trainer._led_tasks(first, trainer.adversary) == [first] * SMALL["batch"]
+        trainer.round = 1
+        led = trainer._led_tasks(second, trainer.adversary)
+        assert led == [second, first] * (SMALL["batch"] // 2)
+        searched_rows, _ = trainer._led_away(second, trainer.adversary)
+        own = [
+            {trainer.network.text_id[text] for text, _ in task.pairs} for task in (second, first)
+        ]
+        for slot, text_id in enumerate(searched_rows.text_ids):
+            assert text_id in own[slot % 2]
 
 
 def test_a_damaged_training_file_is_named(small, monkeypatch, tmp_path):

@@ -44,14 +44,20 @@ class Adversary:
         self.texts[slot] = text_id
         self.states[slot] = self.network.conds["c_crossattn"][text_id].to(self.states)
 
+    def turn(self, step: int, slot: int) -> int:
+        """How often a slot has begun again before a training step; -1 before its first time."""
+        return (step - self._offset(slot)) // tuning.SEARCHED_FOR
+
+    def _offset(self, slot: int) -> int:
+        return slot * tuning.SEARCHED_FOR // len(self.texts)
+
     def restart_some(self, step: int, text_ids: Sequence[int]) -> None:
         """Before a training step: slots begin again in turn, all of them at the first step.
 
         text_ids: a text for each slot.
         """
         for slot, text_id in enumerate(text_ids):
-            turn = (step - slot * tuning.SEARCHED_FOR // len(text_ids)) % tuning.SEARCHED_FOR
-            if step == 0 or turn == 0:
+            if step == 0 or (step - self._offset(slot)) % tuning.SEARCHED_FOR == 0:
                 self.restart(slot, text_id)
 
     def search(

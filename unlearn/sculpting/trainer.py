@@ -9,7 +9,7 @@ captions and the empty prompt.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import torch
@@ -228,49 +228,74 @@ class Trainer:
         if phase.cooldown is None and (step + 1) % self.settings.refresh == 0:
             self._refresh_masks((step + 1) / self.settings.steps)
 
-    def _random_pictures(self, task: ForgetTask) -> tuple[torch.Tensor, list[int], list[int]]:
-        """Latents [batch, ...] on the device, and texts with the concept and its superclass."""
-        n, g, text_id = self.settings.batch, self.generator, self.network.text_id
+    def _random_pictures(
+        self, task: ForgetTask, n: int | None = None
+    ) -> tuple[torch.Tensor, list[int], list[int]]:
+        """Latents [n, ...] on the device, and texts with the concept and its superclass.
+
+        n: how many; None for a batch.
+        """
+        n, g, text_id = n or self.settings.batch, self.generator, self.network.text_id
         pairs = [task.pairs[i] for i in pick(len(task.pairs), n, g)]
         pictures = self.data.own[task.concept.name]
         latents = pictures[pick(len(pictures), n, g)].to(self.network.device)
         own = [text_id[text] for text, _ in pairs]
         return latents, own, [text_id[text] for _, text in pairs]
 
-    def _led_away(
-        self, task: ForgetTask, latents: torch.Tensor, drawn: Rows, weight: float
-    ) -> list[Rows]:
-        """Rows that lead pictures of the concept away from it, whatever the text says.
+    def _led_tasks(self, task: ForgetTask, adversary: Adversary) -> list[ForgetTask]:
+        """Whose pictures are led away, for each slot of the search.
 
-        drawn: the pictures `latents` with noise, under the concept's texts. They are led away under
-        the states that a search finds at each noise level, and under texts of all else at low ones,
-        where a picture of the concept is told from others.
+        Every second slot is of the round's concept. The others are of those forgotten earlier, in
+        turn, so that they stay hard to bring back.
         """
-        assert self.adversary is not None
-        net, g, n = self.network, self.generator, len(latents)
-        x, sigma, own = drawn.x, drawn.sigma, drawn.text_ids
-        self.adversary.restart_some(self.step - self.settings.warmup, own)
-        self.adversary.search(x, sigma, net.denoising_target(latents, x, sigma), self.batch_size)
-        away = Term("resist", self._away(task, latents, x, sigma), weight)
-        searched = drawn._replace(terms=(away,), states=self.adversary.states.clone())
+        plan, step = self.data.plan, self.step - self.settings.warmup
+        done = (*plan.earlier_tasks, *plan.tasks[: self.round])
+        earlier = [t for t in done if t.concept.name in self.data.own]
+        found = []
+        for slot in range(self.settings.batch):
+            turn = adversary.turn(step, slot) + slot // 2
+            found.append(earlier[turn % len(earlier)] if earlier and slot % 2 else task)
+        return found
+
+    def _led_away(self, task: ForgetTask, adversary: Adversary) -> list[Rows]:
+        """Rows that lead pictures of concepts away from them, whatever the text says.
+
+        They are led away under the states that a search finds at each noise level, and under texts
+        of all else at low ones, where a picture of a concept is told from others.
+        """
+        net, g, step = self.network, self.generator, self.step - self.settings.warmup
+        led = self._led_tasks(task, adversary)
+        n, weight = len(led), task.concept.weight / len(led)
+        pictures, own, _ = zip(*(self._random_pictures(t, 1) for t in led), strict=True)
+        latents, text_ids = torch.cat(pictures), [text_id for ids in own for text_id in ids]
+        sigma = spread_levels(net, n, g)
+        x = net.noised(latents, noise_like(latents, g), sigma)
+        adversary.restart_some(step, text_ids)
+        adversary.search(x, sigma, net.denoising_target(latents, x, sigma), self.batch_size)
+        away = Term("resist", self._away(led, latents, x, sigma), weight)
+        searched = Rows(x, sigma, text_ids, (away,), states=adversary.states.clone())
         fractions = (torch.arange(n) + torch.rand(n, generator=g)) / n
-        low = net.levels(1 - tuning.LED_AWAY_BELOW * fractions)
+        low = net.levels(1 - tuning.LED_AWAY_BELOW * fractions[torch.randperm(n, generator=g)])
         z = net.noised(latents, noise_like(latents, g), low)
-        own_texts = {text for text, _ in task.pairs}
-        others = [i for text, i in net.text_id.items() if text not in own_texts]
-        away = Term("lead away", self._away(task, latents, z, low), weight)
-        return [searched, Rows(z, low, [others[i] for i in pick(len(others), n, g)], (away,))]
+        away = Term("lead away", self._away(led, latents, z, low), weight)
+        return [searched, Rows(z, low, [self._other_text(t) for t in led], (away,))]
+
+    def _other_text(self, task: ForgetTask) -> int:
+        """A random text that does not name a concept."""
+        own = {text for text, _ in task.pairs}
+        others = [i for text, i in self.network.text_id.items() if text not in own]
+        return others[pick(len(others), 1, self.generator)[0]]
 
     def _away(
-        self, task: ForgetTask, latents: torch.Tensor, x: torch.Tensor, sigma: torch.Tensor
+        self, led: Sequence[ForgetTask], latents: torch.Tensor, x: torch.Tensor, sigma: torch.Tensor
     ) -> torch.Tensor:
-        """The outputs that denoise x to the mean of the superclass' pictures, not to `latents`.
+        """The outputs that denoise x to the mean of each superclass' pictures, not to `latents`.
 
         At weak noise it is only a part of the way, so that these outputs differ from those that
         denoise x by LED_AWAY_BY times the size of the noise at most.
         """
-        mean = self.data.other[task.concept.name].mean(0, keepdim=True).to(x.device)
-        way = (mean - latents).flatten(1)
+        means = [self.data.other[t.concept.name].mean(0) for t in led]
+        way = (torch.stack(means).to(x.device) - latents).flatten(1)
         share = tuning.LED_AWAY_BY * sigma / way.square().mean(1).sqrt().clamp_min(1e-12)
         toward = (share.clamp(max=1)[:, None] * way).view_as(latents)
         return self.network.denoising_target(latents + toward, x, sigma)
@@ -290,17 +315,15 @@ class Trainer:
             if prediction is not None and s.distil:
                 terms.append(Term("distil", prediction, s.distil / s.batch))
             found.append(Rows(y, sigma, text_ids, tuple(terms)))
-        searching = self.adversary is not None
-        if overwriting or searching or not (found or teacher.retained):
+        if overwriting or not (found or self.adversary or teacher.retained):
             x = net.noised(latents, noise_like(latents, self.generator), sigma)
             target = net.predict_in_batches(
                 net.student, x, sigma, other, self.batch_size, most_rows(s)
             )
-            weight = task.concept.weight / s.batch
-            if overwriting:
-                found.insert(0, Rows(x, sigma, own, (Term("overwrite", target, weight),)))
-            if searching:
-                found += self._led_away(task, latents, Rows(x, sigma, own, ()), weight)
+            term = Term("overwrite", target, task.concept.weight / s.batch)
+            found.insert(0, Rows(x, sigma, own, (term,)))
+        if self.adversary is not None:
+            found += self._led_away(task, self.adversary)
         if teacher.retained is not None:
             retained = teacher.retained.of_step(step, s.held)
             assert retained.prediction is not None  # `replay` distils
