@@ -36,11 +36,11 @@ def loaded(checkpoint):
 
 
 @pytest.fixture(scope="module")
-def states_on_disk():
-    """Sentences are encoded once for all tests, as they are for an artist."""
-    from testbed import pack, trial
+def states_on_disk(tmp_path_factory):
+    """Sentences are encoded once for all tests of a file, as they are for an artist."""
+    from testbed import pack
 
-    folder = trial.STATES
+    folder = tmp_path_factory.mktemp("states")
     with pytest.MonkeyPatch.context() as m:
         for name in ("unlearn.closed_form.solve", "unlearn.analysis.forecast"):
             m.setattr(pack.module(name), "default_folder", lambda: folder)
