@@ -3,6 +3,8 @@
 The sprite world draws, and its judge looks.
 """
 
+import copy
+import gc
 import re
 
 import pytest
@@ -22,6 +24,22 @@ def warned(report):
     found = [x for x in lines if x.startswith("WARNING") and re.search("may show|still there", x)]
     assert bool(found) == ("may come back" in lines[0]) != ("gone" in lines[0]), report
     return found
+
+
+@pytest.mark.parametrize("clones", [1, 2])
+def test_comfyui_finds_no_leaked_network_after_an_edited_model_is_gone(loaded, clones):
+    """Where it finds one, it collects all garbage before everything that it loads."""
+    from comfy.model_management import current_loaded_models
+
+    edited = loaded[0]
+    for _ in range(clones):
+        edited = edited.clone()
+        edited.patches = copy.copy(edited.patches) | {"diffusion_model.out.2.bias": []}
+    aftermath.weights.restore(edited)
+    del edited
+    gc.collect()
+    assert current_loaded_models
+    assert not any(entry.is_dead() for entry in current_loaded_models)
 
 
 def test_a_pasted_list_is_forgotten_as_it_is_meant():

@@ -142,11 +142,23 @@ def _without_patches(model: Model) -> Model:
         return model
     if model not in _unpatched:
         plain = model.clone()
-        plain.parent = None  # it would keep the MODEL alive
+        plain.parent = _root(model)  # not the MODEL, which it would keep alive
         plain.patches, plain.patches_uuid = {}, uuid.uuid4()
         plain.injections, plain.is_injected = {}, False
         _unpatched[model] = plain
     return _unpatched[model]
+
+
+def _root(model: Model) -> Model | None:
+    """The MODEL that another was cloned from, over however many clones; None if it is no clone.
+
+    ComfyUI notes it as loaded once a clone that was loaded is gone. Where it finds none, it takes
+    the network for leaked, and collects garbage before everything that it loads from then on.
+    """
+    root = model
+    while root.parent is not None:
+        root = root.parent
+    return None if root is model else root
 
 
 def saving_fault(model: Model) -> str:
