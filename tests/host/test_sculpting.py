@@ -496,6 +496,24 @@ def test_concepts_forgotten_earlier_stay_led_away(small, monkeypatch):
             assert text_id in own[slot % 2]
 
 
+@pytest.mark.parametrize("resist", [0, 1])
+def test_only_a_teacher_that_led_them_away_says_how_pictures_of_earlier_concepts_stay(
+    small, resist
+):
+    trainer = trainer_of(*small, TWO, resist=resist)
+    groups, data = trainer.data.retained_groups(1), trainer.data
+    given = data.retained_rows(groups, 200, torch.Generator().manual_seed(0))
+    first = data.plan.tasks[0]
+    shown = torch.cat([data.own[first.concept.name], data.other[first.concept.name]])
+    own = {data.network.text_id[text] for text, _ in first.pairs}
+    seen = set()
+    for latent, text_id, earlier in zip(*given, strict=True):
+        pictured = any(torch.equal(latent, picture) for picture in shown)
+        assert bool(earlier) == (text_id in own or bool(resist and pictured))
+        seen.add((text_id in own, pictured))
+    assert len(seen) == 4
+
+
 def test_a_damaged_training_file_is_named(small, monkeypatch, tmp_path):
     monkeypatch.setattr(saved_run, "path", lambda name: tmp_path / f"{name}.safetensors")
     (tmp_path / "run.safetensors").write_bytes(b"no such thing")

@@ -142,7 +142,8 @@ def _without_patches(model: Model) -> Model:
         return model
     if model not in _unpatched:
         plain = model.clone()
-        plain.parent = _root(model)  # not the MODEL, which it would keep alive
+        # Not the MODEL, which it would keep alive. The host's class sets no type for it.
+        plain.parent = _root(model)  # pyright: ignore[reportAttributeAccessIssue]
         plain.patches, plain.patches_uuid = {}, uuid.uuid4()
         plain.injections, plain.is_injected = {}, False
         _unpatched[model] = plain

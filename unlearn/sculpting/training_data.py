@@ -188,20 +188,25 @@ class TrainingData:
         """n random rows of the groups, evenly spread by their shares.
 
         Returns latents [n, c, h, w], text ids, and booleans [n]: whether the row is of an earlier
-        concept, which is to stay as the teacher has it.
+        concept, which is to stay as the teacher has it. While it is searched for what brings a
+        concept back, pictures of earlier concepts are such rows under any text: the teacher leads
+        them away, and the unedited model does not.
         """
         upper = torch.tensor([group.share for group in groups], dtype=torch.float64).cumsum(0)
         at = (torch.arange(n) + torch.rand(n, generator=g)) / n * upper[-1]
         which = torch.searchsorted(upper, at.double()).clamp_max(len(groups) - 1)
         everything = torch.cat([group.pictures for group in groups])
+        of_earlier = [group.kind == "earlier" for group in groups for _ in group.pictures]
         latents, text_ids, earlier = [], [], []
         for i in which[torch.randperm(n, generator=g)].tolist():
             group = groups[i]
             matching = torch.rand((), generator=g) < tuning.MATCHING_PICTURES
             pictures = group.pictures if matching else everything
-            latents.append(pictures[pick(len(pictures), 1, g)[0]])
+            (number,) = pick(len(pictures), 1, g)
+            latents.append(pictures[number])
             text_ids.append(self.network.text_id[group.texts[pick(len(group.texts), 1, g)[0]]])
-            earlier.append(group.kind == "earlier")
+            led_away = bool(self.settings.resist) and not matching and of_earlier[number]
+            earlier.append(group.kind == "earlier" or led_away)
         return torch.stack(latents), text_ids, torch.tensor(earlier)
 
     def check(self, task: ForgetTask, n: int) -> Check:
