@@ -516,6 +516,19 @@ def test_only_a_teacher_that_led_them_away_says_how_pictures_of_earlier_concepts
     assert len(seen) == 4
 
 
+def test_training_files_of_older_versions_are_still_of_the_same_run(small, monkeypatch):
+    """They were marked without the settings that these versions did not have."""
+    marked = []
+    monkeypatch.setattr(saved_run.json, "dumps", lambda d, **_: marked.append(d[0]) or "")
+    for more in ({}, {"resist": 1}, {"kept_pictures": 2}):
+        saved_run.identity(trainer_of(*small, **more))
+    assert [{"resist", "kept_pictures"} & {*found} for found in marked] == [
+        set(),
+        {"resist"},
+        {"kept_pictures"},
+    ]
+
+
 def test_a_damaged_training_file_is_named(small, monkeypatch, tmp_path):
     monkeypatch.setattr(saved_run, "path", lambda name: tmp_path / f"{name}.safetensors")
     (tmp_path / "run.safetensors").write_bytes(b"no such thing")

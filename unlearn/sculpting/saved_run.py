@@ -38,6 +38,7 @@ STATE = {
 }
 # Settings that may differ when training goes on.
 FREE = ("preview_every", "on_cancel", "low_rank")
+NEW = {"resist": 0, "kept_pictures": 1}  # at these values files of older versions lack them
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
@@ -51,8 +52,7 @@ def identity(trainer: Trainer) -> str:
     data, network = trainer.data, trainer.network
     h = hashlib.blake2b(data.model_digest.encode(), digest_size=16)
     settings = {k: v for k, v in asdict(trainer.settings).items() if k not in FREE}
-    if not settings["resist"]:
-        del settings["resist"]  # files of older versions do not know it
+    settings = {k: v for k, v in settings.items() if k not in NEW or v != NEW[k]}
     earlier = network.earlier.digest if network.earlier is not None else None
     described = [settings, data.plan, earlier, str(network.dtype)]
     h.update(json.dumps(described, default=str, sort_keys=True).encode())
