@@ -261,7 +261,8 @@ class Trainer:
         """Rows that lead pictures of concepts away from them, whatever the text says.
 
         They are led away under the states that a search finds at each noise level, and under texts
-        of all else at low ones, where a picture of a concept is told from others.
+        of all else at low ones, where a picture of a concept is told from others. All have the
+        weight of the round's concept.
         """
         net, g, step = self.network, self.generator, self.step - self.settings.warmup
         led = self._led_tasks(task, adversary)
@@ -281,7 +282,7 @@ class Trainer:
         return [searched, Rows(z, low, [self._other_text(t) for t in led], (away,))]
 
     def _other_text(self, task: ForgetTask) -> int:
-        """A random text that does not name a concept."""
+        """A random text that does not name the concept of a task."""
         own = {text for text, _ in task.pairs}
         others = [i for text, i in self.network.text_id.items() if text not in own]
         return others[pick(len(others), 1, self.generator)[0]]
