@@ -53,7 +53,7 @@ FIRST = {
     "2": ("UnlearnConcepts", listed(GONE), [shown("2", 1)]),
     "3": (
         "ScaPreSolve",
-        {**graphs._solve("2"), "model": LOADED},
+        {**graphs.solve_inputs("2"), "model": LOADED},
         [shown("3", 1, IMAGES), shown("3", 2)],
     ),
     "4": (

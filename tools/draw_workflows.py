@@ -1,6 +1,6 @@
 """`dev.py tool draw_workflows`: draws the example workflows and the subgraph blueprint.
 
-It loads their sources (testbed/graphs.py) into the real frontend, lays the nodes out, and saves the
+It loads their sources (testbed/graphs/) into the real frontend, lays the nodes out, and saves the
 frontend's JSON. Pictures of them go to output/. It needs a Chromium.
 """
 
