@@ -71,7 +71,7 @@ def erase_concepts():
     }
     for i, source in ((6, "4"), (7, "6"), (8, "7")):
         values = {"switch": True, "on_true": [source, 0]}
-        place, title = (940, 120 * i - 240, 330, 100), f"Edited Pictures First, {i - 5} of 3"
+        place, title = (940, 150 * i - 420, 330, 100), f"Edited Pictures First, {i - 5} of 3"
         nodes[str(i)] = ("ComfySwitchNode", title, place, values)
     plain = [(i, "on_false") for i in (4, 6, 7, 8)]
     inputs = (

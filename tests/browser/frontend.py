@@ -25,8 +25,9 @@ READY = (
     "() => window.app?.extensionManager?.workflow?.activeWorkflow && app.graph?._nodes.length > 0"
 )
 # (title, x, y, width, height of the node, height of the title's letters on the screen) of each node
-# that is no group: in classic from its own bounds, in Nodes 2.0 from the page.
-BOXES = """vue => app.graph._nodes.map(n => {
+# that is no group, of the graph or box that is open: in classic from its own bounds, in Nodes 2.0
+# from the page.
+BOXES = """vue => app.canvas.graph._nodes.map(n => {
     const s = app.canvas.ds.scale
     if (!vue) return [n.title, ...n.getBounding(), LiteGraph.NODE_TEXT_SIZE * s]
     const box = document.querySelector(`[data-node-id="${n.id}"]`)

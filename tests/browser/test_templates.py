@@ -102,6 +102,26 @@ def test_it_runs_and_stays_readable(tab, case):
 
 
 @pytest.mark.parametrize("vue", [False, True], ids=["classic", "vue"])
+def test_a_box_can_be_looked_into_and_keeps_what_was_written(wide, vue):
+    """No two nodes in a box lie over each other, and its own values are the same afterwards."""
+    workflow = in_world("quick_erase")
+    boxes = {one["id"] for one in workflow["definitions"]["subgraphs"]}
+    wide.opened(workflow, vue)
+    values = "id => app.rootGraph.getNodeById(id).widgets.map(w => w.value)"
+    enter = "id => { const n = app.graph.getNodeById(id); app.canvas.openSubgraph(n.subgraph, n) }"
+    for node in [n for n in workflow["nodes"] if n["type"] in boxes]:
+        before = wide.js(values, node["id"])
+        wide.js(enter, node["id"])
+        wide.until("id => app.canvas.graph !== app.rootGraph", node["id"])
+        assert not crowded(wide.boxes(vue)), node["title"]
+        wide.shot(f"inside_{node['title'].split()[0]}-{'vue' if vue else 'classic'}")
+        wide.js("() => app.canvas.setGraph(app.rootGraph)")
+        wide.boxes(vue)
+        assert wide.js(values, node["id"]) == before != []
+    assert not wide.errors
+
+
+@pytest.mark.parametrize("vue", [False, True], ids=["classic", "vue"])
 def test_a_wire_over_a_title_and_a_node_over_another_are_seen(wide, vue):
     """Planted, so that the tests above can fail."""
     workflow = in_world("erase_sdxl")
