@@ -335,7 +335,7 @@ MEANING = ("nearest", "synonyms")  # where words mean something
 
 
 def possible(world, names):
-    """Those of the protocols that a world has the look-alike pairs and the words for.
+    """Those of the protocols that a world has the look-alikes, words and pictures for.
 
     The other half is forgotten whole.
     """
@@ -344,6 +344,8 @@ def possible(world, names):
     def fits(name):
         if name in MEANING:
             return bool(world.keywords)
+        if name == "pairs":
+            return world.draws_pairs
         if name.startswith("forget the other "):
             return int(name.split()[-1]) == pairs
         return not name.startswith("forget ") or int(name.split()[-1]) <= pairs

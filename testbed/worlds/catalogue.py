@@ -28,6 +28,7 @@ class World(NamedTuple):
     file, checkpoint: the compact file that ships, and the name of the checkpoint made from it.
     judge: width and hidden width of the judging network.
     keywords: object -> other words for it, where words mean something to the text encoder.
+    draws_pairs: whether the model was trained on pairs of objects.
     """
 
     name: str
@@ -46,6 +47,7 @@ class World(NamedTuple):
     checkpoint: str
     judge: tuple[int, int]
     keywords: Mapping[str, tuple[str, ...]] = MappingProxyType({})
+    draws_pairs: bool = True
 
     def draw_pair(self, left, right, rng):
         """Two pictures side by side, each on its own ground: `[size, 2 size, 3]`."""
@@ -150,6 +152,7 @@ EMOJI_XL = EMOJI._replace(
     name="emoji_xl",
     file=HERE / "emoji_xl_world.safetensors",
     checkpoint="emoji_xl_world.safetensors",
+    draws_pairs=False,
 )
 EMOJI_WAN, EMOJI_SD3 = (
     EMOJI._replace(
