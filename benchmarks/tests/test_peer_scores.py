@@ -314,6 +314,14 @@ def test_every_forgotten_object_is_judged_however_many_there_are():
     assert len(kept) == 48 and len({s.caption.name for s in kept}) == 24
 
 
+def test_a_resample_without_anything_kept_is_left_out():
+    before = [[0, 0, 1, 1]] + [[0, 0, 0, 1]] * 9  # one of ten pictures is right before the edit
+    found = scores.rates(before, before)
+    assert found["kept"] == (1.0, 1.0, 1.0) and found["overall"] == (1.0, 1.0, 1.0)
+    nothing = scores.rates([[0, 0, 0, 1]] * 4, [[0, 0, 0, 1]] * 4)
+    assert nothing["kept"] == (0.0, 0.0, 0.0)
+
+
 def test_a_world_has_the_protocols_that_it_has_pairs_and_words_for():
     names = list(protocols.MAKERS)
     left_out = {
