@@ -38,11 +38,10 @@ def resampled(groups, n=RESAMPLES, seed=0):
 
 
 def figure(value, samples):
-    """(value, low, high) of an estimate and of the same over resamples; NaN says nothing."""
-    said = samples[np.isfinite(samples)] if np.isfinite(samples).any() else np.array([value])
+    """(value, low, high) of an estimate and of the same over resamples."""
     return (
         round(float(value), 4),
-        *(round(float(x), 4) for x in np.percentile(said, (2.5, 97.5))),
+        *(round(float(x), 4) for x in np.percentile(samples, (2.5, 97.5))),
     )
 
 
@@ -53,17 +52,19 @@ def rates(before, after, n=RESAMPLES, seed=0):
     labels of forgotten things the picture shows, out of how many, and the same of kept things.
     forgot: the share of forgotten labels that still show. kept: the share of kept labels over the
     unedited model's. A resample draws from pictures of forgotten and of kept things apart, so that
-    the number of each stays the same. A resample in which the unedited model shows nothing that is
-    kept says nothing of what is kept.
+    the number of each stays the same. Resamples in which the unedited model shows nothing that is
+    kept are left out.
     """
     before, after = np.asarray(before, float), np.asarray(after, float)
     index = resampled((after[:, 1] > 0) + 2 * (after[:, 3] > 0), n, seed)
+    shows = before[index, 2].sum(1) > 0
+    index = index[shows] if shows.any() else index
 
     def both(b, a):
         forgot = a[..., 0] / np.maximum(a[..., 1], 1)
-        shown, still = (x[..., 2] / np.maximum(x[..., 3], 1) for x in (b, a))
-        says = (shown > 0) | (np.ndim(shown) == 0)
-        kept = still / np.where(says, np.maximum(shown, 1e-9), np.nan)
+        kept = (a[..., 2] / np.maximum(a[..., 3], 1)) / np.maximum(
+            b[..., 2] / np.maximum(b[..., 3], 1), 1e-9
+        )
         return forgot, kept, harmonic(forgot, kept)
 
     found = zip(

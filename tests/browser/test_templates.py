@@ -109,7 +109,9 @@ def test_a_box_can_be_looked_into_and_keeps_what_was_written(wide, vue):
     wide.opened(workflow, vue)
     values = "id => app.rootGraph.getNodeById(id).widgets.map(w => w.value)"
     enter = "id => { const n = app.graph.getNodeById(id); app.canvas.openSubgraph(n.subgraph, n) }"
+    write = "id => { app.graph.getNodeById(id).widgets[0].value = 'fox -> animal' }"
     for node in [n for n in workflow["nodes"] if n["type"] in boxes]:
+        wide.js(write, node["id"])
         before = wide.js(values, node["id"])
         wide.js(enter, node["id"])
         wide.until("id => app.canvas.graph !== app.rootGraph", node["id"])
@@ -117,7 +119,7 @@ def test_a_box_can_be_looked_into_and_keeps_what_was_written(wide, vue):
         wide.shot(f"inside_{node['title'].split()[0]}-{'vue' if vue else 'classic'}")
         wide.js("() => app.canvas.setGraph(app.rootGraph)")
         wide.boxes(vue)
-        assert wide.js(values, node["id"]) == before != []
+        assert wide.js(values, node["id"]) == before and before[0] == "fox -> animal"
     assert not wide.errors
 
 
