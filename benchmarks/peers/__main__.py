@@ -138,8 +138,7 @@ def markdown(results):
         "## Overall: harmonic mean of 1 - forgot and kept",
     ]
     for group, title in rows.GROUPS.items():
-        table_of = rows.among(every, group)
-        if any(set(by) - {rows.OURS} for by in table_of.values()):
+        if table_of := rows.among(every, group):
             out += [f"### {title}", overall(table_of), standing(table_of)]
     if not every or not any(set(by) - {rows.OURS} for by in every.values()):
         out.append(overall(every))

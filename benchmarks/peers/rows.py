@@ -138,8 +138,9 @@ def group_of(row_id, row):
 
 
 def among(table, group):
-    """The rows of one group and ours: protocol -> row id -> row."""
-    return {
+    """The rows of one group and ours: protocol -> row id -> row, where the group has any."""
+    found = {
         protocol: {i: row for i, row in by.items() if group_of(i, row) in (OURS, group)}
         for protocol, by in table.items()
     }
+    return {protocol: by for protocol, by in found.items() if set(by) - {OURS}}

@@ -546,6 +546,16 @@ def test_the_table_has_a_part_for_each_group_of_rows():
     assert "| w | few, order | uce sweep | b | 0.60 (0.50 to 0.70) |" in text
 
 
+def test_a_protocol_without_a_row_of_a_group_is_not_in_its_table():
+    alone = {"ours": row(0.9, 0.8, 1.0) | {"name": "ours (ScaPre)", "group": "ours"}}
+    results = reported()
+    results["worlds"]["w"]["r"] = {"methods": alone}
+    official = __main__.markdown(results).split("### Best of a sweep")[0]
+    assert "w: p" in official and "w: r" not in official
+    found = __main__.summary(results, __main__.RESULTS)
+    assert found["groups"]["official"]["best_or_tied"] == ["w: p", "w: q"]
+
+
 def test_standing_is_told_for_all_rows_and_for_each_group(tmp_path):
     found = __main__.summary(reported(), tmp_path / "peers.json")
     assert found["protocols"] == ["w: p", "w: q"] and found["best_or_tied"] == []
