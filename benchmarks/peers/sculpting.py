@@ -11,8 +11,10 @@ denoising, of which a falling share is exchanged every 100 steps for the first e
 
 Official: 100 pictures each by the model that came in, 500 steps of two pictures for each concept,
 one concept after another, Adam at 3e-6 with OneCycle. After a concept the weights of the epoch with
-the lowest forgetting loss are taken. Adam's moments of a weight outside its mask go on, as there;
-the bias of the output matrices is not trained here.
+the lowest forgetting loss are taken. The released code compares the warm-up too, in which nothing
+is trained and the loss is that of denoising. On the small models that is the lowest loss, so that
+nothing would ever be forgotten; here the warm-up is left out of the comparison. Adam's moments of a
+weight outside its mask go on, as there; the bias of the output matrices is not trained here.
 """
 
 import torch
@@ -69,9 +71,11 @@ class Best:
     def __init__(self, params):
         self.params, self.lowest, self.weights, self.losses = params, float("inf"), None, []
 
-    def add(self, loss, epoch_ends):
-        self.losses.append(float(loss.detach()))
-        if not epoch_ends:
+    def add(self, loss, trained, epoch_ends):
+        """Notes a step's forgetting loss; trained: whether the step is behind the warm-up."""
+        if trained:
+            self.losses.append(float(loss.detach()))
+        if not (self.losses and epoch_ends):
             return
         if (mean := sum(self.losses) / len(self.losses)) < self.lowest:
             self.lowest, self.weights = mean, [p.detach().clone() for p in self.params]
@@ -128,7 +132,7 @@ def train(net, name, sentences, steps, seed=0):
             schedule.step()
             if step % every == 0 and number < int(REFRESHED * EPOCHS):
                 masks.refresh(kernel.turnover(TURNOVER, number / EPOCHS))
-        best.add(lost, epoch_ends=step % epoch == 0)
+        best.add(lost, trained=step > warmup, epoch_ends=step % epoch == 0)
     best.take()
     return masks.masks
 

@@ -354,10 +354,11 @@ def test_sculpting_masks_follow_the_sums_of_gradients():
 def test_sculpting_takes_back_its_best_epoch():
     w = torch.nn.Parameter(torch.tensor([1.0]))
     best = sculpting.Best([w])
-    for value, loss in ((1.0, 3.0), (2.0, 1.0), (3.0, 2.0)):
+    warmup = ((0.0, 0.1),)  # the lowest loss, but nothing was trained
+    for value, loss in (*warmup, (1.0, 3.0), (2.0, 1.0), (3.0, 2.0)):
         w.data.fill_(value)
-        best.add(torch.tensor(loss), epoch_ends=False)
-        best.add(torch.tensor(loss), epoch_ends=True)
+        best.add(torch.tensor(loss), trained=value > 0, epoch_ends=False)
+        best.add(torch.tensor(loss), trained=value > 0, epoch_ends=True)
     best.take()
     assert w.tolist() == [2.0]
     assert sculpting.plan(500) == (50, 100, 50) and sculpting.plan(50) == (5, 10, 5)
