@@ -12,8 +12,8 @@ denoising, of which a falling share is exchanged every 100 steps for the first e
 Official: 100 pictures each by the model that came in, 500 steps of two pictures for each concept,
 one concept after another, Adam at 3e-6 with OneCycle. After a concept the weights of the epoch with
 the lowest forgetting loss are taken. The released code compares the warm-up too, in which nothing
-is trained and the loss is that of denoising. On the small models that is the lowest loss, so that
-nothing would ever be forgotten; here the warm-up is left out of the comparison. Adam's moments of a
+is trained and the loss is that of denoising. On the sprites that was the lowest loss, so that
+nothing was forgotten; here the warm-up is left out of the comparison. Adam's moments of a
 weight outside its mask go on, as there; the bias of the output matrices is not trained here.
 """
 
