@@ -610,7 +610,15 @@ def test_sculpting_moves_what_its_mask_allows(trainee, monkeypatch):
     monkeypatch.setattr(sculpting, "STEPS", 10)
     monkeypatch.setattr(sculpting, "EPOCHS", 2)
     monkeypatch.setattr(sculpting, "WARMUP", 4)
+    trained, add = [], sculpting.Best.add
+
+    def noted(best, loss, **told):
+        trained.append(told["trained"])
+        add(best, loss, **told)
+
+    monkeypatch.setattr(sculpting.Best, "add", noted)
     masks = sculpting.train(net, "cat", ["fox", "animal"], 10)
+    assert trained == [False] * 4 + [True] * 6  # the warm-up is no candidate for the best epoch
     moved = 0
     for (key, w), mask in zip(net.trainable.items(), masks, strict=True):
         assert torch.equal(w.detach()[~mask], net.start(key)[~mask])
