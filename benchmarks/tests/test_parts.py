@@ -44,11 +44,16 @@ def options(tmp_path, **changes):
     return SimpleNamespace(**given)
 
 
+def empty():
+    settings = {"pictures": 8, "steps": 2, "crowded": 0.5, "crowded_words": "twins"}
+    return {"settings": settings, "worlds": {}}
+
+
 TRIES = (crowded.Try("a", {"drift": 0.3}, {}), crowded.Try("b", {}, {"CONTRAST_WEIGHT": 3.0}))
 
 
 def test_each_try_is_solved_at_its_own_settings_and_constants(drawn, tmp_path):
-    before, results = crowded.tuning.CONTRAST_WEIGHT, {"worlds": {}}
+    before, results = crowded.tuning.CONTRAST_WEIGHT, empty()
     parts.run(WORLD, options(tmp_path), TRIES, results)
     default = crowded.scapre.SolveSettings().chosen.drift
     assert drawn.solved == [("m", 6, before, 0.3), ("m", 6, 3.0, default)]
@@ -66,14 +71,23 @@ def test_each_try_is_solved_at_its_own_settings_and_constants(drawn, tmp_path):
 
 def test_rounds_go_on_from_each_other_and_words_are_crowded_for_a_while(drawn, tmp_path):
     given = options(tmp_path, protocols="sequence of 6", crowded=0.5, crowded_words="twins")
-    parts.run(WORLD, given, TRIES[:1], {"worlds": {}})
+    parts.run(WORLD, given, TRIES[:1], empty())
     assert [model for model, *_ in drawn.solved] == ["m" + "+" * i for i in range(6)]
     assert drawn.handles == [(0.5, "twins"), "removed"]
 
 
-def test_results_of_other_settings_are_not_mixed(tmp_path):
-    path = tmp_path / "parts.json"
-    assert parts.load(path, {"pictures": 8}) == {"settings": {"pictures": 8}, "worlds": {}}
-    path.write_text(json.dumps({"settings": {"pictures": 4}, "worlds": {}}), encoding="utf-8")
-    with pytest.raises(SystemExit, match="name another file"):
-        parts.load(path, {"pictures": 8})
+def test_tables_show_every_interval_and_leave_out_what_is_not_measured(drawn, tmp_path):
+    given = options(tmp_path, protocols="look-alikes,superclass")
+    results = empty()
+    parts.run(WORLD, given, TRIES, results)
+    del results["worlds"]["sprites"]["superclass"]["b"]
+    parts.save(results, given.out)
+    page = (tmp_path / "parts.md").read_text(encoding="utf-8")
+    found = results["worlds"]["sprites"]
+    overall, low, high = found["look-alikes"]["a"]["overall"]
+    assert low < overall < high
+    assert f"| {overall:.2f} ({low:.2f} to {high:.2f}) |" in page
+    assert "| try | look-alikes | superclass |" in page and "alike: twins" in page
+    assert page.splitlines()[-1].endswith(") |  |")
+    results["settings"]["crowded"] = 0.0
+    assert "alike: twins" not in parts.markdown(results)

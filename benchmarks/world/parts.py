@@ -1,8 +1,8 @@
 """What each part and each constant of ScaPre's default is worth, judged by pictures.
 
 It takes the tries of `bench crowded` (ablation, sensitivity, weights) through protocols of
-`bench peers`, on any worlds, with bootstrap intervals. Results are written after every try, and a
-later run goes on from there. Last line with --json: one JSON object.
+`bench peers`, on any worlds, with bootstrap intervals. Results are written after every try, with
+tables beside them, and a later run goes on from there. Last line with --json: one JSON object.
 """
 
 import argparse
@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 
+from benchmarks import records
 from benchmarks.peers import Erased, protocols, scores
 from testbed import pack
 from testbed.worlds import alike, catalogue
@@ -42,14 +43,34 @@ def said(row):
     return ", ".join(f"{k} {v:.2f} ({low:.2f} to {high:.2f})" for k, (v, low, high) in row.items())
 
 
-def load(path, settings):
-    """Results so far; SystemExit where they were made with other settings."""
-    if not path.exists():
-        return {"settings": settings, "worlds": {}}
-    found = json.loads(path.read_text(encoding="utf-8"))
-    if found["settings"] != settings:
-        raise SystemExit(f"{path} was made with {found['settings']}; name another file with --out.")
-    return found
+def markdown(results):
+    """The overall of every try on every protocol as tables, one for each world."""
+    s = results["settings"]
+    out = [
+        "# Parts and constants of ScaPre's default, in pictures",
+        f"Made by `python3 dev.py bench parts`; do not edit. {s['pictures']} pictures of what is "
+        f"forgotten and twice as many of what is kept, {s['steps']} sampling steps. Overall is the "
+        "harmonic mean of 1 - forgot and kept; in brackets the middle 95 % of "
+        f"{scores.RESAMPLES} bootstrap resamples.",
+    ]
+    if s["crowded"]:
+        out.append(f"Words were made {s['crowded']} alike: {s['crowded_words']}.")
+    for world, by in results["worlds"].items():
+        tries = dict.fromkeys(name for rows in by.values() for name in rows)
+        lines = [[name, *(cell(rows.get(name)) for rows in by.values())] for name in tries]
+        out += [f"## {world}", records.table(["try", *by], lines)]
+    return "\n\n".join(out) + "\n"
+
+
+def cell(row):
+    """The overall of a row with its interval; '' where it is not measured."""
+    return "" if row is None else "{:.2f} ({:.2f} to {:.2f})".format(*row["overall"])
+
+
+def save(results, path):
+    """Writes the results and their tables."""
+    records.save(results, path)
+    records.write(path.with_suffix(".md"), markdown(results))
 
 
 def run(world, given, tries, results):
@@ -68,7 +89,7 @@ def run(world, given, tries, results):
         for one in open_:
             after = protocols.draw(shown, protocol, erased(shown, protocol, one), given.steps)
             rows[one.name] = scores.rates(before.marks, after.marks)
-            given.out.write_text(json.dumps(results, indent=1), encoding="utf-8")
+            save(results, given.out)
             print(f"{world.name}, {name}, {one.name}: {said(rows[one.name])}", flush=True)
     for handle in handles:
         handle.remove()
@@ -92,7 +113,7 @@ def main():
     wanted = given.tries.split(",") if given.tries else names
     if unknown := [name for name in wanted if name not in names]:
         parser.error(f"there is no try {unknown[0]!r}; there are {', '.join(names)}")
-    results = load(given.out, {name: getattr(given, name) for name in SETTINGS})
+    results = records.load(given.out, {name: getattr(given, name) for name in SETTINGS})
     for name in given.worlds.split(","):
         run(catalogue.get(name), given, [one for one in tries if one.name in wanted], results)
     if given.json:
