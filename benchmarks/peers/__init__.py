@@ -12,7 +12,8 @@ A closed form has more, so that it can be measured at other settings and with wh
 - `same_edits(model, information, setting, seed)`, its solve of what ours reads (_information.py).
 
 A method that trains has `texts(concepts)`, all that it is trained on, `official_steps(concepts)`,
-and an argument `steps` of `erase`, both for each concept.
+and an argument `steps` of `erase`. Both are for each concept, or are shared by all of them where
+the official code has it so.
 
 No part of the pack uses them; `dev.py bench peers` measures them and the pack alike.
 """

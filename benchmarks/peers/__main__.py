@@ -304,7 +304,7 @@ def options():
     parser.add_argument("--steps", type=int, default=8, help="sampling steps per picture")
     parser.add_argument("--seed", type=int, default=0, help="of the methods that train")
     parser.add_argument(
-        "--training-steps", type=int, help="most steps for each concept; all that the paper has"
+        "--training-steps", type=int, help="most training steps; all that the paper has"
     )
     parser.add_argument(
         "--inversion-steps", type=int, default=60, help="of textual inversion; 0: leave it out"

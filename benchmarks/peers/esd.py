@@ -3,9 +3,10 @@
     eps(x_t, c)  <-  eps_0(x_t, "") - eta ( eps_0(x_t, c) - eps_0(x_t, "") ),   eta 1
 
 eps_0 is the model that came in, c the concept's name. Paper: 1000 steps of one picture at a
-learning rate of 1e-5, for each concept; with several, each step takes one of them. There x_t is
-sampled from the model in training at every step. Here it is a picture of the concept by the model
-that came in, with noise of any level, which spares the sampling.
+learning rate of 1e-5. Several concepts share these steps: in the official code each step takes one
+of them at random. There x_t is sampled from the model in training at every step. Here it is a
+picture of the concept by the model that came in, with noise of any level, which spares the
+sampling.
 """
 
 import torch
@@ -34,7 +35,7 @@ def loss(net, branch, x, sigma, rows):
 
 
 def train(net, names, steps, seed=0):
-    """Trains the student for `steps` steps a concept."""
+    """Trains the student for `steps` steps, each on one of the concepts at random."""
     g, optimiser = (
         torch.Generator().manual_seed(seed),
         torch.optim.Adam(net.trainable.values(), RATE),
@@ -42,7 +43,7 @@ def train(net, names, steps, seed=0):
     pictures = _shared.drawn(net, [n for n in names for _ in range(PICTURES)], seed).view(
         len(names), PICTURES, *net.shape
     )
-    for _ in range(steps * len(names)):
+    for _ in range(steps):
         i = int(torch.randint(len(names), (), generator=g))
         x, sigma = _shared.noised(
             net, pictures[i, torch.randint(PICTURES, (BATCH,), generator=g)], g
@@ -58,7 +59,7 @@ def texts(concepts):
 
 
 def official_steps(concepts):
-    """Steps for each concept."""
+    """Steps that all concepts share."""
     return STEPS
 
 

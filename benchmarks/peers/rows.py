@@ -31,7 +31,7 @@ OF_PACK = ("text_encoder",)  # erasers of the pack that are no diffusion model's
 class Row(NamedTuple):
     """One row. id: in files of results; peer: its file here; group: OURS or a key of GROUPS.
 
-    steps: most training steps for each concept, None for all.
+    steps: most training steps, None for all.
     """
 
     id: str
@@ -64,7 +64,7 @@ def peers():
 def known(steps=None):
     """Name on the command line -> Row. A peer's name alone is its official row.
 
-    steps: most training steps for each concept, None for all.
+    steps: most training steps, None for all.
     """
     found = {}
     for peer in peers():

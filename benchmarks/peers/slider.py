@@ -5,7 +5,8 @@
 A low-rank change a/r up @ down of every cross-attention matrix is trained to draw more of the
 concept. c is the concept's name and s its target. If the change were linear, -1 would give s for
 eta 1, which is LECO's; Concept Sliders have 4. Official: rank r 4, a 1, AdamW at 2e-4, 1000 steps
-of one picture; there all other layers are trained.
+of one picture; there all other layers are trained. Several concepts share these steps: in both
+official codes each step takes one of them at random.
 """
 
 import torch
@@ -65,14 +66,14 @@ class Lora:
 
 
 def train(net, pairs, steps, seed=0):
-    """The Lora after `steps` steps for each (name, what it turns into)."""
+    """The Lora after `steps` steps, each on one (name, what it turns into) at random."""
     g = torch.Generator().manual_seed(seed)
     lora = Lora(net, g)
     optimiser = torch.optim.AdamW([*lora.up.values(), *lora.down.values()], RATE)
     pictures = _shared.drawn(net, [n for n, _ in pairs for _ in range(PICTURES)], seed).view(
         len(pairs), PICTURES, *net.shape
     )
-    for _ in range(steps * len(pairs)):
+    for _ in range(steps):
         i = int(torch.randint(len(pairs), (), generator=g))
         x, sigma = _shared.noised(
             net, pictures[i, torch.randint(PICTURES, (BATCH,), generator=g)], g
@@ -88,7 +89,7 @@ def texts(concepts):
 
 
 def official_steps(concepts):
-    """Steps for each concept."""
+    """Steps that all concepts share."""
     return STEPS
 
 

@@ -571,6 +571,29 @@ def test_esd_two_steps_lower_its_loss(trainee):
 
 
 @pytest.mark.world
+@pytest.mark.parametrize(
+    "peer, each",
+    [(esd, ["fox", "cat"]), (slider, [("fox", "animal"), ("cat", "animal")])],
+)
+def test_several_concepts_share_the_steps_as_in_the_official_code(trainee, monkeypatch, peer, each):
+    net, seen, steps = trainee[0], [], 8
+    monkeypatch.setattr(peer, "loss", counted(peer.loss, seen))
+    peer.train(net, each, steps)
+    assert len(seen) == steps
+    assert {row for rows in seen for row in rows} == {net.text_id[n] for n in ("fox", "cat")}
+
+
+def counted(real, seen):
+    """A loss that notes the texts of every step."""
+
+    def loss(net, branch, x, sigma, rows, *others):
+        seen.append(rows)
+        return real(net, branch, x, sigma, rows, *others)
+
+    return loss
+
+
+@pytest.mark.world
 def test_slider_lowers_its_loss_and_at_minus_one_raises_it(trainee):
     net, x, sigma = trainee
 
@@ -727,8 +750,8 @@ def test_a_training_row_trains_as_many_steps_as_it_is_told(small, monkeypatch, p
     finally:
         counted.remove()
     assert difference(model, out.model)
-    # two concepts; one step of Sculpting Memory's is its warm-up
-    assert len(steps) == (2 if peer == "sculpting" else 4)
+    # Two concepts, which share the steps or have two each; one of Sculpting Memory's is a warm-up.
+    assert len(steps) == {"esd": 2, "salun": 4, "sculpting": 2, "slider": 2}[peer]
 
 
 def test_conceptprune_prunes_less_for_a_style(small, monkeypatch):
