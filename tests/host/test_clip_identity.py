@@ -126,6 +126,63 @@ def test_what_cannot_be_read_has_no_identity(what):
     assert identity(tiny.Clip()) is identity(None) is identity(SimpleNamespace()) is None
 
 
+def hooked(clip):
+    clip.cond_stage_model.clip_g.register_forward_hook(doubled)
+
+
+def hooked_before(clip):
+    inner = clip.cond_stage_model.clip_l.transformer
+    inner.register_forward_pre_hook(lambda module, args: args)
+
+
+def forwarded(clip):
+    encoder = clip.cond_stage_model.clip_g
+    encoder.forward = lambda *args, real=encoder.forward: doubled(encoder, args, real(*args))
+
+
+def replaced_module(clip):
+    part = clip.cond_stage_model.clip_g.transformer
+    clip.patcher.add_object_patch("clip_g.transformer", part)
+
+
+def injected(clip):
+    clip.patcher.set_injections("theirs", [object()])
+
+
+def doubled(module, args, out):
+    """Doubles the states of sentences with a cat in them, and of no probe."""
+    cat = 2368
+    rows = [any(token == cat for token in row) for row in args[0]]
+    factor = torch.tensor([2.0 if there else 1.0 for there in rows])[:, None, None]
+    return (out[0] * factor, *out[1:])
+
+
+ALTERED = {f.__name__: f for f in (hooked, hooked_before, forwarded, replaced_module, injected)}
+
+
+@pytest.mark.parametrize("how", ALTERED)
+def test_a_clip_that_others_have_altered_has_no_identity_and_keeps_nothing(tmp_path, how):
+    """What they change need not show in any probe, so nothing that was kept may stand for it."""
+    clip = sdxl()
+    for p in clip.cond_stage_model.parameters():
+        p.nan_to_num_(0.0)
+    prompt = states.text_encoding.locate(clip, "a photo of a {concept}", "cat")
+    plain = states.TextStateCache(clip, tmp_path).get([prompt])
+    ALTERED[how](clip)
+    assert identity(clip) is None and identities.clip_altered(clip)
+    if how == "injected":
+        return  # they cannot be put in place here
+    found = states.TextStateCache(clip, tmp_path)
+    again = found.get([prompt])
+    assert found.folder is None and found.encoded == 1
+    same = torch.equal(again[prompt.text], plain[prompt.text])
+    assert same == (how not in ("hooked", "forwarded"))
+
+
+def test_what_is_no_clip_of_comfyui_is_not_altered():
+    assert not any(map(identities.clip_altered, (tiny.Clip(), None, SimpleNamespace(), sdxl())))
+
+
 def test_states_stand_for_an_encoder_without_identity():
     said = {text: torch.full((77, 4), float(i)) for i, text in enumerate(states.PROBES)}
     other = {**said, states.PROBES[0]: said[states.PROBES[0]] + 0.01}

@@ -185,6 +185,18 @@ def test_what_cannot_be_read_is_always_solved(loaded, change):
     assert solved.key_of(model, loaded[1], FOX, SETTINGS) is None
 
 
+@pytest.mark.parametrize("part", ["model", "clip"])
+def test_a_network_with_hooks_is_always_solved(loaded, part):
+    model, clip, _ = loaded
+    network = model.model.diffusion_model if part == "model" else clip.cond_stage_model
+    hook = next(network.children()).register_forward_hook(lambda module, args, out: None)
+    try:
+        assert solved.key_of(model, clip, FOX, SETTINGS) is None
+    finally:
+        hook.remove()
+    assert solved.key_of(model, clip, FOX, SETTINGS) is not None
+
+
 def test_texts_with_an_embedding_are_always_solved(loaded):
     concepts = text.parse("embedding:fox -> animal")
     assert solved.key_of(loaded[0], loaded[1], concepts, SETTINGS) is None

@@ -112,6 +112,7 @@ class TextStateCache:
     ) -> None:
         """folder: where states are kept, None for nowhere. limit: bytes on disk.
 
+        Of a CLIP that is `altered` (host/clip_identity.py) nothing is kept or read there.
         exact_padding: every position of the padding is computed, which takes four times as long
         (see fast_text_encoder.py). pooled: the pooled vectors are read too. Such states have
         folders of their own.
@@ -126,7 +127,7 @@ class TextStateCache:
         self.fast_encoder = None
         if not exact_padding:
             self.fast_encoder = fast_text_encoder.build(clip, kept_positions, probes)
-        if folder is not None:
+        if folder is not None and not clip_identity.clip_altered(clip):
             source = text_encoding.pooled_source(clip, PROBES[0]) if pooled else None
             name = fingerprint(clip, probes, source)
             self.folder = Path(folder) / (name + "-whole" * exact_padding + "-pooled" * pooled)

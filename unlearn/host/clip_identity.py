@@ -35,15 +35,14 @@ def identity(clip: Clip, probes: Sequence[str], pooled_by: str | None = None) ->
     strengths, the clip skip, the classes and options of the encoders, and how the tokenizer reads
     `probes`. The rounding of float32 weights to float16, which ComfyUI does on GPUs, makes no
     difference. Nothing is loaded or moved. pooled_by: the encoder whose pooled vectors are read
-    too, so that its projection counts. None for hooks, injections and replaced modules, and for
-    what is no CLIP of ComfyUI's.
+    too, so that its projection counts. None for hooks of weights, for a CLIP that is `altered`,
+    and for what is no CLIP of ComfyUI's.
     """
     patcher = getattr(clip, "patcher", None)
     model = getattr(clip, "cond_stage_model", None)
     if patcher is None or not isinstance(model, torch.nn.Module):
         return None
-    replaced = patcher.object_patches.keys() - COMPUTATION
-    if patcher.forced_hooks or patcher.injections or replaced:
+    if patcher.forced_hooks or altered(patcher, model):
         return None
     h = hashlib.blake2b(digest_size=12)
     try:
@@ -55,6 +54,26 @@ def identity(clip: Clip, probes: Sequence[str], pooled_by: str | None = None) ->
     except (Unknown, AttributeError, TypeError, RuntimeError):  # a CLIP of another pack's making
         return None
     return h.hexdigest()
+
+
+def altered(patcher: Any, network: torch.nn.Module) -> bool:
+    """Whether functions of another maker change what a network computes, whatever its weights.
+
+    They are replaced modules, injections, hooks of PyTorch's, and modules with a `forward` of their
+    own. They may change a few words alone, so that no probe shows them.
+    """
+    if patcher.injections or patcher.object_patches.keys() - COMPUTATION:
+        return True
+    return any(
+        m._forward_hooks or m._forward_pre_hooks or "forward" in vars(m) for m in network.modules()
+    )
+
+
+def clip_altered(clip: Clip) -> bool:
+    """Whether a CLIP is `altered`; False for what is no CLIP of ComfyUI's."""
+    patcher = getattr(clip, "patcher", None)
+    model = getattr(clip, "cond_stage_model", None)
+    return patcher is not None and isinstance(model, torch.nn.Module) and altered(patcher, model)
 
 
 def _add_tokenizer(update: Callable[[bytes], None], clip: Clip, probes: Sequence[str]) -> None:

@@ -26,7 +26,6 @@ FOREIGN = (
     "hook_patches",
     "forced_hooks",
     "current_hooks",
-    "injections",
 )
 FUNCTIONS = ("wrappers", "callbacks")  # {kind: {key: [function]}}
 PROBES = ("a photo of a cat", "an oil painting of two ships at night, by a famous artist")
@@ -65,7 +64,7 @@ def _add_patcher(update: Update, patcher: Any) -> None:
         for kind in getattr(patcher, name, {}).values():
             if any(kind.values()):
                 raise Unknown
-    if patcher.object_patches.keys() - clip_identity.COMPUTATION:
+    if clip_identity.altered(patcher, patcher.model):
         raise Unknown
     _add(update, {key: str(value) for key, value in patcher.object_patches.items()})
     _add(update, patcher.model_options)
