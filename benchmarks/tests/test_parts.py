@@ -87,7 +87,7 @@ def test_tables_show_every_interval_and_leave_out_what_is_not_measured(drawn, tm
     overall, low, high = found["look-alikes"]["a"]["overall"]
     assert low < overall < high
     assert f"| {overall:.2f} ({low:.2f} to {high:.2f}) |" in page
-    assert "| try | look-alikes | superclass |" in page and "alike: twins" in page
+    assert "| try | look-alikes | superclass |" in page and "--crowded-words twins" in page
     assert page.splitlines()[-1].endswith(") |  |")
     results["settings"]["crowded"] = 0.0
-    assert "alike: twins" not in parts.markdown(results)
+    assert "--crowded-words" not in parts.markdown(results)

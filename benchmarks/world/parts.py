@@ -54,7 +54,8 @@ def markdown(results):
         f"{scores.RESAMPLES} bootstrap resamples.",
     ]
     if s["crowded"]:
-        out.append(f"Words were made {s['crowded']} alike: {s['crowded_words']}.")
+        how = f"`--crowded {s['crowded']} --crowded-words {s['crowded_words']}`"
+        out.append(f"The words of look-alikes were made more alike: {how}.")
     for world, by in results["worlds"].items():
         tries = dict.fromkeys(name for rows in by.values() for name in rows)
         lines = [[name, *(cell(rows.get(name)) for rows in by.values())] for name in tries]

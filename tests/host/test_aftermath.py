@@ -31,7 +31,7 @@ def test_comfyui_finds_no_leaked_network_after_an_edited_model_is_gone(loaded, c
     """Where it finds one, it collects all garbage before everything that it loads."""
     from comfy.model_management import current_loaded_models
 
-    gc.collect()  # a network that an earlier test left in a circle is dead from here on
+    gc.collect()  # what earlier tests left in reference cycles goes now, not below
     dead = {id(entry) for entry in current_loaded_models if entry.is_dead()}
     edited = loaded[0]
     for _ in range(clones):

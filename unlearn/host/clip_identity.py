@@ -59,8 +59,8 @@ def identity(clip: Clip, probes: Sequence[str], pooled_by: str | None = None) ->
 def altered(patcher: Any, network: torch.nn.Module) -> bool:
     """Whether functions of another maker change what a network computes, whatever its weights.
 
-    They are replaced modules, injections, hooks of PyTorch's, and modules with a `forward` of their
-    own. They may change a few words alone, so that no probe shows them.
+    They are replaced modules, injections, PyTorch hooks, and modules with a `forward` of their own.
+    They may change a few words alone, so that no probe shows them.
     """
     if patcher.injections or patcher.object_patches.keys() - COMPUTATION:
         return True
