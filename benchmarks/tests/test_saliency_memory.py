@@ -9,27 +9,36 @@ from pathlib import Path
 from dev import RUN_MODULE
 
 ROOT = Path(__file__).resolve().parents[2]
-# Share of the said memory that the peak takes. The first run of a process took 638 to 718 MB of
-# 727: the allocator does not give everything back.
-LEAST, MOST = 0.75, 1.1
+# glibc's allocator keeps much of what was freed, and a different amount each time: SD1.5's peak was
+# 610 to 718 MB, of 727 that are said. With this it gives each large block back at once. Then the
+# peak was 548 MB in the first run of a process and 540 in every other, with one and four concepts.
+STEADY = {"MALLOC_MMAP_THRESHOLD_": "65536"}  # bytes
+GROWTH = 1.03  # the largest peak with four concepts, as a factor of that with one
+LEAST, MOST = 0.75, 1.1  # share of the said memory that the peak takes, with what is kept
 
 
-def measured(counts):
-    """What the benchmark gives, in a process of its own so that no other test's memory counts."""
+def measured(counts, **more):
+    """What the benchmark gives, in a process of its own so that no other test's memory counts.
+
+    more: environment variables of that process.
+    """
     paths = os.pathsep.join(p for p in sys.path if p)
     command = [sys.executable, "-c", RUN_MODULE, "benchmarks.scale.saliency_memory", "--json"]
     command += ["--shape", "SD1.5", "--counts", counts, "--size", "64", "--prompts", "1"]
-    env = {**os.environ, "PYTHONPATH": paths}
+    env = {**os.environ, "PYTHONPATH": paths, **more}
     ran = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=600)
     assert ran.returncode == 0, ran.stderr[-3000:]
     return json.loads(ran.stdout.splitlines()[-1])
 
 
-def test_paper_takes_the_same_for_any_number_of_concepts_and_what_is_said():
-    found = measured("1,4")
+def test_more_concepts_take_disk_and_no_more_memory():
+    found = measured("1,4", **STEADY)
     peaks = {count: row["peak_mb"] for count, row in found.items()}
-    assert peaks["4"] <= 1.1 * peaks["1"], peaks
-    for row in found.values():
-        assert LEAST * row["said_mb"] <= row["peak_mb"] <= MOST * row["said_mb"], found
+    assert peaks["4"] <= GROWTH * peaks["1"], peaks
     # What more concepts take goes to disk, and is more than stays in memory (64 MB).
     assert found["4"]["set_aside_mb"] > 3 * found["1"]["set_aside_mb"] > 3 * 64
+
+
+def test_the_node_says_how_much_memory_it_takes():
+    (row,) = measured("1").values()
+    assert LEAST * row["said_mb"] <= row["peak_mb"] <= MOST * row["said_mb"], row
