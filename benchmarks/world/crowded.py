@@ -267,6 +267,11 @@ CONSTANTS = (
     "CONTRAST_WEIGHT",
     "WORDS_WEIGHT",
     "TARGET_RESIDUAL",
+    "CONTRASTED",
+    "LOOKALIKES",
+    "MEASURED_WORDS",
+    "OVERSHOOT_ITERATIONS",
+    "ENERGY",
 )
 SETTINGS = ("erase", "preserve", "anchor", "overshoot", "drift")
 
@@ -291,12 +296,20 @@ def ablation():
     )
 
 
+def scaled(name, factor):
+    """A constant times a factor; counts stay whole, and of ENERGY it is the share left out."""
+    value = getattr(tuning, name)
+    if name == "ENERGY":
+        return 1 - factor * (1 - value)
+    return round(factor * value) if isinstance(value, int) else factor * value
+
+
 def sensitivity():
     """Each constant and each number of the default at a half, and at double."""
     defaults = scapre.SolveSettings().chosen
     found = [DEFAULT]
     for factor in (0.5, 2.0):
-        found += [Try(f"{n} x{factor:g}", {}, {n: factor * getattr(tuning, n)}) for n in CONSTANTS]
+        found += [Try(f"{n} x{factor:g}", {}, {n: scaled(n, factor)}) for n in CONSTANTS]
         found += [Try(f"{n} x{factor:g}", {n: factor * getattr(defaults, n)}, {}) for n in SETTINGS]
     return tuple(found)
 

@@ -26,19 +26,23 @@ Measured at keys and values, twelve objects forgotten: of what they add, look-al
 0.99 with the emoji world's (2026-11-29)."""
 
 CONTRASTED = 24
-"""Neutral words beside which kept words are read, at most. It bounds time. Not measured
-(2026-11-28)."""
+"""Neutral words beside which kept words are read, at most. It bounds time.
+
+With twelve objects of small worlds 12 and 48 give the same, for they have ten superclasses at most.
+What is lost by the bound was not measured (2026-11-30)."""
 
 LOOKALIKES = 64
 """Kept words that are held as look-alikes beside one neutral word, at most. It bounds time.
 
-With 500 kept words and eight neutral words, looking at them takes 1.5 s. What is lost by the bound
-was not measured (2026-11-29)."""
+With 500 kept words and eight neutral words, looking at them takes 1.5 s (2026-11-29). Measured on
+emoji at keys and values: with 32 in place of all 40 or 48 kept words, the word that keeps least
+kept 0.006 less at most (2026-11-30)."""
 
 MEASURED_WORDS = 24
 """Kept words that are read to tell how far an edit moves what is kept, at most. It bounds time.
 
-Not measured (2026-11-28)."""
+Measured on emoji and simulated crowded words: with 12 or 48 the drift that is told differs by 0.005
+at most (2026-11-30)."""
 
 WORDS_WEIGHT = 0.1
 """Weight of the second moment of the prior's words, relative to everything else kept. No unit.
@@ -102,7 +106,10 @@ LEAST_FIRM = 1e-6
 """The smallest factor on 'erase' that is tried. Not measured (2026-11-29)."""
 
 OVERSHOOT_ITERATIONS = 8
-"""Steps of the fixed-point search for the overshoot of each concept. Not measured (2026-11-22)."""
+"""Steps of the fixed-point search for the overshoot of each concept.
+
+Measured at keys and values of four kinds of words: with four steps 0.01 more of a concept is left
+at most, and sixteen change nothing (2026-11-30)."""
 
 RESIDUAL_WARNING = 0.05
 """Share left in sentences not studied above which the report warns.
