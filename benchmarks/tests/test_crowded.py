@@ -104,3 +104,15 @@ def test_dev_py_lists_it():
     dev = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(dev)
     assert dev.named("bench")["crowded"] == "benchmarks.world.crowded"
+
+
+def test_every_constant_is_tried_at_a_half_and_at_double():
+    tries = {one.name: one for one in bench.sensitivity()}
+    assert len(tries) == 1 + 2 * len(bench.CONSTANTS + bench.SETTINGS)
+    for name in bench.CONSTANTS:
+        value = getattr(bench.tuning, name)
+        for factor in (0.5, 2.0):
+            (tried,) = tries[f"{name} x{factor:g}"].constants.values()
+            assert type(tried) is type(value)
+            share = (1 - tried) / (1 - value) if name == "ENERGY" else tried / value
+            assert share == pytest.approx(factor)
