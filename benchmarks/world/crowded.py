@@ -12,7 +12,7 @@ node's own, from sentences to edits. All figures are of sentences that it was no
 - drift: how far keys and values of kept prompts move; told: what the report says of it.
 
 Parts: `default`; `ablation`, each part of the default off and each that is off on; `sensitivity`,
-each constant at a half, as it is, and at double; `drift`, several bounds;
+constants and settings at a half, as they are, and at double; `drift`, several bounds;
 `weights`, how heavily what kept words add is held.
 Last line with --json: one JSON object.
 """
@@ -305,7 +305,7 @@ def scaled(name, factor):
 
 
 def sensitivity():
-    """Each constant and each number of the default at a half, and at double."""
+    """Constants and settings of the default at a half, and at double."""
     defaults = scapre.SolveSettings().chosen
     found = [DEFAULT]
     for factor in (0.5, 2.0):
