@@ -144,6 +144,19 @@ class Server:
             time.sleep(0.1)
         raise Failed(f"the graph did not finish within {seconds} s")
 
+    def cancel(self, prompt_id, seconds=120, when=lambda: True):
+        """Interrupts a queued graph as soon as `when()`; waits for its end as `finish` does.
+
+        It asks until the graph has ended. ComfyUI drops a request that comes before the graph has
+        begun: it clears the flag when it begins.
+        """
+
+        def ask():
+            if when():
+                self.post("/interrupt", {"prompt_id": prompt_id})
+
+        return self.finish(prompt_id, seconds, ask)
+
     @contextlib.contextmanager
     def messages(self):
         """A list that fills with the JSON messages that the server sends over its websocket."""

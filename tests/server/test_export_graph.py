@@ -1,6 +1,5 @@
 """Over HTTP: patch file, LoRA and checkpoints give the pictures of the live graph; the report."""
 
-import contextlib
 import json
 import os
 
@@ -289,13 +288,10 @@ def test_cancel_while_the_report_draws(server):
     g = {k: v for k, v in g.items() if not k.startswith("live")}
     g["report"] = node("ErasureReport", before=["load", 0], after=["apply", 0], **rest)
     with server.messages() as seen:
-        prompt_id = server.queue(g)
 
-        def stop():
-            if any(m["type"] == "progress" and m["data"].get("node") == "report" for m in seen):
-                with contextlib.suppress(Failed):
-                    server.post("/interrupt", {"prompt_id": prompt_id})
+        def drawing():
+            return any(m["type"] == "progress" and m["data"].get("node") == "report" for m in seen)
 
         with pytest.raises(Failed, match="(?i)interrupt|Processing"):
-            server.finish(prompt_id, 120, stop)
+            server.cancel(server.queue(g), when=drawing)
     assert server.run(sampled(plain(), "after", ["load", 0]))["after"]["images"]

@@ -64,18 +64,17 @@ def test_another_r2_does_not_measure_again(server):
 
 def test_cancel_while_measuring_and_run_again(server):
     g = graph(prompts=20, steps=50, window=50, seed=5)
+    node, asked = graphs.titled(g, "Concept Saliency"), []
     with server.messages() as seen:
-        prompt_id = server.queue(g)
-        node, until = graphs.titled(g, "Concept Saliency"), time.time() + 60
-        while time.time() < until and not any(
-            m["type"] == "progress" and m["data"].get("node") == node for m in seen
-        ):
-            time.sleep(0.05)
-        server.post("/interrupt", {"prompt_id": prompt_id})
-        start = time.time()
+
+        def measuring():
+            if any(m["type"] == "progress" and m["data"].get("node") == node for m in seen):
+                asked.append(time.time())
+            return bool(asked)
+
         with pytest.raises(Failed, match="(?i)interrupt|Processing"):
-            server.finish(prompt_id)
-    assert time.time() - start < 10
+            server.cancel(server.queue(g), when=measuring)
+    assert time.time() - asked[0] < 10
     assert server.run(graph(seed=6))
 
 

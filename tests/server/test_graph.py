@@ -187,10 +187,8 @@ def test_bad_lists_are_refused_in_one_sentence(server, change, says):
 def test_cancel_and_run_again(server):
     g = graph("a drawing of a house", keep="\n".join(OBJECTS[4:8]))
     g[graphs.titled(g, "ScaPre Solve")]["inputs"]["variant.preserve"] = 1.25
-    prompt_id = server.queue(g)
-    server.post("/interrupt", {"prompt_id": prompt_id})
     with pytest.raises(Failed, match="(?i)interrupt|Processing"):
-        server.finish(prompt_id)
+        server.cancel(server.queue(g))
     assert server.run(g)
 
 
