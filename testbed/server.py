@@ -159,13 +159,17 @@ class Server:
 
     @contextlib.contextmanager
     def messages(self):
-        """A list that fills with the JSON messages that the server sends over its websocket."""
+        """A list that fills with the JSON messages that the server sends over its websocket.
+
+        At the end it reads on until nothing has come for half a second: the list is then whole.
+        """
         import asyncio
         import threading
 
         import aiohttp
 
         seen, ready, done = [], threading.Event(), threading.Event()
+        over = (aiohttp.WSMsgType.CLOSE, aiohttp.WSMsgType.CLOSED, aiohttp.WSMsgType.ERROR)
 
         async def listen():
             async with (
@@ -173,16 +177,24 @@ class Server:
                 session.ws_connect(f"{self.url}/ws?clientId={self.client}") as socket,
             ):
                 ready.set()
-                while not done.is_set():
-                    with contextlib.suppress(asyncio.TimeoutError):
-                        message = await socket.receive(timeout=0.2)
-                        if message.type == aiohttp.WSMsgType.TEXT:
-                            seen.append(json.loads(message.data))
+                while True:
+                    last = done.is_set()
+                    try:
+                        message = await socket.receive(timeout=0.5)
+                    except asyncio.TimeoutError:
+                        if last:
+                            return
+                        continue
+                    if message.type in over:
+                        return
+                    if message.type == aiohttp.WSMsgType.TEXT:
+                        seen.append(json.loads(message.data))
 
         thread = threading.Thread(target=asyncio.run, args=(listen(),))
         thread.start()
         try:
-            ready.wait(20)
+            if not ready.wait(60):
+                raise Failed("the server's websocket did not open within 60 s")
             yield seen
         finally:
             done.set()

@@ -137,7 +137,10 @@ def test_last_is_worse_than_every_other_beyond_the_intervals():
 def test_the_meter_sees_time_and_memory():
     with scores.Meter() as meter:
         held = np.ones(40 * 2**17)  # 40 MB
-        scores.time.sleep(0.05)
+        for _ in range(100):  # until it looked, also on a busy machine
+            scores.time.sleep(0.05)
+            if meter.peak >= meter.start + 35 * 2**20:
+                break
         del held
     assert 35 < meter.memory < 80 and meter.seconds >= 0.05
 
