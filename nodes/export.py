@@ -11,6 +11,7 @@ from ..unlearn.files import lora_file, safetensors_io
 from ..unlearn.host import checkpoint, progress, saved_files
 from ..unlearn.host.model_types import Clip, Model, Vae
 from ..unlearn.types import UnlearnPatch
+from .saving_inputs import existing_input
 from .sockets import Patch
 from .telling import tell
 
@@ -75,15 +76,7 @@ class SaveUnlearnLoRA(io.ComfyNode):
                     "little.",
                     advanced=True,
                 ),
-                io.Combo.Input(
-                    "existing",
-                    options=list(saved_files.EXISTING),
-                    default="replace",
-                    optional=True,
-                    tooltip="What to do where there is a file of that name: replace it, or keep it "
-                    "and count up, as Save Image does (name_00002). The node says which file it "
-                    "wrote.",
-                ),
+                existing_input(),
             ],
             outputs=[
                 io.String.Output(

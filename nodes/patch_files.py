@@ -10,6 +10,7 @@ from ..unlearn.files import patch_file, patch_report, small_picture
 from ..unlearn.host import folders, progress, saved_files
 from ..unlearn.host.model_types import Model
 from ..unlearn.types import UnlearnPatch
+from .saving_inputs import existing_input
 from .sockets import Patch
 from .telling import tell
 
@@ -34,15 +35,7 @@ class SaveUnlearnPatch(io.ComfyNode):
                     tooltip="File name without ending, subfolder/name to sort. A patch of that "
                     "name is replaced, unless 'existing' says otherwise.",
                 ),
-                io.Combo.Input(
-                    "existing",
-                    options=list(saved_files.EXISTING),
-                    default="replace",
-                    optional=True,
-                    tooltip="What to do where there is a file of that name: replace it, or keep it "
-                    "and count up, as Save Image does (name_00002). The node says which file it "
-                    "wrote.",
-                ),
+                existing_input(),
                 io.Image.Input(
                     "before",
                     optional=True,

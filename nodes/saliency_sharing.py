@@ -10,6 +10,7 @@ from ..unlearn.host import folders, progress, saved_files
 from ..unlearn.host.model_types import Model
 from ..unlearn.pruning.merge import merge
 from ..unlearn.types import SaliencyMap
+from .saving_inputs import existing_input
 from .sockets import Saliency
 
 
@@ -33,15 +34,7 @@ class SaveConceptSaliency(io.ComfyNode):
                     tooltip="File name without ending; saliency of that name is replaced, unless "
                     "'existing' says otherwise.",
                 ),
-                io.Combo.Input(
-                    "existing",
-                    options=list(saved_files.EXISTING),
-                    default="replace",
-                    optional=True,
-                    tooltip="What to do where there is a file of that name: replace it, or keep it "
-                    "and count up, as Save Image does (name_00002). The node says which file it "
-                    "wrote.",
-                ),
+                existing_input(),
             ],
             outputs=[
                 io.String.Output(
