@@ -6,7 +6,7 @@ from ..unlearn.host import saved_files
 
 
 def existing_input() -> io.Input:
-    """Input `existing`: one of `saved_files.EXISTING`, optional, 'replace' at first."""
+    """Input `existing`: one of `saved_files.EXISTING`, optional, with the default 'replace'."""
     return io.Combo.Input(
         "existing",
         options=list(saved_files.EXISTING),

@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[2]
 # peak was 548 MB in the first run of a process and 540 in every other, with one and four concepts.
 STEADY = {"MALLOC_MMAP_THRESHOLD_": "65536"}  # bytes
 GROWTH = 1.03  # the largest peak with four concepts, as a factor of that with one
-LEAST, MOST = 0.75, 1.1  # share of the said memory that the peak takes otherwise
+LEAST, MOST = 0.75, 1.1  # bounds of the peak over what the node says, without STEADY
 
 
 def measured(counts, **more):

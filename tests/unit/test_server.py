@@ -1,4 +1,4 @@
-"""What waits for a headless ComfyUI: a cancel gets through, also when its first request is lost."""
+"""`Server.cancel` of the headless ComfyUI: it gets through when the first requests are dropped."""
 
 import pytest
 
@@ -8,7 +8,7 @@ INTERRUPTED = {"messages": [["execution_interrupted", {"prompt_id": "1"}]]}
 
 
 class Deaf(Server):
-    """A server that hears the interrupt only after `deaf` requests, as ComfyUI before a graph."""
+    """A server that drops its first `deaf` interrupts, as ComfyUI does before a graph has begun."""
 
     def __init__(self, deaf, ends_after=50):
         self.deaf, self.looks, self.ends_after, self.asked = deaf, 0, ends_after, []
